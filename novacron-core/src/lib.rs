@@ -1,0 +1,1 @@
+//! The virtual machine cluster in a library: model, traits, store, control loop

@@ -1,0 +1,1 @@
+//! QEMU (and libvirt) hypervisors for NovaCron

@@ -1,0 +1,1 @@
+//! Placement for NovaCron

@@ -1,0 +1,1 @@
+//! Volumes for NovaCron: raw and qcow2 files
