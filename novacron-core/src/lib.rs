@@ -1,1 +1,8 @@
-//! The virtual machine cluster in a library: model, traits, store, control loop
+//! The virtual machine cluster in a library: model, traits, store, control loop.
+
+mod error;
+pub mod store;
+mod time;
+
+pub use error::{Error, ErrorKind, Problem, Result};
+pub use time::{Clock, Deadline, IdSource, SeededIds, SystemClock, TimerClock, Timestamp};

@@ -1,0 +1,4 @@
+//! In memory.
+/// The reference store.
+#[derive(Debug)]
+pub struct MemoryStore;

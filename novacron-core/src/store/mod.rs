@@ -1,0 +1,334 @@
+//! The Store: where everything that must not be lost is kept.
+//!
+//! ```text
+//!   Commit { txn, preconditions, ops } ──► commit ──► Revision          (all or nothing, durable when it returns)
+//!   Record { key, version, value }     ◄── get, list (at one revision)
+//!   WatchEvent                         ◄── watch (after a revision)
+//! ```
+//! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope ([`crate::records`] owns both). A store knows
+//! neither: it orders bytes. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk; each passes the
+//! suite in `conformance::store`, and a third party's runs the same.
+//!
+//! What every caller may rely on: commits are totally ordered by [`Revision`]; `get` and `list` see every commit that
+//! returned before they were called; a watch delivers every commit after its start, whole, in order per key, at least
+//! once. Nothing may rely on order across keys but through preconditions. A commit whose outcome is not known fails
+//! with [`ErrorKind::OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown), and [`Store::outcome`] tells later.
+//!
+//! **Leases are not Claims.** A lease has a time to live and serves leadership and liveness; a claim (a record like
+//! any other, see [`crate::model::Claim`]) never expires.
+
+mod key;
+mod memory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use key::Key;
+pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The largest value of a record, bytes (etcd's limits hold for every store).
+pub const MAX_VALUE_BYTES: usize = 256 * 1024;
+/// The most operations in one commit.
+pub const MAX_OPS: usize = 100;
+/// The most bytes of keys and values in one commit.
+pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
+
+/// A point in the total order of commits. The empty store is at zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A stored record.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its key.
+    pub key: Key,
+    /// The revision that wrote this value.
+    pub version: Revision,
+    /// The value: JSON text.
+    pub value: Bytes,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{} ({} bytes)", self.key, self.version, self.value.len())
+    }
+}
+
+/// Names one commit for ever; made by the caller, so that it can ask for its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TxnId(pub Uuid);
+
+/// What must be true for a commit to be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// No record has this key.
+    Absent(Key),
+    /// The record exists, at whatever version.
+    Present(Key),
+    /// The record exists and was last written by this revision.
+    At(Key, Revision),
+    /// The lease is held under this token and has not expired.
+    Lease {
+        /// The lease's name.
+        name: String,
+        /// The token its holder was given.
+        token: u64,
+    },
+}
+
+/// One change of a commit.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Create or overwrite.
+    Put(Key, Bytes),
+    /// Remove; a key that is absent is no error.
+    Delete(Key),
+}
+
+impl Op {
+    /// The key it touches.
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) => key,
+        }
+    }
+}
+
+impl fmt::Debug for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Put(key, value) => write!(f, "put {key} ({} bytes)", value.len()),
+            Self::Delete(key) => write!(f, "delete {key}"),
+        }
+    }
+}
+
+/// An atomic commit: every precondition holds at its revision and every operation is applied, or nothing is.
+/// A key stands in at most one operation.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// Its name. A second commit under the same name does nothing and returns the first one's revision.
+    pub txn: TxnId,
+    /// What must be true.
+    pub preconditions: Vec<Precondition>,
+    /// What changes.
+    pub ops: Vec<Op>,
+}
+
+impl Commit {
+    /// An empty commit.
+    pub fn new(txn: TxnId) -> Self {
+        Self { txn, preconditions: Vec::new(), ops: Vec::new() }
+    }
+
+    /// Adds a precondition.
+    pub fn require(&mut self, precondition: Precondition) -> &mut Self {
+        self.preconditions.push(precondition);
+        self
+    }
+
+    /// Adds an operation.
+    pub fn push(&mut self, op: Op) -> &mut Self {
+        self.ops.push(op);
+        self
+    }
+
+    /// Checks the limits that hold on every store. Called by every implementation before anything else.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the commit is empty, names a key twice or passes [`MAX_OPS`], [`MAX_VALUE_BYTES`]
+    /// or [`MAX_COMMIT_BYTES`].
+    pub fn check(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::new(ErrorKind::Invalid, "store.commit", message));
+        if self.ops.is_empty() {
+            return fail("a commit without operations".to_owned());
+        }
+        if self.ops.len() > MAX_OPS {
+            return fail(format!("{} operations in one commit; at most {MAX_OPS}", self.ops.len()));
+        }
+        let mut total = 0;
+        let mut keys = std::collections::BTreeSet::new();
+        for op in &self.ops {
+            if !keys.insert(op.key()) {
+                return fail(format!("key {} stands in two operations", op.key()));
+            }
+            total += op.key().as_str().len();
+            if let Op::Put(key, value) = op {
+                if value.len() > MAX_VALUE_BYTES {
+                    return fail(format!("record {key} has {} bytes; at most {MAX_VALUE_BYTES}", value.len()));
+                }
+                total += value.len();
+            }
+        }
+        if total > MAX_COMMIT_BYTES {
+            return fail(format!("a commit of {total} bytes; at most {MAX_COMMIT_BYTES}"));
+        }
+        Ok(())
+    }
+}
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TxnOutcome {
+    /// It was applied at this revision.
+    Committed(Revision),
+    /// It was not applied and, from now on, never will be.
+    NotCommitted,
+}
+
+/// Which records a list returns.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    /// Continue after this key.
+    pub after: Option<Key>,
+    /// At most this many; `0` returns no record but the present revision.
+    pub limit: usize,
+    /// As of this revision; the present one if none is given. Older ones may answer
+    /// [`ErrorKind::Compacted`].
+    pub at: Option<Revision>,
+}
+
+/// One page of a list, in key order.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The records.
+    pub records: Vec<Record>,
+    /// The revision that all pages of one list share: pass it as [`ListOptions::at`], and watch after it.
+    pub revision: Revision,
+    /// Whether more follow after the last record.
+    pub more: bool,
+}
+
+/// One change as a watch tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: Key,
+    /// The new value, or none after a delete.
+    pub value: Option<Bytes>,
+}
+
+/// What a watch delivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchEvent {
+    /// A commit: every change of it that lies under the watched prefixes.
+    Commit {
+        /// Its revision.
+        revision: Revision,
+        /// Its changes.
+        changes: Arc<[Change]>,
+    },
+    /// Every commit up to this revision has been delivered: resume after it.
+    Bookmark(Revision),
+}
+
+/// The events of a watch. After an error the stream ends; [`ErrorKind::Compacted`] means: list again.
+pub type WatchStream = BoxStream<'static, Result<WatchEvent>>;
+
+/// A held lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What is leased, as `leader` or `owner/<host uuid>`.
+    pub name: String,
+    /// Who holds it.
+    pub holder: String,
+    /// Grows with every change of holder: a precondition that fences the one before.
+    pub token: u64,
+    /// Time to live. The holder counts it from **before** it sent the last renewal, less a margin.
+    pub ttl: Duration,
+}
+
+/// What asking for a lease came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseAnswer {
+    /// It is held by the asker now.
+    Granted(Lease),
+    /// Somebody else holds it.
+    HeldBy {
+        /// Who.
+        holder: String,
+        /// When it expires by the store's clock, if it is not renewed.
+        remaining: Duration,
+    },
+}
+
+/// Versioned records with atomic, durable, conditional commits. See the module header for what callers rely on.
+///
+/// Every method may fail with [`ErrorKind::Unavailable`] (nothing happened, try later) and none blocks an async worker.
+/// A dropped future leaves a commit's outcome unknown, and nothing else behind.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// The record at `key`, or none.
+    ///
+    /// *Holds on return:* linearizable: reflects every commit that returned before the call.
+    async fn get(&self, key: &Key) -> Result<Option<Record>>;
+
+    /// The records whose keys start with `prefix`, in key order, all as of one revision.
+    ///
+    /// *Holds on return:* without [`ListOptions::at`] the revision is at least that of every commit that returned
+    /// before. *Errors:* [`ErrorKind::Compacted`] when `at` is older than what is kept.
+    async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page>;
+
+    /// Applies a commit.
+    ///
+    /// *Holds on return:* it is durable (survives `kill -9` and loss of power) and visible to every read.
+    /// *A second identical call* (same [`TxnId`]) changes nothing and returns the first one's revision.
+    /// *Errors:* [`ErrorKind::Conflict`] when a precondition fails, with the context `precondition` (its index) and
+    /// `key`: nothing happened. [`ErrorKind::OutcomeUnknown`]: ask [`Store::outcome`].
+    async fn commit(&self, commit: Commit) -> Result<Revision>;
+
+    /// What became of a commit whose answer was lost.
+    ///
+    /// *Holds on return:* the answer is final: after [`TxnOutcome::NotCommitted`] that commit can never be applied.
+    /// Outcomes are kept for at least an hour.
+    async fn outcome(&self, txn: TxnId) -> Result<TxnOutcome>;
+
+    /// The commits after `after` that touch a key under one of `prefixes`, as they happen, from then on for ever.
+    ///
+    /// *Errors:* [`ErrorKind::Compacted`] (also inside the stream, for a reader that fell too far behind).
+    async fn watch(&self, prefixes: Vec<String>, after: Revision) -> Result<WatchStream>;
+
+    /// Forgets what only history needs: superseded values and outcomes before `before`. Later reads and watches from
+    /// an older revision answer [`ErrorKind::Compacted`].
+    async fn compact(&self, before: Revision) -> Result<()>;
+
+    /// Takes or keeps the lease `name` for `ttl` if it is free, expired, or already `holder`'s.
+    ///
+    /// *A second identical call* by the holder renews it under the same token.
+    async fn lease_acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseAnswer>;
+
+    /// Extends a lease by its time to live.
+    ///
+    /// *Errors:* [`ErrorKind::Conflict`] when it expired or changed hands: the holder must stop at once.
+    async fn lease_renew(&self, lease: &Lease) -> Result<()>;
+
+    /// Gives a lease back, so that the next holder need not wait. One that is not held any more is no error.
+    async fn lease_release(&self, lease: &Lease) -> Result<()>;
+
+    /// Overwrites a heartbeat. Beats bypass the history: no revision, no watch, durable only when convenient.
+    async fn put_beat(&self, key: &Key, value: Bytes) -> Result<()>;
+
+    /// The beats whose keys start with `prefix`, in key order.
+    async fn beats(&self, prefix: &str) -> Result<Vec<(Key, Bytes)>>;
+}

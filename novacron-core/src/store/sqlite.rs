@@ -1,0 +1,4 @@
+//! SQLite.
+/// The default store.
+#[derive(Debug)]
+pub struct SqliteStore;

@@ -1,0 +1,146 @@
+//! Time and ids as arguments.
+//!
+//! Nothing in NovaCron reads the wall clock or makes an id by itself: a [`Clock`] and an [`IdSource`] are handed to the
+//! cluster and to the stores, so that a simulation can own both. Waiting uses tokio's timer, which the simulation
+//! pauses.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// A point of wall-clock time: milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// From milliseconds since the Unix epoch.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// The time that has passed since `earlier`; zero when `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// This time plus `duration`.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The wall clock.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The time now. May jump in either direction; nothing may rely on it for safety.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's own clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// A clock that follows tokio's timer from a fixed start: with a paused runtime it is the simulation's time.
+#[derive(Clone, Copy, Debug)]
+pub struct TimerClock {
+    origin: Instant,
+    start: Timestamp,
+}
+
+impl TimerClock {
+    /// A clock that shows `start` now.
+    pub fn starting_at(start: Timestamp) -> Self {
+        Self { origin: Instant::now(), start }
+    }
+}
+
+impl Clock for TimerClock {
+    fn now(&self) -> Timestamp {
+        self.start.plus(self.origin.elapsed())
+    }
+}
+
+/// Where ids and jitter come from.
+pub trait IdSource: fmt::Debug + Send + Sync + 'static {
+    /// 128 fresh bits.
+    fn bits(&self) -> u128;
+}
+
+/// A seeded generator: from the operating system in production, from a number in a simulation.
+pub struct SeededIds(Mutex<StdRng>);
+
+impl SeededIds {
+    /// Ids that repeat for the same seed.
+    pub fn from_seed(seed: u64) -> Self {
+        Self(Mutex::new(StdRng::seed_from_u64(seed)))
+    }
+
+    /// Ids that do not repeat.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness to give, as `getrandom` does for every Rust program.
+    pub fn from_os() -> Self {
+        let mut seed = [0; 32];
+        #[expect(clippy::expect_used, reason = "documented: without randomness nothing here is sound")]
+        getrandom::fill(&mut seed).expect("the operating system gives randomness");
+        Self(Mutex::new(StdRng::from_seed(seed)))
+    }
+}
+
+impl fmt::Debug for SeededIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SeededIds")
+    }
+}
+
+impl IdSource for SeededIds {
+    fn bits(&self) -> u128 {
+        let mut rng = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (u128::from(rng.next_u64()) << 64) | u128::from(rng.next_u64())
+    }
+}
+
+/// When a call must have ended. Every function that leaves the process takes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// The deadline `timeout` from now, on tokio's timer.
+    pub fn after(timeout: Duration) -> Self {
+        Self(Instant::now() + timeout)
+    }
+
+    /// At this instant.
+    pub const fn at(instant: Instant) -> Self {
+        Self(instant)
+    }
+
+    /// The instant, for `tokio::time::timeout_at`.
+    pub const fn instant(self) -> Instant {
+        self.0
+    }
+
+    /// The time left; zero when it has passed.
+    pub fn remaining(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
