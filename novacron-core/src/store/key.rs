@@ -77,3 +77,10 @@ impl AsRef<str> for Key {
         &self.0
     }
 }
+
+// Lets ordered maps be searched by a prefix, which need not be a key. Sound: the order is the text's.
+impl std::borrow::Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}

@@ -17,10 +17,13 @@
 //! **Leases are not Claims.** A lease has a time to live and serves leadership and liveness; a claim (a record like
 //! any other, see [`crate::model::Claim`]) never expires.
 
+mod check;
 mod key;
+mod lease;
 mod memory;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,7 +44,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The largest value of a record, bytes (etcd's limits hold for every store).
 pub const MAX_VALUE_BYTES: usize = 256 * 1024;
-/// The most operations in one commit.
+/// The most operations, and the most preconditions, in one commit.
 pub const MAX_OPS: usize = 100;
 /// The most bytes of keys and values in one commit.
 pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
@@ -167,6 +170,9 @@ impl Commit {
         if self.ops.len() > MAX_OPS {
             return fail(format!("{} operations in one commit; at most {MAX_OPS}", self.ops.len()));
         }
+        if self.preconditions.len() > MAX_OPS {
+            return fail(format!("{} preconditions in one commit; at most {MAX_OPS}", self.preconditions.len()));
+        }
         let mut total = 0;
         let mut keys = std::collections::BTreeSet::new();
         for op in &self.ops {
@@ -287,7 +293,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The records whose keys start with `prefix`, in key order, all as of one revision.
     ///
     /// *Holds on return:* without [`ListOptions::at`] the revision is at least that of every commit that returned
-    /// before. *Errors:* [`ErrorKind::Compacted`] when `at` is older than what is kept.
+    /// before. *Errors:* [`ErrorKind::Compacted`] when `at` is older than what is kept, or newer than any commit (then
+    /// it stems from another history, as from before a backup was restored).
     async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page>;
 
     /// Applies a commit.
@@ -295,7 +302,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// *Holds on return:* it is durable (survives `kill -9` and loss of power) and visible to every read.
     /// *A second identical call* (same [`TxnId`]) changes nothing and returns the first one's revision.
     /// *Errors:* [`ErrorKind::Conflict`] when a precondition fails, with the context `precondition` (its index) and
-    /// `key`: nothing happened. [`ErrorKind::OutcomeUnknown`]: ask [`Store::outcome`].
+    /// `key` (the key, or the lease's name): nothing happened. [`ErrorKind::Cancelled`] when [`Store::outcome`] has
+    /// already answered [`TxnOutcome::NotCommitted`]. [`ErrorKind::OutcomeUnknown`]: ask [`Store::outcome`].
     async fn commit(&self, commit: Commit) -> Result<Revision>;
 
     /// What became of a commit whose answer was lost.
@@ -305,8 +313,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn outcome(&self, txn: TxnId) -> Result<TxnOutcome>;
 
     /// The commits after `after` that touch a key under one of `prefixes`, as they happen, from then on for ever.
+    /// A bookmark follows whenever everything there is has been delivered, so also at the start.
     ///
-    /// *Errors:* [`ErrorKind::Compacted`] (also inside the stream, for a reader that fell too far behind).
+    /// *Errors:* [`ErrorKind::Compacted`] as for [`Store::list`] (also inside the stream, for a reader that fell too far
+    /// behind).
     async fn watch(&self, prefixes: Vec<String>, after: Revision) -> Result<WatchStream>;
 
     /// Forgets what only history needs: superseded values and outcomes before `before`. Later reads and watches from
@@ -315,7 +325,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Takes or keeps the lease `name` for `ttl` if it is free, expired, or already `holder`'s.
     ///
-    /// *A second identical call* by the holder renews it under the same token.
+    /// *A second identical call* by the holder renews it under the same token. Once it has expired or was released,
+    /// every grant has a larger token, also one to the same holder.
     async fn lease_acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseAnswer>;
 
     /// Extends a lease by its time to live.

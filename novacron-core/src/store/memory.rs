@@ -1,4 +1,0 @@
-//! In memory.
-/// The reference store.
-#[derive(Debug)]
-pub struct MemoryStore;
