@@ -99,15 +99,17 @@ resolve() {
         known busybox-static syslinux systemd-boot-efi
         [ -n "${NOVACRON_GUEST_MINIMAL-}" ] || program_packages
     )
+    # From an empty directory: apt leaves out what it finds in the current one.
     # shellcheck disable=SC2086 # a list of names
-    apt-get download --print-uris $names | cut -d' ' -f2,4 | grep . ||
+    (cd "$parts" && apt-get download --print-uris $names) | cut -d' ' -f2,4 | grep . ||
         die "apt finds no source for: $(echo "$names" | xargs)"
 }
 
 # Prints the name of the current list, made anew when apt's lists have changed.
 package_list() {
     list=$cache/packages${NOVACRON_GUEST_MINIMAL:+-minimal}
-    if [ ! -s "$list" ] || [ -n "$(find /var/lib/apt/lists -maxdepth 1 -newer "$list")" ]; then
+    if [ ! -s "$list" ] ||
+        [ -n "$(find /var/lib/apt/lists "$here/build.sh" -maxdepth 1 -newer "$list")" ]; then
         resolve >"$work/packages"
         publish "$work/packages" "$list"
     fi
