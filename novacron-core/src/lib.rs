@@ -1,5 +1,7 @@
 //! The virtual machine cluster in a library: model, traits, store, control loop.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 pub mod store;
 mod time;
