@@ -5,15 +5,18 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What preconditions are evaluated against: the store as it is right before the commit.
 pub(super) trait Facts {
+    /// Why a look-up can fail.
+    type Error;
+
     /// The revision that last wrote `key`, or none if there is no such record.
-    fn version(&mut self, key: &Key) -> Result<Option<Revision>>;
+    fn version(&self, key: &Key) -> Result<Option<Revision>, Self::Error>;
 
     /// Whether the lease `name` is held under `token` and has not expired.
-    fn holds(&mut self, name: &str, token: u64) -> Result<bool>;
+    fn holds(&self, name: &str, token: u64) -> Result<bool, Self::Error>;
 }
 
-/// Fails with [`ErrorKind::Conflict`] at the first precondition that does not hold.
-pub(super) fn evaluate(preconditions: &[Precondition], facts: &mut impl Facts) -> Result<()> {
+/// Looks every precondition up; the inner result is [`ErrorKind::Conflict`] at the first one that does not hold.
+pub(super) fn evaluate<F: Facts>(preconditions: &[Precondition], facts: &F) -> Result<Result<()>, F::Error> {
     for (index, precondition) in preconditions.iter().enumerate() {
         let found = match precondition {
             Precondition::Absent(key) => facts.version(key)?.map(|found| (key.as_str(), exists(key, found))),
@@ -30,12 +33,11 @@ pub(super) fn evaluate(preconditions: &[Precondition], facts: &mut impl Facts) -
                 .then(|| (name.as_str(), format!("the lease {name} is not held under token {token} any more"))),
         };
         if let Some((key, message)) = found {
-            return Err(Error::new(ErrorKind::Conflict, "store.commit", message)
-                .with("precondition", index)
-                .with("key", key));
+            let error = Error::new(ErrorKind::Conflict, "store.commit", message);
+            return Ok(Err(error.with("precondition", index).with("key", key)));
         }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 fn exists(key: &Key, found: Revision) -> String {

@@ -45,7 +45,8 @@ pub async fn list_sees_every_commit_that_returned(fixture: &dyn StoreFixture) {
 /// A list has the records whose keys start with the prefix, byte for byte, in the order of the keys' bytes.
 pub async fn list_is_in_key_order_under_its_prefix(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    let mut under = ["vm/a", "vm/a/b", "vm/a-b", "vm/a.b", "vm/ab", "vm/B", "vm/_", "vm/a:0", "vm/a@0", "vm/10", "vm/9"];
+    let mut under =
+        ["vm/a", "vm/a/b", "vm/a-b", "vm/a.b", "vm/ab", "vm/B", "vm/_", "vm/a:0", "vm/a@0", "vm/10", "vm/9"];
     let beside = ["v", "vm", "vm-x/a", "vm0", "vmx/a", "VM/a", "wm/a"];
     s.apply(under.iter().chain(&beside).map(|k| put(*k, k)).collect()).await;
 
@@ -160,7 +161,11 @@ pub async fn list_at_a_compacted_revision_is_refused(fixture: &dyn StoreFixture)
     let page = s.store.list("vm/", options(second)).await.unwrap();
     assert_eq!(page.records[0].value, json(2));
     s.store.compact(first).await.unwrap();
-    assert_eq!(s.store.list("vm/", options(first)).await.unwrap_err().kind(), ErrorKind::Compacted, "it never goes back");
+    assert_eq!(
+        s.store.list("vm/", options(first)).await.unwrap_err().kind(),
+        ErrorKind::Compacted,
+        "it never goes back"
+    );
 }
 
 /// A revision that was never reached belongs to another history: list again.

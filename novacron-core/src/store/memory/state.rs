@@ -3,20 +3,17 @@
 //! Plain synchronous functions over ordered maps; the caller holds the lock.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::Bound;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::super::check::{self, Facts};
 use super::super::lease::LeaseRow;
 use super::super::watch::Committed;
-use super::super::{Change, Commit, Key, ListOptions, Op, Page, Record, Revision, TxnId, TxnOutcome};
+use super::super::{Change, Commit, Key, ListOptions, OUTCOMES_KEPT, Op, Page, Record, Revision, TxnId, TxnOutcome};
 use crate::error::Result;
 use crate::time::Timestamp;
-
-/// How long the outcome of a commit is kept at least.
-const OUTCOMES_KEPT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -79,7 +76,8 @@ impl State {
             Some(TxnOutcome::NotCommitted) => return Err(check::given_up(commit.txn)),
             None => {}
         }
-        check::evaluate(&commit.preconditions, &mut At { state: self, now })?;
+        let Ok(verdict) = check::evaluate(&commit.preconditions, &At { state: self, now });
+        verdict?;
 
         self.revision.0 += 1;
         let revision = self.revision;
@@ -129,12 +127,14 @@ struct At<'a> {
 }
 
 impl Facts for At<'_> {
-    fn version(&mut self, key: &Key) -> Result<Option<Revision>> {
+    type Error = Infallible;
+
+    fn version(&self, key: &Key) -> Result<Option<Revision>, Infallible> {
         let latest = self.state.records.get(key).and_then(|versions| versions.last());
         Ok(latest.filter(|(_, value)| value.is_some()).map(|(version, _)| *version))
     }
 
-    fn holds(&mut self, name: &str, token: u64) -> Result<bool> {
+    fn holds(&self, name: &str, token: u64) -> Result<bool, Infallible> {
         Ok(self.state.leases.get(name).is_some_and(|lease| lease.holds(token, self.now)))
     }
 }
