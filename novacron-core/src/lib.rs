@@ -6,6 +6,8 @@ pub mod driver;
 mod error;
 pub mod lifecycle;
 pub mod model;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod store;
 mod time;
 

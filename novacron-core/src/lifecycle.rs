@@ -64,8 +64,15 @@ pub enum RunEvent {
 
 impl RunPhase {
     /// Every phase.
-    pub const ALL: [Self; 7] =
-        [Self::Assigned, Self::Starting, Self::Running, Self::Paused, Self::Stopping, Self::Stopped, Self::Unknown];
+    pub const ALL: [Self; 7] = [
+        Self::Assigned,
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Unknown,
+    ];
 
     /// Whether a guest may exist in this phase.
     pub fn may_run(self) -> bool {
@@ -86,13 +93,22 @@ impl RunPhase {
             // A start leaves the guest held until the claim has been read again: that is still the start.
             (P::Starting, E::Held) => P::Starting,
             (P::Running | P::Paused | P::Unknown, E::Held) => P::Paused,
-            (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::Stop) => P::Stopping,
+            (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::Stop) => {
+                P::Stopping
+            }
             // A guest that is asked to stop is seen running, or held, until it ends.
             (P::Stopping, E::Ran | E::Held) => P::Stopping,
-            (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::Ended) => P::Stopped,
-            (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::LoseSight) => P::Unknown,
+            (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::Ended) => {
+                P::Stopped
+            }
+            (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::LoseSight) => {
+                P::Unknown
+            }
             (P::Assigned, E::Ran | E::Held | E::Stop | E::Ended | E::LoseSight)
-            | (P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown, E::Begin | E::Abandon)
+            | (
+                P::Starting | P::Running | P::Paused | P::Stopping | P::Unknown,
+                E::Begin | E::Abandon,
+            )
             | (P::Stopped, _) => {
                 return Err(Error::new(
                     ErrorKind::FailedPrecondition,
@@ -183,7 +199,10 @@ mod tests {
                 match phase.on(event) {
                     Ok(next) => {
                         if next == RunPhase::Stopped {
-                            assert!(matches!(event, RunEvent::Ended | RunEvent::Abandon), "{phase} {event:?}");
+                            assert!(
+                                matches!(event, RunEvent::Ended | RunEvent::Abandon),
+                                "{phase} {event:?}"
+                            );
                         }
                         if next == RunPhase::Starting && phase != RunPhase::Starting {
                             assert_eq!((phase, event), (RunPhase::Assigned, RunEvent::Begin));
@@ -201,15 +220,23 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen, BTreeSet::from(RunPhase::ALL), "every phase is reachable");
+        assert_eq!(
+            seen,
+            BTreeSet::from(RunPhase::ALL),
+            "every phase is reachable"
+        );
     }
 
     #[test]
     fn every_phase_can_end() {
         for phase in RunPhase::ALL {
             let ends = phase == RunPhase::Stopped
-                || phase.on(RunEvent::Ended).is_ok_and(|p| p == RunPhase::Stopped)
-                || phase.on(RunEvent::Abandon).is_ok_and(|p| p == RunPhase::Stopped);
+                || phase
+                    .on(RunEvent::Ended)
+                    .is_ok_and(|p| p == RunPhase::Stopped)
+                || phase
+                    .on(RunEvent::Abandon)
+                    .is_ok_and(|p| p == RunPhase::Stopped);
             assert!(ends, "{phase}");
         }
     }

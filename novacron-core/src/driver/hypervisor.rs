@@ -21,12 +21,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Attachment, Call};
 use crate::error::Result;
 use crate::model::{
-    self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId,
-    SnapshotId, VmId, VolumeId,
+    self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, NetworkKind,
+    PortForward, PortId, SnapshotId, VmId, VolumeId,
 };
 
 /// Names a domain: one start of one VM of one cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct DomainId {
     /// The cluster.
     pub cluster: ClusterId,
@@ -315,7 +317,13 @@ pub trait HotPlug: Send + Sync {
     async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()>;
 
     /// Grows an attached disk and tells the guest. A disk that already has this size is no error.
-    async fn resize_disk(&self, call: Call, id: DomainId, volume: VolumeId, size: model::Bytes) -> Result<()>;
+    async fn resize_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        size: model::Bytes,
+    ) -> Result<()>;
 }
 
 /// A byte stream in both directions.
@@ -327,7 +335,8 @@ impl<T: AsyncRead + AsyncWrite + Send> Console for T {}
 pub trait Consoles: Send + Sync {
     /// The console's bytes, from the last `history` bytes on, and then live; what is written goes to the guest. Several
     /// readers each see everything; one that falls behind is ended.
-    async fn open(&self, call: Call, id: DomainId, history: usize) -> Result<Pin<Box<dyn Console>>>;
+    async fn open(&self, call: Call, id: DomainId, history: usize)
+    -> Result<Pin<Box<dyn Console>>>;
 }
 
 /// The guest agent. Its answers are the guest's word, and as hostile as the guest.
@@ -337,7 +346,13 @@ pub trait GuestAgent: Send + Sync {
     async fn ping(&self, call: Call, id: DomainId) -> Result<()>;
 
     /// Runs a program in the guest and waits for its end. *On a passed deadline* the program may still run.
-    async fn exec(&self, call: Call, id: DomainId, argv: &[String], stdin: Option<Bytes>) -> Result<AgentOutput>;
+    async fn exec(
+        &self,
+        call: Call,
+        id: DomainId,
+        argv: &[String],
+        stdin: Option<Bytes>,
+    ) -> Result<AgentOutput>;
 
     /// Freezes the guest's file systems; returns how many. Undone by [`GuestAgent::thaw`].
     async fn freeze(&self, call: Call, id: DomainId) -> Result<u32>;
@@ -381,5 +396,12 @@ pub trait DiskPivot: Send + Sync {
     ///
     /// *Holds on return:* every write that the guest saw complete before is below the new layer. *A second identical
     /// call* changes nothing.
-    async fn pivot(&self, call: Call, id: DomainId, volume: VolumeId, snapshot: SnapshotId, path: PathBuf) -> Result<()>;
+    async fn pivot(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        path: PathBuf,
+    ) -> Result<()>;
 }

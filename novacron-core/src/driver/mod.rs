@@ -18,15 +18,15 @@ mod storage;
 
 pub use authorizer::{AllowAll, Authorizer};
 pub use hypervisor::{
-    AgentOutput, Console, Consoles, DiskAttachment, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
-    DomainStats, DiskStats, GuestAddress, GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats,
-    Seed, StopMode, StopReport,
+    AgentOutput, Console, Consoles, DiskAttachment, DiskPivot, DiskStats, Domain, DomainId,
+    DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress, GuestAgent, GuestEvent,
+    HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats, Seed, StopMode, StopReport,
 };
 pub use scheduler::{FirstFit, Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 pub use secrets::{NoSecrets, SecretSource};
 pub use storage::{
-    Artefact, ArtefactId, AttachRequest, Attachment, AttachmentSource, CreateSource, CreateVolume, PoolInfo, StorageBackend,
-    VolumeInfo, VolumeTransfer,
+    Artefact, ArtefactId, AttachRequest, Attachment, AttachmentSource, CreateSource, CreateVolume,
+    PoolInfo, StorageBackend, VolumeInfo, VolumeTransfer,
 };
 
 use crate::time::Deadline;
@@ -41,6 +41,8 @@ pub struct Call {
 impl Call {
     /// A call that may take this long.
     pub fn within(timeout: std::time::Duration) -> Self {
-        Self { deadline: Deadline::after(timeout) }
+        Self {
+            deadline: Deadline::after(timeout),
+        }
     }
 }

@@ -71,7 +71,11 @@ impl fmt::Display for Rejected {
         }
         f.write_str("no place: ")?;
         for (i, (rule, count)) in self.rejections.iter().enumerate() {
-            write!(f, "{}{count} node(s) {rule}", if i == 0 { "" } else { ", " })?;
+            write!(
+                f,
+                "{}{count} node(s) {rule}",
+                if i == 0 { "" } else { ", " }
+            )?;
         }
         Ok(())
     }
@@ -116,7 +120,12 @@ impl Default for FirstFit {
 impl Scheduler for FirstFit {
     fn open(&self, hosts: Vec<Host>, revision: Revision) -> Box<dyn Placer> {
         let hosts = hosts.into_iter().map(|h| (h.node.clone(), h)).collect();
-        Box::new(FirstFitPlacer { cpu_overcommit: u64::from(self.cpu_overcommit), hosts, revision, cursor: None })
+        Box::new(FirstFitPlacer {
+            cpu_overcommit: u64::from(self.cpu_overcommit),
+            hosts,
+            revision,
+            cursor: None,
+        })
     }
 }
 
@@ -135,14 +144,22 @@ impl FirstFitPlacer {
         let caps = &host.capabilities;
         if request.only.as_ref().is_some_and(|only| *only != host.node) {
             Some("are not the one asked for")
-        } else if request.reachable.as_ref().is_some_and(|r| !r.contains(&host.node)) {
+        } else if request
+            .reachable
+            .as_ref()
+            .is_some_and(|r| !r.contains(&host.node))
+        {
             Some("cannot reach its volumes")
         } else if !host.open {
             Some("are cordoned or do not answer")
-        } else if (request.uefi && !caps.uefi) || (request.bridge && !caps.bridge) || (request.user_network && !caps.user_network) {
+        } else if (request.uefi && !caps.uefi)
+            || (request.bridge && !caps.bridge)
+            || (request.user_network && !caps.user_network)
+        {
             Some("lack a capability")
         } else if request.vcpus > caps.max_vcpus
-            || host.used_vcpus + u64::from(request.vcpus) > u64::from(caps.cpus) * self.cpu_overcommit
+            || host.used_vcpus + u64::from(request.vcpus)
+                > u64::from(caps.cpus) * self.cpu_overcommit
         {
             Some("have too few CPUs left")
         } else if host.used_memory.0 + request.memory.0 > caps.memory.0 {
@@ -152,7 +169,12 @@ impl FirstFitPlacer {
         }
     }
 
-    fn take(&mut self, node: NodeId, request: &PlacementRequest, rejections: BTreeMap<String, u32>) -> Decision {
+    fn take(
+        &mut self,
+        node: NodeId,
+        request: &PlacementRequest,
+        rejections: BTreeMap<String, u32>,
+    ) -> Decision {
         if let Some(host) = self.hosts.get_mut(&node) {
             host.used_vcpus += u64::from(request.vcpus);
             host.used_memory.0 += request.memory.0;
@@ -179,17 +201,36 @@ impl Placer for FirstFitPlacer {
     }
 
     fn decide(&mut self, request: &PlacementRequest) -> Result<Decision, Rejected> {
-        for wished in [request.only.as_ref(), request.prefer.as_ref()].into_iter().flatten() {
-            if self.hosts.get(wished).is_some_and(|h| self.verdict(request, h).is_none()) {
+        for wished in [request.only.as_ref(), request.prefer.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if self
+                .hosts
+                .get(wished)
+                .is_some_and(|h| self.verdict(request, h).is_none())
+            {
                 let node = wished.clone();
                 return Ok(self.take(node, request, BTreeMap::new()));
             }
         }
         let mut rejections: BTreeMap<String, u32> = BTreeMap::new();
         // A range from the cursor to the end, then from the beginning to the cursor: lazily, for most end at once.
-        let cursor = self.cursor.clone().map_or(Bound::Unbounded, Bound::Included);
-        let wrapped = self.cursor.clone().map(|c| self.hosts.range(..c)).into_iter().flatten();
-        let ring = self.hosts.range((cursor, Bound::Unbounded)).chain(wrapped).map(|(_, host)| host);
+        let cursor = self
+            .cursor
+            .clone()
+            .map_or(Bound::Unbounded, Bound::Included);
+        let wrapped = self
+            .cursor
+            .clone()
+            .map(|c| self.hosts.range(..c))
+            .into_iter()
+            .flatten();
+        let ring = self
+            .hosts
+            .range((cursor, Bound::Unbounded))
+            .chain(wrapped)
+            .map(|(_, host)| host);
         let mut found = None;
         for host in ring {
             match self.verdict(request, host) {

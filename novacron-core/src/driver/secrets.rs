@@ -23,7 +23,11 @@ pub struct NoSecrets;
 #[async_trait]
 impl SecretSource for NoSecrets {
     async fn open(&self, _call: Call, secret: &SecretRef) -> Result<SecretString> {
-        Err(Error::new(ErrorKind::NotFound, "secret.open", "the cluster was built without a SecretSource")
-            .with("secret", &secret.name))
+        Err(Error::new(
+            ErrorKind::NotFound,
+            "secret.open",
+            "the cluster was built without a SecretSource",
+        )
+        .with("secret", &secret.name))
     }
 }

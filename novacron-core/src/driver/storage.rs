@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Call;
 use crate::error::Result;
-use crate::model::{self, ClusterId, Epoch, ImageId, ImageSource, NodeId, SnapshotId, VmId, VolumeFormat, VolumeId};
+use crate::model::{
+    self, ClusterId, Epoch, ImageId, ImageSource, NodeId, SnapshotId, VmId, VolumeFormat, VolumeId,
+};
 
 /// Something in a pool that a record named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -176,7 +178,8 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
     async fn delete(&self, call: Call, id: ArtefactId) -> Result<()>;
 
     /// Says how to reach the volume's data from a node. *A second identical call* answers the same.
-    async fn attach(&self, call: Call, id: VolumeId, request: &AttachRequest) -> Result<Attachment>;
+    async fn attach(&self, call: Call, id: VolumeId, request: &AttachRequest)
+    -> Result<Attachment>;
 
     /// Takes that back. One that is not attached is no error.
     async fn detach(&self, call: Call, id: VolumeId, request: &AttachRequest) -> Result<()>;
@@ -186,7 +189,12 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
     ///
     /// *Holds on return:* [`Attachment`] of the new layer. *A second identical call* answers the same; after the commit
     /// too.
-    async fn snapshot_prepare(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<Attachment>;
+    async fn snapshot_prepare(
+        &self,
+        call: Call,
+        id: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<Attachment>;
 
     /// The prepared layer becomes the active one and what is below is the snapshot, which nothing changes any more.
     async fn snapshot_commit(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()>;
@@ -208,5 +216,10 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
 #[async_trait]
 pub trait VolumeTransfer: Send + Sync {
     /// The volume's bytes as a raw image, holes as zeroes, in order. Needs: not attached for writing, or a snapshot.
-    async fn export(&self, call: Call, id: ArtefactId, snapshot: Option<SnapshotId>) -> Result<BoxStream<'static, Result<Bytes>>>;
+    async fn export(
+        &self,
+        call: Call,
+        id: ArtefactId,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<BoxStream<'static, Result<Bytes>>>;
 }

@@ -100,7 +100,9 @@ pub const MAX_NAME: usize = 63;
 /// What is wrong with `text` as a name, if anything.
 pub(crate) fn name_problem(text: &str) -> Option<String> {
     let ok = (1..=MAX_NAME).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
         && !text.starts_with(['-', '.'])
         && !text.ends_with(['-', '.'])
         && !text.contains("..");
@@ -230,7 +232,20 @@ mod tests {
 
     #[test]
     fn hostile_names_are_refused() {
-        for bad in ["", "../etc", "a/b", "A", "web_1", "-a", "a-", "a..b", "ｗeb", "a\u{202e}b", "a\0b", &"x".repeat(10_240)] {
+        for bad in [
+            "",
+            "../etc",
+            "a/b",
+            "A",
+            "web_1",
+            "-a",
+            "a-",
+            "a..b",
+            "ｗeb",
+            "a\u{202e}b",
+            "a\0b",
+            &"x".repeat(10_240),
+        ] {
             assert!(Name::new(bad).is_err(), "{bad:?}");
         }
         assert!(Name::new("web-1.prod").is_ok());

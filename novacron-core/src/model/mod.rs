@@ -14,23 +14,28 @@ mod units;
 mod vm;
 
 pub use decision::Decision;
-pub(crate) use ids::{name_problem, uuid_v7};
 pub use ids::{
-    ActionId, ClusterId, EventId, HostId, ImageId, MAX_NAME, Name, NetworkId, NodeId, OperationId, PlaceId, PoolId, PortId,
-    RegionId, SnapshotId, VmId, VolumeId,
+    ActionId, ClusterId, EventId, HostId, ImageId, MAX_NAME, Name, NetworkId, NodeId, OperationId,
+    PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId, VolumeId,
 };
+pub(crate) use ids::{name_problem, uuid_v7};
 pub use meta::{Meta, Versioned};
 pub use network::{MacAddr, Network, NetworkKind, Port, PortForward, Protocol};
 pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus};
 pub use object::ObjectRef;
-pub use operation::{Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb};
-pub use run::{AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, Run, StopProof, VolumeClaim};
+pub use operation::{
+    Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
+};
+pub use run::{
+    AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, Run, StopProof, VolumeClaim,
+};
 pub use secret::SecretRef;
 pub use storage::{
-    Image, ImageSource, Pool, PoolScope, Snapshot, StorageState, StorageStatus, Volume, VolumeFormat, VolumeSource,
+    Image, ImageSource, Pool, PoolScope, Snapshot, StorageState, StorageStatus, Volume,
+    VolumeFormat, VolumeSource,
 };
 pub use units::{Bytes, MiB};
 pub use vm::{
-    CloudInit, Disk, DiskSource, DiskSpec, Firmware, KernelBoot, Machine, Nic, NicSpec, Power, PowerRequest, RestartPolicy,
-    Vm, VmSpec,
+    CloudInit, Disk, DiskSource, DiskSpec, Firmware, KernelBoot, Machine, Nic, NicSpec, Power,
+    PowerRequest, RestartPolicy, Vm, VmSpec,
 };

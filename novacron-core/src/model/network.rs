@@ -109,7 +109,9 @@ impl FromStr for MacAddr {
             let mut bytes = [0; 6];
             let mut parts = text.split(':');
             for byte in &mut bytes {
-                let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
+                let part = parts
+                    .next()
+                    .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
                 *byte = u8::from_str_radix(part, 16).ok()?;
             }
             // The lowest bit of the first byte marks a group address, which no NIC can have.
@@ -117,7 +119,11 @@ impl FromStr for MacAddr {
         };
         parse().ok_or_else(|| {
             let shown: String = text.chars().take(32).collect();
-            Error::new(ErrorKind::Invalid, "mac.parse", format!("{shown:?} is not a unicast MAC address as 52:54:00:12:34:56"))
+            Error::new(
+                ErrorKind::Invalid,
+                "mac.parse",
+                format!("{shown:?} is not a unicast MAC address as 52:54:00:12:34:56"),
+            )
         })
     }
 }

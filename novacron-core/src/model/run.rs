@@ -221,6 +221,9 @@ pub enum Exit {
 impl Exit {
     /// Whether a restart policy `on_failure` starts it again.
     pub fn is_failure(&self) -> bool {
-        matches!(self, Self::Panicked | Self::Crashed { .. } | Self::StartFailed { .. })
+        matches!(
+            self,
+            Self::Panicked | Self::Crashed { .. } | Self::StartFailed { .. }
+        )
     }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
-use super::units::{Bytes, MiB};
 use super::secret::SecretRef;
+use super::units::{Bytes, MiB};
 
 /// A virtual machine's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -310,15 +310,28 @@ impl VmSpec {
     /// Adds a boot disk `root` made from an image.
     #[must_use]
     pub fn image(mut self, image: impl Into<String>) -> Self {
-        let source = DiskSource::Image { image: image.into(), size: None, pool: None };
-        self.disks.insert(0, DiskSpec { name: "root".to_owned(), source });
+        let source = DiskSource::Image {
+            image: image.into(),
+            size: None,
+            pool: None,
+        };
+        self.disks.insert(
+            0,
+            DiskSpec {
+                name: "root".to_owned(),
+                source,
+            },
+        );
         self
     }
 
     /// Adds a disk.
     #[must_use]
     pub fn disk(mut self, name: impl Into<String>, source: DiskSource) -> Self {
-        self.disks.push(DiskSpec { name: name.into(), source });
+        self.disks.push(DiskSpec {
+            name: name.into(),
+            source,
+        });
         self
     }
 
@@ -357,4 +370,3 @@ impl VmSpec {
         self
     }
 }
-

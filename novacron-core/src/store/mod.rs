@@ -38,7 +38,7 @@ use uuid::Uuid;
 pub use key::Key;
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
-pub use sqlite::SqliteStore;
+pub use sqlite::{SqliteOptions, SqliteStats, SqliteStore};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -48,9 +48,13 @@ pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 pub const MAX_OPS: usize = 100;
 /// The most bytes of keys and values in one commit.
 pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
+/// How long the outcome of a commit is kept at least, whatever is compacted.
+pub const OUTCOMES_KEPT: Duration = Duration::from_secs(3600);
 
 /// A point in the total order of commits. The empty store is at zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -73,7 +77,13 @@ pub struct Record {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{} ({} bytes)", self.key, self.version, self.value.len())
+        write!(
+            f,
+            "{}@{} ({} bytes)",
+            self.key,
+            self.version,
+            self.value.len()
+        )
     }
 }
 
@@ -142,7 +152,11 @@ pub struct Commit {
 impl Commit {
     /// An empty commit.
     pub fn new(txn: TxnId) -> Self {
-        Self { txn, preconditions: Vec::new(), ops: Vec::new() }
+        Self {
+            txn,
+            preconditions: Vec::new(),
+            ops: Vec::new(),
+        }
     }
 
     /// Adds a precondition.
@@ -157,6 +171,19 @@ impl Commit {
         self
     }
 
+    /// The bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        let of = |op: &Op| {
+            op.key().as_str().len()
+                + if let Op::Put(_, value) = op {
+                    value.len()
+                } else {
+                    0
+                }
+        };
+        self.ops.iter().map(of).sum()
+    }
+
     /// Checks the limits that hold on every store. Called by every implementation before anything else.
     ///
     /// # Errors
@@ -168,27 +195,36 @@ impl Commit {
             return fail("a commit without operations".to_owned());
         }
         if self.ops.len() > MAX_OPS {
-            return fail(format!("{} operations in one commit; at most {MAX_OPS}", self.ops.len()));
+            return fail(format!(
+                "{} operations in one commit; at most {MAX_OPS}",
+                self.ops.len()
+            ));
         }
         if self.preconditions.len() > MAX_OPS {
-            return fail(format!("{} preconditions in one commit; at most {MAX_OPS}", self.preconditions.len()));
+            return fail(format!(
+                "{} preconditions in one commit; at most {MAX_OPS}",
+                self.preconditions.len()
+            ));
         }
-        let mut total = 0;
         let mut keys = std::collections::BTreeSet::new();
         for op in &self.ops {
             if !keys.insert(op.key()) {
                 return fail(format!("key {} stands in two operations", op.key()));
             }
-            total += op.key().as_str().len();
-            if let Op::Put(key, value) = op {
-                if value.len() > MAX_VALUE_BYTES {
-                    return fail(format!("record {key} has {} bytes; at most {MAX_VALUE_BYTES}", value.len()));
-                }
-                total += value.len();
+            if let Op::Put(key, value) = op
+                && value.len() > MAX_VALUE_BYTES
+            {
+                return fail(format!(
+                    "record {key} has {} bytes; at most {MAX_VALUE_BYTES}",
+                    value.len()
+                ));
             }
         }
+        let total = self.bytes();
         if total > MAX_COMMIT_BYTES {
-            return fail(format!("a commit of {total} bytes; at most {MAX_COMMIT_BYTES}"));
+            return fail(format!(
+                "a commit of {total} bytes; at most {MAX_COMMIT_BYTES}"
+            ));
         }
         Ok(())
     }
@@ -309,7 +345,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// What became of a commit whose answer was lost.
     ///
     /// *Holds on return:* the answer is final: after [`TxnOutcome::NotCommitted`] that commit can never be applied.
-    /// Outcomes are kept for at least an hour.
+    /// Outcomes are kept for at least [`OUTCOMES_KEPT`].
     async fn outcome(&self, txn: TxnId) -> Result<TxnOutcome>;
 
     /// The commits after `after` that touch a key under one of `prefixes`, as they happen, from then on for ever.

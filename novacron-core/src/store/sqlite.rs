@@ -1,4 +1,0 @@
-//! SQLite.
-/// The default store.
-#[derive(Debug)]
-pub struct SqliteStore;

@@ -1,0 +1,71 @@
+-- The records as they are now.
+CREATE TABLE records (
+    key     TEXT    NOT NULL PRIMARY KEY,
+    version INTEGER NOT NULL,           -- the revision that wrote the value
+    value   TEXT    NOT NULL,           -- JSON
+    sum     INTEGER                     -- CRC-32 of key, version and value; NULL: not checked (after a repair by hand)
+) STRICT;
+CREATE INDEX records_by_version ON records (version);
+
+-- What commits after the compaction floor replaced or deleted. A value was there from `version` until before the
+-- revision in the upper bits of `id`; a row without a value tells watchers of a delete at `version`.
+-- id = revision << 8 | place, so that compaction cuts a range off the front.
+CREATE TABLE history (
+    id      INTEGER NOT NULL PRIMARY KEY,
+    key     TEXT    NOT NULL,
+    version INTEGER NOT NULL,
+    value   TEXT,
+    sum     INTEGER
+) STRICT;
+CREATE INDEX history_by_version ON history (version);
+
+-- What became of each transaction: the revision it committed at, or NULL: never to be committed.
+CREATE TABLE txns (
+    txn      BLOB    NOT NULL PRIMARY KEY,
+    revision INTEGER,
+    decided  INTEGER NOT NULL,          -- the store's revision then
+    at       INTEGER NOT NULL           -- milliseconds since 1970
+) STRICT, WITHOUT ROWID;
+CREATE INDEX txns_by_time ON txns (at);
+
+-- Rows stay after a release: tokens never fall.
+CREATE TABLE leases (
+    name    TEXT    NOT NULL PRIMARY KEY,
+    holder  TEXT,
+    token   INTEGER NOT NULL,
+    expires INTEGER NOT NULL            -- milliseconds since 1970
+) STRICT, WITHOUT ROWID;
+
+-- The latest heartbeats, written along with commits: they may be some seconds old.
+CREATE TABLE beats (
+    key   TEXT NOT NULL PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE meta (
+    one       INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    revision  INTEGER NOT NULL,         -- of the latest commit
+    compacted INTEGER NOT NULL          -- lists and watches from before this one are refused
+) STRICT;
+INSERT INTO meta VALUES (1, 0, 0);
+
+-- For people. `SELECT * FROM kinds` is a place to start.
+CREATE VIEW kinds AS
+    SELECT substr(key, 1, instr(key || '/', '/') - 1) AS kind, count(*) AS records, sum(length(value)) AS bytes,
+           max(version) AS latest_revision
+    FROM records GROUP BY kind;
+CREATE VIEW objects AS
+    SELECT substr(key, 1, instr(key || '/', '/') - 1) AS kind, substr(key, instr(key, '/') + 1) AS path,
+           version AS revision, value AS json
+    FROM records;
+CREATE VIEW recent AS
+    SELECT version AS revision, key, CASE WHEN value IS NULL THEN 'delete' ELSE 'put' END AS change, value AS json
+    FROM (SELECT version, key, value FROM records UNION ALL SELECT version, key, value FROM history)
+    ORDER BY version DESC;
+CREATE VIEW lease_holders AS
+    SELECT name, holder, token, strftime('%Y-%m-%dT%H:%M:%fZ', expires / 1000.0, 'unixepoch') AS expires_at
+    FROM leases WHERE holder IS NOT NULL;
+CREATE VIEW transactions AS
+    SELECT lower(hex(txn)) AS txn, coalesce('committed at ' || revision, 'never committed') AS outcome,
+           strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch') AS decided_at
+    FROM txns;
