@@ -1,0 +1,350 @@
+//! Composes a cluster from its parts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch as signal;
+
+use super::request::problem;
+use super::{Cluster, Inner, RequestOptions};
+use crate::control::cache::Cache;
+use crate::control::executor::Drivers;
+use crate::control::plan::Draft;
+use crate::control::runtime::{Parts, Runtime, commit_known, finish};
+use crate::driver::{
+    AllowAll, Authorizer, FirstFit, Hypervisor, NoSecrets, Scheduler, SecretSource, StorageBackend,
+};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::model::{ClusterId, Name, Node, NodeId, Pool, PoolId, PoolScope};
+use crate::records::{self, ClusterRecord, Stored, decode, encode};
+use crate::store::{Key, Op, Precondition, Store};
+use crate::time::{Clock, IdSource, SeededIds, SystemClock};
+
+/// Builds a [`Cluster`]. Names are checked when it is built, all at once.
+#[derive(Debug)]
+pub struct Builder {
+    name: String,
+    store: Option<Arc<dyn Store>>,
+    nodes: Vec<(String, Arc<dyn Hypervisor>)>,
+    pools: Vec<(String, Option<Vec<String>>, Arc<dyn StorageBackend>)>,
+    scheduler: Arc<dyn Scheduler>,
+    authorizer: Arc<dyn Authorizer>,
+    secrets: Arc<dyn SecretSource>,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
+    resync: Duration,
+}
+
+impl Builder {
+    pub(super) fn new(name: String) -> Self {
+        Self {
+            name,
+            store: None,
+            nodes: Vec::new(),
+            pools: Vec::new(),
+            scheduler: Arc::new(FirstFit::default()),
+            authorizer: Arc::new(AllowAll),
+            secrets: Arc::new(NoSecrets),
+            clock: Arc::new(SystemClock),
+            ids: Arc::new(SeededIds::from_os()),
+            resync: Duration::from_secs(30),
+        }
+    }
+
+    /// Where the records are kept.
+    #[must_use]
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// A node: a hypervisor under a name. That it does not answer is the node's status, not an error here.
+    #[must_use]
+    pub fn node(mut self, name: impl Into<String>, hypervisor: impl Hypervisor) -> Self {
+        self.nodes.push((name.into(), Arc::new(hypervisor)));
+        self
+    }
+
+    /// A pool that every node reaches.
+    #[must_use]
+    pub fn storage(mut self, name: impl Into<String>, backend: impl StorageBackend) -> Self {
+        self.pools.push((name.into(), None, Arc::new(backend)));
+        self
+    }
+
+    /// A pool that only these nodes reach.
+    #[must_use]
+    pub fn storage_on<N: Into<String>>(
+        mut self,
+        name: impl Into<String>,
+        nodes: impl IntoIterator<Item = N>,
+        backend: impl StorageBackend,
+    ) -> Self {
+        let nodes = nodes.into_iter().map(Into::into).collect();
+        self.pools
+            .push((name.into(), Some(nodes), Arc::new(backend)));
+        self
+    }
+
+    /// Who places VMs; [`FirstFit`] if none is given.
+    #[must_use]
+    pub fn scheduler(mut self, scheduler: impl Scheduler) -> Self {
+        self.scheduler = Arc::new(scheduler);
+        self
+    }
+
+    /// Who decides about requests; [`AllowAll`] if none is given.
+    #[must_use]
+    pub fn authorizer(mut self, authorizer: impl Authorizer) -> Self {
+        self.authorizer = Arc::new(authorizer);
+        self
+    }
+
+    /// Where secrets come from.
+    #[must_use]
+    pub fn secrets(mut self, secrets: impl SecretSource) -> Self {
+        self.secrets = Arc::new(secrets);
+        self
+    }
+
+    /// The wall clock.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Where ids come from.
+    #[must_use]
+    pub fn ids(mut self, ids: impl IdSource) -> Self {
+        self.ids = Arc::new(ids);
+        self
+    }
+
+    /// How often hosts and pools are looked at when nothing happens; 30 s if not given.
+    #[must_use]
+    pub fn resync(mut self, every: Duration) -> Self {
+        self.resync = every;
+        self
+    }
+
+    /// Opens the records, starts the control loop.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with every wrong name; [`ErrorKind::FailedPrecondition`] when the store holds a cluster of
+    /// another name; whatever the store answers.
+    pub async fn build(self) -> Result<Cluster> {
+        let Some(store) = self.store.clone() else {
+            return Err(Error::invalid(
+                "cluster.build",
+                vec![problem("store", "none was given: see Builder::store")],
+            ));
+        };
+        let (name, nodes, pools) = self.names()?;
+        let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
+        let incarnation = register(&*store, &nodes, &pools, &*self.clock, &*self.ids).await?;
+        let cache = Arc::new(RwLock::new(Cache::default()));
+        let drivers = Arc::new(Drivers {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&self.clock),
+            secrets: self.secrets,
+            nodes,
+            pools: pools
+                .into_iter()
+                .map(|(id, (_, backend))| (id, backend))
+                .collect(),
+            cache: Arc::clone(&cache),
+        });
+        let (progress_tx, progress) = signal::channel(crate::store::Revision::default());
+        let runtime = Runtime::open(Parts {
+            cluster,
+            store: Arc::clone(&store),
+            clock: Arc::clone(&self.clock),
+            ids: Arc::clone(&self.ids),
+            scheduler: self.scheduler,
+            drivers: Arc::clone(&drivers),
+            cache: Arc::clone(&cache),
+            progress: progress_tx,
+            resync: self.resync,
+            incarnation,
+        })
+        .await?;
+        let (stop, stopped) = signal::channel(false);
+        let task = tokio::spawn(runtime.run(stopped));
+        let inner = Inner {
+            id: cluster,
+            store,
+            clock: self.clock,
+            ids: self.ids,
+            authorizer: self.authorizer,
+            drivers,
+            cache,
+            progress,
+            stop,
+            task: Mutex::new(Some(task)),
+        };
+        Ok(Cluster {
+            inner: Arc::new(inner),
+            options: RequestOptions::default(),
+        })
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "taken apart at once by its only caller"
+    )]
+    fn names(
+        &self,
+    ) -> Result<(
+        Name,
+        BTreeMap<NodeId, Arc<dyn Hypervisor>>,
+        BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>,
+    )> {
+        let mut problems: Vec<Problem> = Vec::new();
+        let name = Name::new(&self.name)
+            .map_err(|e| problems.push(problem("name", e.message())))
+            .ok();
+        let mut nodes = BTreeMap::new();
+        for (text, hypervisor) in &self.nodes {
+            match NodeId::new(text) {
+                Err(e) => problems.push(problem("node", e.message())),
+                Ok(id) => {
+                    if nodes.insert(id, Arc::clone(hypervisor)).is_some() {
+                        problems.push(problem(
+                            "node",
+                            format!("{text:?} is the name of two nodes"),
+                        ));
+                    }
+                }
+            }
+        }
+        let mut pools = BTreeMap::new();
+        for (text, scope, backend) in &self.pools {
+            let scope = match scope {
+                None => PoolScope::All,
+                Some(names) => {
+                    let mut set = BTreeSet::new();
+                    for node in names {
+                        match NodeId::new(node) {
+                            Ok(id) if nodes.contains_key(&id) => drop(set.insert(id)),
+                            _ => problems.push(problem(
+                                format!("storage {text}"),
+                                format!("{node:?} is no node of this cluster"),
+                            )),
+                        }
+                    }
+                    PoolScope::Nodes(set)
+                }
+            };
+            match PoolId::new(text) {
+                Err(e) => problems.push(problem("storage", e.message())),
+                Ok(id) => {
+                    if pools.insert(id, (scope, Arc::clone(backend))).is_some() {
+                        problems.push(problem(
+                            "storage",
+                            format!("{text:?} is the name of two pools"),
+                        ));
+                    }
+                }
+            }
+        }
+        match name {
+            Some(name) if problems.is_empty() => Ok((name, nodes, pools)),
+            _ => Err(Error::invalid("cluster.build", problems)),
+        }
+    }
+}
+
+/// The cluster's id: read, or made with the first build.
+async fn identify(
+    store: &dyn Store,
+    name: &Name,
+    clock: &dyn Clock,
+    ids: &dyn IdSource,
+) -> Result<ClusterId> {
+    let key = Key::of_parts(&[&"cluster", &"self"]);
+    loop {
+        if let Some(record) = store.get(&key).await? {
+            let stored: ClusterRecord = decode(&key, &record.value)?;
+            if stored.name != *name {
+                let message = format!(
+                    "the store holds the cluster {:?}, not {:?}",
+                    stored.name.as_str(),
+                    name.as_str()
+                );
+                return Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    "cluster.build",
+                    message,
+                ));
+            }
+            return Ok(stored.id);
+        }
+        let now = clock.now();
+        let record = ClusterRecord {
+            id: ClusterId::generate(now, ids),
+            name: name.clone(),
+        };
+        let mut draft = Draft::new();
+        draft.requires.push(Precondition::Absent(key.clone()));
+        draft.ops.push(Op::Put(key.clone(), encode(&record)?));
+        match commit_known(store, finish(draft, now, ids)?).await {
+            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            Err(e) => return Err(e),
+            Ok(_) => return Ok(record.id),
+        }
+    }
+}
+
+/// Writes the records of nodes and pools that are new, counts this process in.
+async fn register(
+    store: &dyn Store,
+    nodes: &BTreeMap<NodeId, Arc<dyn Hypervisor>>,
+    pools: &BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>,
+    clock: &dyn Clock,
+    ids: &dyn IdSource,
+) -> Result<u64> {
+    let mut ops = Vec::new();
+    for id in nodes.keys() {
+        if store.get(&Node::key(id)).await?.is_none() {
+            ops.push(records::put(
+                id,
+                &Node {
+                    id: id.clone(),
+                    schedulable: true,
+                },
+            )?);
+        }
+    }
+    for (id, (scope, _)) in pools {
+        let wanted = Pool {
+            id: id.clone(),
+            scope: scope.clone(),
+            driver: "storage".to_owned(),
+        };
+        let stored = store.get(&Pool::key(id)).await?;
+        if stored
+            .map(|r| records::from_record::<Pool>(&r))
+            .transpose()?
+            .as_ref()
+            != Some(&wanted)
+        {
+            ops.push(records::put(id, &wanted)?);
+        }
+    }
+    let key = Key::of_parts(&[&"cluster", &"incarnation"]);
+    let last: u64 = match store.get(&key).await? {
+        Some(record) => decode(&key, &record.value)?,
+        None => 0,
+    };
+    ops.push(Op::Put(key, encode(&(last + 1))?));
+    for chunk in ops.chunks(crate::store::MAX_OPS) {
+        let draft = Draft {
+            ops: chunk.to_vec(),
+            ..Draft::default()
+        };
+        commit_known(store, finish(draft, clock.now(), ids)?).await?;
+    }
+    Ok(last + 1)
+}

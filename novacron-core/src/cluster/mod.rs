@@ -1,0 +1,246 @@
+//! The cluster's handle: what a host application holds.
+//!
+//! [`Cluster::builder`] takes the store, the nodes and the pools; [`Builder::build`] opens the records and starts the
+//! control loop as a task of the caller's tokio runtime. Handles (`vms()`, `volumes()`, …) are cheap. Reads are
+//! linearizable: the store is asked for its revision, and the answer is given from a cache that has reached it. The
+//! guests outlive the handle: dropping the last one ends the loop and touches no guest, [`Cluster::shutdown`] does the
+//! same and waits.
+
+mod builder;
+mod check;
+mod images;
+mod networks;
+mod nodes;
+mod operations;
+mod request;
+mod snapshots;
+mod vms;
+mod volumes;
+mod watch;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio::sync::watch as signal;
+use tokio::task::JoinHandle;
+
+pub use builder::Builder;
+pub use images::{ImageHandle, ImageSpec, Images};
+pub use networks::Networks;
+pub use nodes::{NodeView, Nodes};
+pub use operations::OperationHandle;
+pub use request::RequestOptions;
+pub use snapshots::{SnapshotHandle, Snapshots};
+pub use vms::{VmHandle, VmView, Vms};
+pub use volumes::{VolumeHandle, VolumeSpec, VolumeView, Volumes};
+pub use watch::ObjectChange;
+
+use crate::control::cache::Cache;
+use crate::control::executor::Drivers;
+use crate::driver::Authorizer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ClusterId;
+use crate::store::{ListOptions, Revision, Store};
+use crate::time::{Clock, Deadline, IdSource};
+
+/// A cluster: many hosts' VMs behind one handle. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    pub(crate) inner: Arc<Inner>,
+    options: RequestOptions,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: ClusterId,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) drivers: Arc<Drivers>,
+    pub(crate) cache: Arc<RwLock<Cache>>,
+    pub(crate) progress: signal::Receiver<Revision>,
+    stop: signal::Sender<bool>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("id", &self.inner.id)
+            .field("store", &self.inner.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    /// Ends the loop; its tasks are dropped, no guest is touched.
+    fn drop(&mut self) {
+        if let Some(task) = self
+            .task
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            task.abort();
+        }
+    }
+}
+
+impl Cluster {
+    /// Begins a cluster named `name`: the name is stored with it, and a store of another cluster is refused.
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    /// The cluster's id: stamped on everything that it makes.
+    pub fn id(&self) -> ClusterId {
+        self.inner.id
+    }
+
+    /// The same cluster, with these options on every request.
+    #[must_use]
+    pub fn with(&self, options: RequestOptions) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            options,
+        }
+    }
+
+    /// Virtual machines.
+    pub fn vms(&self) -> Vms {
+        Vms(self.clone())
+    }
+
+    /// Volumes.
+    pub fn volumes(&self) -> Volumes {
+        Volumes(self.clone())
+    }
+
+    /// Images.
+    pub fn images(&self) -> Images {
+        Images(self.clone())
+    }
+
+    /// Snapshots of volumes.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots(self.clone())
+    }
+
+    /// Networks.
+    pub fn networks(&self) -> Networks {
+        Networks(self.clone())
+    }
+
+    /// Nodes.
+    pub fn nodes(&self) -> Nodes {
+        Nodes(self.clone())
+    }
+
+    /// Ends the control loop and waits for it, at most until the deadline. Guests run on, and the next start adopts
+    /// them. Commits that were under way are either whole or not there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeadlineExceeded`] when the loop did not end in time; it is aborted then.
+    pub async fn shutdown(&self, deadline: Deadline) -> Result<()> {
+        self.inner.stop.send_replace(true);
+        let task = self
+            .inner
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(mut task) = task else { return Ok(()) };
+        if tokio::time::timeout_at(deadline.instant(), &mut task)
+            .await
+            .is_err()
+        {
+            task.abort();
+            return Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                "cluster.shutdown",
+                "the control loop did not end in time",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn options(&self) -> &RequestOptions {
+        &self.options
+    }
+}
+
+impl Inner {
+    /// Reads from the cache once it has everything that was committed before the call.
+    pub(crate) async fn read<T>(&self, read: impl FnOnce(&Cache) -> T) -> Result<T> {
+        let page = self
+            .store
+            .list(
+                "vm/",
+                ListOptions {
+                    limit: 0,
+                    ..ListOptions::default()
+                },
+            )
+            .await?;
+        self.reach(page.revision).await?;
+        Ok(self.peek(read))
+    }
+
+    /// Reads from the cache as it is.
+    pub(crate) fn peek<T>(&self, read: impl FnOnce(&Cache) -> T) -> T {
+        read(&self.cache.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the cache has `revision`.
+    async fn reach(&self, revision: Revision) -> Result<()> {
+        let mut progress = self.progress.clone();
+        let limit = Deadline::after(std::time::Duration::from_secs(30));
+        match tokio::time::timeout_at(limit.instant(), progress.wait_for(|at| *at >= revision))
+            .await
+        {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::new(
+                ErrorKind::Cancelled,
+                "cluster.read",
+                "the cluster was shut down",
+            )),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "cluster.read",
+                "the records do not arrive: is the store slow?",
+            )),
+        }
+    }
+
+    /// Waits until `ready` has an answer, looking at the cache after every change.
+    pub(crate) async fn wait<T>(
+        &self,
+        deadline: Deadline,
+        mut ready: impl FnMut(&Cache) -> Option<Result<T>>,
+    ) -> Result<T> {
+        let mut progress = self.progress.clone();
+        loop {
+            progress.mark_unchanged();
+            if let Some(answer) = self.peek(&mut ready) {
+                return answer;
+            }
+            match tokio::time::timeout_at(deadline.instant(), progress.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => {
+                    return Err(Error::new(
+                        ErrorKind::Cancelled,
+                        "cluster.wait",
+                        "the cluster was shut down",
+                    ));
+                }
+                Err(_) => {
+                    return Err(Error::new(
+                        ErrorKind::DeadlineExceeded,
+                        "cluster.wait",
+                        "it did not come about in time; the request goes on, only the waiting ended",
+                    ));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Following a change to its end.
+
+use std::sync::Arc;
+
+use super::{Cluster, Inner};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Operation, OperationId, OperationState};
+use crate::time::Deadline;
+
+/// A handle on a change. Dropping it cancels nothing.
+#[derive(Clone)]
+pub struct OperationHandle {
+    inner: Arc<Inner>,
+    id: OperationId,
+}
+
+impl std::fmt::Debug for OperationHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OperationHandle").field(&self.id).finish()
+    }
+}
+
+impl OperationHandle {
+    pub(super) fn new(inner: &Arc<Inner>, id: OperationId) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            id,
+        }
+    }
+
+    /// Its id, to be asked for later by [`Cluster::operation`].
+    pub fn id(&self) -> OperationId {
+        self.id
+    }
+
+    /// Its record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] once its retention is over, and for a dry run.
+    pub async fn get(&self) -> Result<Operation> {
+        let found = self
+            .inner
+            .read(|cache| cache.operations.get(&self.id).map(|o| o.value.clone()))
+            .await?;
+        found.ok_or_else(|| not_found(self.id))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] with the operation's reason when it failed; [`ErrorKind::Cancelled`] when it
+    /// was cancelled or superseded; [`ErrorKind::DeadlineExceeded`] when the waiting ended first.
+    pub async fn wait(&self, deadline: Deadline) -> Result<Operation> {
+        // What was admitted is in the cache, or soon will be; what is not there after a read is not there at all.
+        self.get().await?;
+        let operation = self
+            .inner
+            .wait(deadline, |cache| match cache.operations.get(&self.id) {
+                None => Some(Err(not_found(self.id))),
+                Some(o) if o.state == OperationState::Running => None,
+                Some(o) => Some(Ok(o.value.clone())),
+            })
+            .await?;
+        match &operation.state {
+            OperationState::Done | OperationState::Running => Ok(operation),
+            OperationState::Failed { reason } => {
+                Err(
+                    Error::new(ErrorKind::FailedPrecondition, "operation", reason.clone())
+                        .with("object", &operation.target),
+                )
+            }
+            OperationState::Cancelled | OperationState::Superseded => Err(Error::new(
+                ErrorKind::Cancelled,
+                "operation",
+                operation.progress.clone(),
+            )
+            .with("object", &operation.target)),
+        }
+    }
+}
+
+fn not_found(id: OperationId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        "operation",
+        "there is no such operation, or not any more",
+    )
+    .with("operation", id)
+}
+
+impl Cluster {
+    /// A handle on an operation by its id.
+    pub fn operation(&self, id: OperationId) -> OperationHandle {
+        OperationHandle::new(&self.inner, id)
+    }
+}

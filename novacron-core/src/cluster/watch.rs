@@ -1,0 +1,73 @@
+//! Watching the cluster: every change of an object, resumable.
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use super::Cluster;
+use crate::error::Result;
+use crate::store::{Key, ListOptions, Revision, WatchEvent};
+
+/// A change of the cluster's records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectChange {
+    /// These records changed in one commit. Read the objects that matter through their handles.
+    Changed {
+        /// Resume after this.
+        token: Revision,
+        /// The records' keys, as `vm/<id>` or `run/<node>/<vm>`.
+        keys: Vec<Key>,
+    },
+    /// Nothing up to here is missing: resume after this.
+    Bookmark(Revision),
+}
+
+impl Cluster {
+    /// The cluster's changes after `resume`, or from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Compacted`](crate::ErrorKind::Compacted), also in the stream, when the token is too old: list again
+    /// and watch from now on.
+    pub async fn watch(
+        &self,
+        resume: Option<Revision>,
+    ) -> Result<BoxStream<'static, Result<ObjectChange>>> {
+        const KINDS: [&str; 9] = [
+            "vm/",
+            "run/",
+            "claim/",
+            "volume",
+            "image",
+            "snapshot",
+            "node",
+            "operation/",
+            "event/",
+        ];
+        self.inner.authorize(self.options(), "cluster.watch")?;
+        let after = match resume {
+            Some(after) => after,
+            None => {
+                self.inner
+                    .store
+                    .list("vm/", ListOptions::default())
+                    .await?
+                    .revision
+            }
+        };
+        let stream = self
+            .inner
+            .store
+            .watch(KINDS.iter().map(|k| (*k).to_owned()).collect(), after)
+            .await?;
+        Ok(stream
+            .map(|event| {
+                event.map(|event| match event {
+                    WatchEvent::Bookmark(token) => ObjectChange::Bookmark(token),
+                    WatchEvent::Commit { revision, changes } => ObjectChange::Changed {
+                        token: revision,
+                        keys: changes.iter().map(|c| c.key.clone()).collect(),
+                    },
+                })
+            })
+            .boxed())
+    }
+}

@@ -1,0 +1,102 @@
+//! Verbs without a desired state: marked started before the effect, never repeated after a crash.
+
+use super::cache::Cache;
+use super::plan::{Command, Draft, Plan};
+use super::storage::Outcome;
+use crate::driver::DomainId;
+use crate::error::Result;
+use crate::lifecycle::RunPhase;
+use crate::model::{ActionId, ActionStatus, ClusterId, StorageState, Verb};
+use crate::time::Timestamp;
+
+/// `mine` says whether this process marked the action started.
+pub(crate) fn reconcile(
+    id: ActionId,
+    cluster: ClusterId,
+    cache: &Cache,
+    mine: bool,
+    outcome: Option<&Outcome>,
+    now: Timestamp,
+) -> Result<Plan> {
+    let Some(action) = cache.actions.get(&id) else {
+        return Ok(Plan::nothing());
+    };
+    let status = cache.action_status.get(&id);
+    let write = |next: ActionStatus| -> Result<Plan> {
+        Ok(Plan::commit(
+            Draft::new()
+                .unchanged::<ActionStatus>(&id, status.map(|s| s.version))
+                .put(&id, &next)?,
+        ))
+    };
+    let refuse = |reason: &str| {
+        write(ActionStatus::Failed {
+            reason: reason.to_owned(),
+            at: now,
+        })
+    };
+    match status.map(|s| &s.value) {
+        Some(status) if status.is_ended() => Ok(Plan::nothing()),
+        Some(_) if !mine => write(ActionStatus::Unknown { at: now }),
+        Some(_) => match outcome {
+            Some(Outcome::Done(_) | Outcome::Gone) => write(ActionStatus::Done { at: now }),
+            Some(Outcome::Failed {
+                reason,
+                retryable: false,
+            }) => refuse(reason),
+            Some(Outcome::Failed { .. }) => write(ActionStatus::Unknown { at: now }),
+            None => {
+                let claim = cache.claims.get(&action.vm);
+                let at = claim.and_then(|c| {
+                    let node = c.place.node()?.clone();
+                    Some((
+                        node,
+                        DomainId {
+                            cluster,
+                            vm: action.vm,
+                            epoch: c.epoch,
+                        },
+                    ))
+                });
+                let pool = match &action.verb {
+                    Verb::Restore { volume, .. } => {
+                        cache.volumes.get(volume).map(|v| v.pool.clone())
+                    }
+                    Verb::Reset => None,
+                };
+                Ok(Plan::command(Command::Act {
+                    pool,
+                    at,
+                    verb: action.verb.clone(),
+                }))
+            }
+        },
+        None => {
+            // One action of a VM at a time, in the order they were asked for.
+            let first = cache
+                .actions_of(action.vm)
+                .find(|a| cache.action_status.get(a).is_none_or(|s| !s.is_ended()));
+            if first != Some(id) {
+                return Ok(Plan::nothing());
+            }
+            match &action.verb {
+                Verb::Reset => match cache.run_of(action.vm).map(|r| r.phase) {
+                    Some(RunPhase::Running) => {}
+                    Some(RunPhase::Assigned | RunPhase::Starting) => return Ok(Plan::nothing()),
+                    _ => return refuse("the VM does not run"),
+                },
+                Verb::Restore { volume, snapshot } => {
+                    if cache.volume_claims.contains_key(volume) {
+                        return refuse("the volume is in use: stop the VM first");
+                    }
+                    match cache.snapshot_status.get(snapshot).map(|s| &s.0.state) {
+                        Some(StorageState::Available) => {}
+                        Some(StorageState::Creating) => return Ok(Plan::nothing()),
+                        _ => return refuse("there is no such snapshot"),
+                    }
+                }
+            }
+            write(ActionStatus::Started { at: now })
+        }
+    }
+}

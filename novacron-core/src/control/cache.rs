@@ -1,0 +1,426 @@
+//! The informer's cache: every record that the reconcilers read, decoded, as of one revision, with the indexes they
+//! need. A record that cannot be decoded is kept out and reported; it hurts no other object.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::plan::ObjectKey;
+use crate::error::Error;
+use crate::model::{
+    Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Network, NetworkId, Node,
+    NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool, PoolId, Port,
+    PortId, Run, Snapshot, SnapshotId, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
+    VolumeSource,
+};
+use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
+use crate::store::{Change, Key, Revision};
+
+/// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
+pub(crate) const PREFIXES: [&str; 20] = [
+    "vm/",
+    "claim/",
+    "assignment/",
+    "run/",
+    "volume/",
+    "volume-status/",
+    "image/",
+    "image-status/",
+    "snapshot/",
+    "snapshot-status/",
+    "network/",
+    "port/",
+    "node/",
+    "node-status/",
+    "pool/",
+    "operation/",
+    "action/",
+    "action-status/",
+    "grave/",
+    "usage/",
+];
+
+pub(crate) type Table<K, V> = BTreeMap<K, Versioned<V>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Cache {
+    pub(crate) revision: Revision,
+    pub(crate) vms: Table<VmId, Vm>,
+    pub(crate) claims: Table<VmId, Claim>,
+    pub(crate) assignments: Table<(NodeId, VmId), Assignment>,
+    pub(crate) runs: Table<(NodeId, VmId), Run>,
+    pub(crate) volumes: Table<VolumeId, Volume>,
+    pub(crate) volume_status: Table<VolumeId, VolumeStatus>,
+    pub(crate) volume_claims: Table<VolumeId, VolumeClaim>,
+    pub(crate) images: Table<ImageId, Image>,
+    pub(crate) image_status: Table<ImageId, ImageStatus>,
+    pub(crate) snapshots: Table<SnapshotId, Snapshot>,
+    pub(crate) snapshot_status: Table<SnapshotId, SnapshotStatus>,
+    pub(crate) networks: Table<NetworkId, Network>,
+    pub(crate) ports: Table<PortId, Port>,
+    pub(crate) nodes: Table<NodeId, Node>,
+    pub(crate) node_status: Table<NodeId, NodeStatus>,
+    pub(crate) pools: Table<PoolId, Pool>,
+    pub(crate) operations: Table<OperationId, Operation>,
+    pub(crate) actions: Table<ActionId, Action>,
+    pub(crate) action_status: Table<ActionId, ActionStatus>,
+    pub(crate) graves: Table<String, Grave>,
+    pub(crate) usage: Table<crate::model::Name, records::Usage>,
+    /// Operations that have not ended, by what they change.
+    open_operations: BTreeSet<(ObjectRef, OperationId)>,
+    actions_of: BTreeSet<(VmId, ActionId)>,
+    users_of_volume: BTreeSet<(VolumeId, VmId)>,
+    claimed_by: BTreeSet<(VmId, VolumeId)>,
+    clones_of_image: BTreeSet<(ImageId, VolumeId)>,
+    snapshots_of: BTreeSet<(VolumeId, SnapshotId)>,
+}
+
+/// Sets or removes a record; returns the value before.
+fn set<T: Stored>(table: &mut Table<T::Id, T>, id: &T::Id, new: Option<Versioned<T>>) -> Option<T>
+where
+    T::Id: Ord + Clone,
+{
+    let old = match new {
+        Some(value) => table.insert(id.clone(), value),
+        None => table.remove(id),
+    };
+    old.map(|o| o.value)
+}
+
+impl Cache {
+    /// Takes in one change and names the objects that must be looked at.
+    ///
+    /// # Errors
+    /// When the record cannot be decoded: the cache then has no such record.
+    pub(crate) fn apply(
+        &mut self,
+        change: &Change,
+        revision: Revision,
+        wake: &mut Vec<ObjectKey>,
+    ) -> Result<(), Error> {
+        let key = &change.key;
+        let result = self.apply_known(key, change, revision, wake);
+        if result.is_err() {
+            // What is damaged is treated as absent, so that nothing acts on an old value of it.
+            let gone = Change {
+                key: key.clone(),
+                value: None,
+            };
+            let _ = self.apply_known(key, &gone, revision, wake);
+        }
+        result
+    }
+
+    fn apply_known(
+        &mut self,
+        key: &Key,
+        change: &Change,
+        revision: Revision,
+        wake: &mut Vec<ObjectKey>,
+    ) -> Result<(), Error> {
+        fn read<T: Stored>(
+            key: &Key,
+            change: &Change,
+            version: Revision,
+        ) -> Result<Option<Versioned<T>>, Error> {
+            change
+                .value
+                .as_ref()
+                .map(|v| {
+                    Ok(Versioned {
+                        version,
+                        value: records::decode(key, v)?,
+                    })
+                })
+                .transpose()
+        }
+        macro_rules! take {
+            ($table:ident, $kind:ty) => {{
+                let Some(id) = <$kind>::parse(key) else {
+                    return Err(bad_key(key));
+                };
+                let new = read::<$kind>(key, change, revision)?;
+                let old = set(&mut self.$table, &id, new);
+                (id, old)
+            }};
+        }
+        match key.kind() {
+            "vm" => {
+                let (id, old) = take!(vms, Vm);
+                for disk in old.iter().flat_map(|vm| &vm.machine.disks) {
+                    self.users_of_volume.remove(&(disk.volume, id));
+                    wake.push(ObjectKey::Volume(disk.volume));
+                }
+                if let Some(vm) = self.vms.get(&id) {
+                    self.users_of_volume
+                        .extend(vm.machine.disks.iter().map(|d| (d.volume, id)));
+                }
+                self.wake_vm(id, wake);
+            }
+            "claim" if key.as_str().starts_with("claim/vm/") => {
+                let (id, old) = take!(claims, Claim);
+                for place in [
+                    old.map(|c| c.place),
+                    self.claims.get(&id).map(|c| c.place.clone()),
+                ]
+                .into_iter()
+                .flatten()
+                {
+                    if let Some(node) = place.node() {
+                        wake.push(ObjectKey::Run(node.clone(), id));
+                    }
+                }
+                self.wake_vm(id, wake);
+            }
+            "claim" => {
+                let (id, old) = take!(volume_claims, VolumeClaim);
+                if let Some(old) = old {
+                    self.claimed_by.remove(&(old.vm, id));
+                }
+                if let Some(new) = self.volume_claims.get(&id) {
+                    self.claimed_by.insert((new.vm, id));
+                }
+                self.wake_volume(id, wake);
+            }
+            "assignment" => {
+                let ((node, vm), _) = take!(assignments, Assignment);
+                wake.push(ObjectKey::Run(node, vm));
+                wake.push(ObjectKey::Vm(vm));
+            }
+            "run" => {
+                let ((node, vm), _) = take!(runs, Run);
+                wake.push(ObjectKey::Run(node, vm));
+                self.wake_vm(vm, wake);
+                if let Some(machine) = self.vms.get(&vm) {
+                    wake.extend(
+                        machine
+                            .machine
+                            .disks
+                            .iter()
+                            .map(|d| ObjectKey::Volume(d.volume)),
+                    );
+                }
+            }
+            "volume" => {
+                let (id, old) = take!(volumes, Volume);
+                let image = |volume: &Volume| match volume.source {
+                    VolumeSource::Image(image) => Some(image),
+                    _ => None,
+                };
+                if let Some(image) = old.as_ref().and_then(image) {
+                    self.clones_of_image.remove(&(image, id));
+                    wake.push(ObjectKey::Image(image));
+                }
+                if let Some(image) = self.volumes.get(&id).and_then(|v| image(&v.value)) {
+                    self.clones_of_image.insert((image, id));
+                }
+                self.wake_volume(id, wake);
+            }
+            "volume-status" => {
+                let (id, _) = take!(volume_status, VolumeStatus);
+                self.wake_volume(id, wake);
+            }
+            "image" => {
+                let (id, _) = take!(images, Image);
+                self.wake_image(id, wake);
+            }
+            "image-status" => {
+                let (id, _) = take!(image_status, ImageStatus);
+                self.wake_image(id, wake);
+            }
+            "snapshot" => {
+                let (id, old) = take!(snapshots, Snapshot);
+                if let Some(old) = old {
+                    self.snapshots_of.remove(&(old.volume, id));
+                    wake.push(ObjectKey::Volume(old.volume));
+                }
+                if let Some(new) = self.snapshots.get(&id) {
+                    self.snapshots_of.insert((new.volume, id));
+                }
+                self.wake_snapshot(id, wake);
+            }
+            "snapshot-status" => {
+                let (id, _) = take!(snapshot_status, SnapshotStatus);
+                self.wake_snapshot(id, wake);
+            }
+            "network" => {
+                let (id, _) = take!(networks, Network);
+                self.wake_operations(&ObjectRef::Network(id), wake);
+            }
+            "port" => {
+                let (id, old) = take!(ports, Port);
+                if let Some(vm) = self.ports.get(&id).map(|p| p.vm).or(old.map(|p| p.vm)) {
+                    wake.push(ObjectKey::Vm(vm));
+                }
+            }
+            "node" => wake.push(ObjectKey::Node(take!(nodes, Node).0)),
+            "node-status" => wake.push(ObjectKey::Node(take!(node_status, NodeStatus).0)),
+            "pool" => wake.push(ObjectKey::Pool(take!(pools, Pool).0)),
+            "operation" => {
+                let (id, old) = take!(operations, Operation);
+                if let Some(old) = old {
+                    self.open_operations.remove(&(old.target, id));
+                }
+                if let Some(new) = self.operations.get(&id)
+                    && new.state == OperationState::Running
+                {
+                    self.open_operations.insert((new.target.clone(), id));
+                }
+                wake.push(ObjectKey::Operation(id));
+            }
+            "action" => {
+                let (id, old) = take!(actions, Action);
+                if let Some(old) = old {
+                    self.actions_of.remove(&(old.vm, id));
+                }
+                if let Some(new) = self.actions.get(&id) {
+                    self.actions_of.insert((new.vm, id));
+                    let target = ObjectRef::Vm(new.vm);
+                    self.wake_operations(&target, wake);
+                }
+                wake.push(ObjectKey::Action(id));
+            }
+            "action-status" => {
+                let (id, _) = take!(action_status, ActionStatus);
+                if let Some(action) = self.actions.get(&id) {
+                    let vm = action.vm;
+                    self.wake_vm(vm, wake);
+                }
+                wake.push(ObjectKey::Action(id));
+            }
+            "grave" => drop(take!(graves, Grave)),
+            "usage" => drop(take!(usage, records::Usage)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn wake_vm(&self, vm: VmId, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Vm(vm));
+        wake.extend(self.actions_of(vm).map(ObjectKey::Action));
+        self.wake_operations(&ObjectRef::Vm(vm), wake);
+    }
+
+    fn wake_volume(&self, id: VolumeId, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Volume(id));
+        for vm in self.users_of(id) {
+            self.wake_vm(vm, wake);
+        }
+        wake.extend(self.snapshots_of(id).map(ObjectKey::Snapshot));
+        self.wake_operations(&ObjectRef::Volume(id), wake);
+    }
+
+    fn wake_image(&self, id: ImageId, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Image(id));
+        wake.extend(self.clones_of(id).map(ObjectKey::Volume));
+        self.wake_operations(&ObjectRef::Image(id), wake);
+    }
+
+    fn wake_snapshot(&self, id: SnapshotId, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Snapshot(id));
+        if let Some(snapshot) = self.snapshots.get(&id) {
+            wake.push(ObjectKey::Volume(snapshot.volume));
+        }
+        self.wake_operations(&ObjectRef::Snapshot(id), wake);
+    }
+
+    fn wake_operations(&self, target: &ObjectRef, wake: &mut Vec<ObjectKey>) {
+        wake.extend(self.open_operations_of(target).map(ObjectKey::Operation));
+    }
+
+    /// The operations on `target` that have not ended, oldest first.
+    pub(crate) fn open_operations_of(
+        &self,
+        target: &ObjectRef,
+    ) -> impl Iterator<Item = OperationId> + '_ {
+        let (target, lowest) = (target.clone(), OperationId::from_uuid(uuid::Uuid::nil()));
+        self.open_operations
+            .range((target.clone(), lowest)..)
+            .take_while(move |(t, _)| *t == target)
+            .map(|(_, id)| *id)
+    }
+
+    /// The actions on a VM, oldest first.
+    pub(crate) fn actions_of(&self, vm: VmId) -> impl Iterator<Item = ActionId> + '_ {
+        let lowest = ActionId::from_uuid(uuid::Uuid::nil());
+        self.actions_of
+            .range((vm, lowest)..)
+            .take_while(move |(v, _)| *v == vm)
+            .map(|(_, id)| *id)
+    }
+
+    /// The VMs whose spec names the volume.
+    pub(crate) fn users_of(&self, volume: VolumeId) -> impl Iterator<Item = VmId> + '_ {
+        let lowest = VmId::from_uuid(uuid::Uuid::nil());
+        self.users_of_volume
+            .range((volume, lowest)..)
+            .take_while(move |(v, _)| *v == volume)
+            .map(|(_, vm)| *vm)
+    }
+
+    /// The volumes that an epoch of the VM has claimed.
+    pub(crate) fn volumes_claimed_by(&self, vm: VmId) -> impl Iterator<Item = VolumeId> + '_ {
+        let lowest = VolumeId::from_uuid(uuid::Uuid::nil());
+        self.claimed_by
+            .range((vm, lowest)..)
+            .take_while(move |(v, _)| *v == vm)
+            .map(|(_, volume)| *volume)
+    }
+
+    /// The volumes that are clones of the image.
+    pub(crate) fn clones_of(&self, image: ImageId) -> impl Iterator<Item = VolumeId> + '_ {
+        let lowest = VolumeId::from_uuid(uuid::Uuid::nil());
+        self.clones_of_image
+            .range((image, lowest)..)
+            .take_while(move |(i, _)| *i == image)
+            .map(|(_, v)| *v)
+    }
+
+    /// The snapshots of the volume.
+    pub(crate) fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = SnapshotId> + '_ {
+        let lowest = SnapshotId::from_uuid(uuid::Uuid::nil());
+        self.snapshots_of
+            .range((volume, lowest)..)
+            .take_while(move |(v, _)| *v == volume)
+            .map(|(_, s)| *s)
+    }
+
+    /// The VM's present run: that of its claim's place.
+    pub(crate) fn run_of(&self, vm: VmId) -> Option<&Versioned<Run>> {
+        let node = self.claims.get(&vm)?.place.node()?;
+        self.runs.get(&(node.clone(), vm))
+    }
+
+    /// The assignments to a node.
+    pub(crate) fn assignments_to(
+        &self,
+        node: &NodeId,
+    ) -> impl Iterator<Item = (VmId, &Versioned<Assignment>)> + '_ {
+        let node = node.clone();
+        let lowest = VmId::from_uuid(uuid::Uuid::nil());
+        self.assignments
+            .range((node.clone(), lowest)..)
+            .take_while(move |((n, _), _)| *n == node)
+            .map(|((_, vm), a)| (*vm, a))
+    }
+
+    /// The runs on a node.
+    pub(crate) fn runs_on(
+        &self,
+        node: &NodeId,
+    ) -> impl Iterator<Item = (VmId, &Versioned<Run>)> + '_ {
+        let node = node.clone();
+        let lowest = VmId::from_uuid(uuid::Uuid::nil());
+        self.runs
+            .range((node.clone(), lowest)..)
+            .take_while(move |((n, _), _)| *n == node)
+            .map(|((_, vm), r)| (*vm, r))
+    }
+}
+
+fn bad_key(key: &Key) -> Error {
+    Error::new(
+        crate::ErrorKind::Corrupt,
+        "record.key",
+        "no record of this kind has such a key",
+    )
+    .with("key", key)
+}

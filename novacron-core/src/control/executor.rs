@@ -1,0 +1,275 @@
+//! Carries out commands: one task each, owned by the runtime, bounded by the command's deadline.
+//!
+//! A task that passes its deadline is dropped, so that no later step of it can follow, and its outcome is unknown;
+//! what a driver had already been asked for may still happen. After every command on a domain the domain is looked at,
+//! and the result goes back with what was seen.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use super::cache::Cache;
+use super::plan::{Command, ObjectKey};
+use super::start;
+use crate::driver::{Artefact, Call, Domain, DomainId, Hypervisor, SecretSource, StorageBackend};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Bytes, HostInfo, NodeId, PoolId, StopProof, Verb, VolumeId};
+use crate::store::Store;
+use crate::time::{Clock, Deadline};
+
+/// What commands are carried out with.
+#[derive(Debug)]
+pub(crate) struct Drivers {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) secrets: Arc<dyn SecretSource>,
+    pub(crate) nodes: BTreeMap<NodeId, Arc<dyn Hypervisor>>,
+    pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
+    pub(crate) cache: Arc<RwLock<Cache>>,
+}
+
+impl Drivers {
+    pub(crate) fn node(&self, node: &NodeId) -> Result<&Arc<dyn Hypervisor>> {
+        self.nodes.get(node).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "cluster.node",
+                "this process does not own the node",
+            )
+            .with("node", node)
+        })
+    }
+
+    pub(crate) fn pool(&self, pool: &PoolId) -> Result<&Arc<dyn StorageBackend>> {
+        self.pools.get(pool).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "cluster.pool",
+                "this process does not reach the pool",
+            )
+            .with("pool", pool)
+        })
+    }
+
+    /// The pool that a volume's record names.
+    pub(crate) fn pool_of(&self, volume: VolumeId) -> Option<PoolId> {
+        let cache = self
+            .cache
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        cache.volumes.get(&volume).map(|v| v.pool.clone())
+    }
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    pub(crate) key: ObjectKey,
+    pub(crate) command: Command,
+    pub(crate) result: Result<Report>,
+    /// The domain that the command was about, as it was seen afterwards; none if that was not possible.
+    pub(crate) seen: Option<Option<Domain>>,
+}
+
+/// What a command that succeeded tells.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Done,
+    Sized(Bytes),
+    Retired(StopProof),
+    Observed(HostInfo, Vec<Domain>),
+    Inventory(Vec<Artefact>),
+}
+
+/// The domain that a command is about.
+pub(crate) fn domain_of(command: &Command) -> Option<(&NodeId, DomainId)> {
+    match command {
+        Command::Inspect { node, id }
+        | Command::Start { node, id, .. }
+        | Command::Resume { node, id }
+        | Command::Pause { node, id }
+        | Command::Stop { node, id, .. }
+        | Command::Retire { node, id, .. }
+        | Command::Adapt { node, id, .. }
+        | Command::Sweep { node, id } => Some((node, *id)),
+        _ => None,
+    }
+}
+
+pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Command) -> Completion {
+    let deadline = Deadline::after(command.timeout());
+    let call = Call { deadline };
+    let result = match tokio::time::timeout_at(
+        deadline.instant(),
+        carry_out(&drivers, call, &command),
+    )
+    .await
+    {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            ErrorKind::OutcomeUnknown,
+            "command",
+            "the deadline passed without an answer",
+        )),
+    };
+    let seen = match domain_of(&command) {
+        None => None,
+        Some((node, id)) => {
+            let call = Call::within(std::time::Duration::from_secs(10));
+            let look = async { drivers.node(node)?.inspect(call, id).await };
+            tokio::time::timeout_at(call.deadline.instant(), look)
+                .await
+                .ok()
+                .and_then(Result::ok)
+        }
+    };
+    Completion {
+        key,
+        command,
+        result,
+        seen,
+    }
+}
+
+async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<Report> {
+    match command {
+        Command::Observe { node } => {
+            let hypervisor = drivers.node(node)?;
+            let host = hypervisor.probe(call).await?;
+            Ok(Report::Observed(host, hypervisor.list(call).await?))
+        }
+        // The look that follows every command on a domain is the command.
+        Command::Inspect { .. } => Ok(Report::Done),
+        Command::Start {
+            node,
+            id,
+            assignment,
+        } => start::start(drivers, call, node, *id, assignment)
+            .await
+            .map(|()| Report::Done),
+        Command::Resume { node, id } => start::resume(drivers, call, node, *id)
+            .await
+            .map(|()| Report::Done),
+        Command::Pause { node, id } => drivers
+            .node(node)?
+            .pause(call, *id)
+            .await
+            .map(|()| Report::Done),
+        Command::Stop { node, id, mode } => drivers
+            .node(node)?
+            .stop(call, *id, *mode)
+            .await
+            .map(|_| Report::Done),
+        Command::Retire {
+            node,
+            id,
+            kill,
+            disks,
+        } => start::retire(drivers, call, node, *id, *kill, disks)
+            .await
+            .map(Report::Retired),
+        Command::Adapt {
+            node,
+            id,
+            assignment,
+        } => start::adapt(drivers, call, node, *id, assignment)
+            .await
+            .map(|()| Report::Done),
+        Command::Sweep { node, id } => start::retire(drivers, call, node, *id, true, &[])
+            .await
+            .map(|_| Report::Done),
+        Command::Create { pool, request } => drivers
+            .pool(pool)?
+            .create(call, request)
+            .await
+            .map(|v| Report::Sized(v.size)),
+        Command::Grow {
+            pool,
+            volume,
+            size,
+            attached,
+        } => {
+            match attached {
+                Some((node, id)) => {
+                    let hypervisor = drivers.node(node)?;
+                    let plug = hypervisor.hot_plug().ok_or_else(|| {
+                        Error::new(
+                            ErrorKind::Unsupported,
+                            "volume.grow",
+                            "this hypervisor cannot grow an attached disk",
+                        )
+                    })?;
+                    plug.resize_disk(call, *id, *volume, *size).await?;
+                }
+                None => drop(drivers.pool(pool)?.resize(call, *volume, *size).await?),
+            }
+            Ok(Report::Sized(*size))
+        }
+        Command::Delete { pool, id } => drivers
+            .pool(pool)?
+            .delete(call, *id)
+            .await
+            .map(|()| Report::Done),
+        Command::TakeSnapshot {
+            pool,
+            volume,
+            snapshot,
+            attached,
+        } => {
+            let backend = drivers.pool(pool)?;
+            let layer = backend.snapshot_prepare(call, *volume, *snapshot).await?;
+            if let Some((node, id)) = attached {
+                let hypervisor = drivers.node(node)?;
+                let pivot = hypervisor.disk_pivot().ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Unsupported,
+                        "snapshot.take",
+                        "this hypervisor cannot snapshot an attached disk",
+                    )
+                })?;
+                let crate::driver::AttachmentSource::File(path) = layer.source else {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        "snapshot.take",
+                        "the layer is not a file",
+                    ));
+                };
+                pivot.pivot(call, *id, *volume, *snapshot, path).await?;
+            }
+            backend.snapshot_commit(call, *volume, *snapshot).await?;
+            Ok(Report::Done)
+        }
+        Command::DropSnapshot {
+            pool,
+            volume,
+            snapshot,
+        } => drivers
+            .pool(pool)?
+            .snapshot_delete(call, *volume, *snapshot)
+            .await
+            .map(|()| Report::Done),
+        Command::Inventory { pool } => drivers.pool(pool)?.list(call).await.map(Report::Inventory),
+        Command::Act { pool, at, verb } => act(drivers, call, pool.as_ref(), at.as_ref(), verb)
+            .await
+            .map(|()| Report::Done),
+    }
+}
+
+async fn act(
+    drivers: &Drivers,
+    call: Call,
+    pool: Option<&PoolId>,
+    at: Option<&(NodeId, DomainId)>,
+    verb: &Verb,
+) -> Result<()> {
+    let missing = |what: &'static str| Error::new(ErrorKind::FailedPrecondition, "action", what);
+    match verb {
+        Verb::Reset => {
+            let (node, id) = at.ok_or_else(|| missing("the VM has no place"))?;
+            drivers.node(node)?.reset(call, *id).await
+        }
+        Verb::Restore { volume, snapshot } => {
+            let pool = pool.ok_or_else(|| missing("the volume is gone"))?;
+            drivers.pool(pool)?.restore(call, *volume, *snapshot).await
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The control loop: makes the world follow the records, and the records tell the world.
+//!
+//! ```text
+//!   Store ──watch──► Cache ──┐
+//!                            ├─ Snapshot ─► reconcile(key) ─► Plan { commit?, command?, wake? }
+//!   drivers ─seen──► World ──┘                                   │          │
+//!      ▲                                                         ▼          ▼
+//!      └────────────────────── Executor ◄──────── command      Store      timer
+//! ```
+//! One task ([`runtime`]) owns queue, cache and world; a reconciler is a pure function of them, one object at a time. A
+//! plan either commits or commands, so that a command is only ever issued for what a committed record already says
+//! (**name, then make**). While a commit or a command of an object is under way, the object is busy and is looked at
+//! again afterwards. [`executor`] owns the commands' tasks; one that passes its deadline is dropped, its outcome is
+//! unknown, and the node is observed again before anything else happens to the object.
+//!
+//! | reconciler | role | makes true |
+//! |---|---|---|
+//! | [`vm`] | leader | every VM that should be on has a place, a claim and an assignment; none has two |
+//! | [`run`] | owner | the domain follows the assignment; the run tells what is |
+//! | [`storage`] | pool owner | volumes, images and snapshots exist as they should |
+//! | [`node`] | owner | the host is observed, strays are swept or reported |
+//! | [`operation`] | leader | every operation ends |
+//! | [`action`] | owner | every verb is carried out at most once |
+
+pub(crate) mod action;
+pub(crate) mod cache;
+pub(crate) mod executor;
+pub(crate) mod node;
+pub(crate) mod operation;
+pub(crate) mod plan;
+pub(crate) mod queue;
+pub(crate) mod run;
+pub(crate) mod runtime;
+pub(crate) mod start;
+pub(crate) mod storage;
+pub(crate) mod vm;
+pub(crate) mod world;

@@ -1,0 +1,257 @@
+//! Operations: each ends, as done, failed, cancelled or superseded, and says why; ended ones are kept for a while.
+
+use std::time::Duration;
+
+use super::cache::Cache;
+use super::plan::{Draft, Plan};
+use super::vm::{Waiting, resolve, should_start};
+use crate::error::Result;
+use crate::lifecycle::{Phase, RunPhase};
+use crate::model::{
+    ActionStatus, Claim, Epoch, ObjectRef, Operation, OperationId, OperationKind, OperationState,
+    Power, StorageState, StorageStatus, Vm, VmId,
+};
+use crate::time::Timestamp;
+
+/// How long an ended operation can be asked for.
+pub(crate) const RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// A VM's phase as users see it, and why.
+pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String) {
+    if vm.meta.deleted_at.is_some() {
+        return (Phase::Deleting, String::new());
+    }
+    let claim: Option<&Claim> = cache.claims.get(&vm.id).map(|c| &c.value);
+    let run = cache.run_of(vm.id).map(|r| &r.value);
+    if let (Some(claim), Some(run)) = (claim, run)
+        && claim.is_held()
+    {
+        let phase = match run.phase {
+            RunPhase::Assigned | RunPhase::Starting => Phase::Starting,
+            RunPhase::Running => Phase::Running,
+            RunPhase::Paused => Phase::Paused,
+            RunPhase::Stopping | RunPhase::Stopped => Phase::Stopping,
+            RunPhase::Unknown => Phase::Unknown,
+        };
+        return (phase, run.message.clone());
+    }
+    match should_start(vm, claim, run, now) {
+        Err(Waiting::Stopped) => (Phase::Stopped, String::new()),
+        Err(Waiting::Failed(why)) => (Phase::Failed, why),
+        Err(Waiting::Until(at)) => (
+            Phase::Pending,
+            format!("starts again in {} ms", at.since(now).as_millis()),
+        ),
+        Err(Waiting::For(why)) => (Phase::Pending, why),
+        Ok(_) => match resolve(vm, Epoch(0), cache) {
+            Err(Waiting::For(why)) => (Phase::Pending, why),
+            _ => (Phase::Pending, "waiting for a place".to_owned()),
+        },
+    }
+}
+
+/// Where an operation on a VM stands.
+fn on_vm(
+    id: VmId,
+    kind: &OperationKind,
+    cache: &Cache,
+    now: Timestamp,
+) -> (OperationState, String) {
+    use OperationState as S;
+    let Some(vm) = cache.vms.get(&id) else {
+        let state = if *kind == OperationKind::Delete {
+            S::Done
+        } else {
+            S::Superseded
+        };
+        return (state, "the VM is gone".to_owned());
+    };
+    if vm.meta.deleted_at.is_some() && *kind != OperationKind::Delete {
+        return (S::Superseded, "the VM is being deleted".to_owned());
+    }
+    let (phase, why) = phase_of(vm, cache, now);
+    let progress = if why.is_empty() {
+        phase.to_string()
+    } else {
+        format!("{phase}: {why}")
+    };
+    let serial = match kind {
+        OperationKind::Delete => return (S::Running, progress),
+        OperationKind::Update { generation } => {
+            let run = cache
+                .run_of(id)
+                .filter(|_| cache.claims.get(&id).is_some_and(|c| c.is_held()));
+            return match run {
+                Some(run) if run.generation >= *generation => (S::Done, progress),
+                Some(run) if !run.message.is_empty() => (S::Running, run.message.clone()),
+                Some(_) => (S::Running, progress),
+                None => (S::Done, "takes effect with the next start".to_owned()),
+            };
+        }
+        OperationKind::Action { action } => {
+            return match cache.action_status.get(action).map(|s| &s.value) {
+                Some(ActionStatus::Done { .. }) => (S::Done, String::new()),
+                Some(ActionStatus::Failed { reason, .. }) => (
+                    S::Failed {
+                        reason: reason.clone(),
+                    },
+                    String::new(),
+                ),
+                Some(ActionStatus::Unknown { .. }) => (
+                    S::Failed {
+                        reason: "its outcome is unknown: it may have happened".to_owned(),
+                    },
+                    String::new(),
+                ),
+                Some(ActionStatus::Started { .. }) => (S::Running, "started".to_owned()),
+                None => (S::Running, "waiting".to_owned()),
+            };
+        }
+        OperationKind::Create => 1,
+        OperationKind::Power { serial } => *serial,
+    };
+    if vm.power.serial > serial {
+        return (S::Superseded, "another power request came".to_owned());
+    }
+    let reached = match vm.power.state {
+        Power::On => phase == Phase::Running,
+        Power::Paused => phase == Phase::Paused,
+        Power::Off => {
+            phase == Phase::Stopped
+                && vm
+                    .machine
+                    .disks
+                    .iter()
+                    .all(|d| is_available(cache.volume_status.get(&d.volume).map(|s| &s.0)))
+        }
+    };
+    match phase {
+        _ if reached => (S::Done, progress),
+        Phase::Failed => (S::Failed { reason: why }, progress),
+        _ if why.contains("failed: ") && phase == Phase::Pending => {
+            (S::Failed { reason: why }, progress)
+        }
+        _ => (S::Running, progress),
+    }
+}
+
+fn is_available(status: Option<&StorageStatus>) -> bool {
+    status.is_some_and(|s| s.state == StorageState::Available)
+}
+
+fn on_storage(
+    exists: bool,
+    deleted: bool,
+    generation: u64,
+    status: Option<&StorageStatus>,
+    kind: &OperationKind,
+) -> (OperationState, String) {
+    use OperationState as S;
+    match (kind, exists) {
+        (OperationKind::Delete, false) => (S::Done, String::new()),
+        (OperationKind::Delete, true) => (S::Running, "deleting".to_owned()),
+        (_, false) => (S::Superseded, "it is gone".to_owned()),
+        (_, true) if deleted => (S::Superseded, "it is being deleted".to_owned()),
+        (_, true) => match status {
+            Some(s) if s.state == StorageState::Available && s.generation >= generation => {
+                (S::Done, String::new())
+            }
+            Some(StorageStatus {
+                state: StorageState::Failed { reason },
+                ..
+            }) => (
+                S::Failed {
+                    reason: reason.clone(),
+                },
+                String::new(),
+            ),
+            _ => (S::Running, "being made".to_owned()),
+        },
+    }
+}
+
+pub(crate) fn reconcile(id: OperationId, cache: &Cache, now: Timestamp) -> Result<Plan> {
+    let Some(operation) = cache.operations.get(&id) else {
+        return Ok(Plan::nothing());
+    };
+    if operation.state != OperationState::Running {
+        let due = operation
+            .ended_at
+            .unwrap_or(operation.created_at)
+            .plus(RETENTION);
+        if now < due {
+            return Ok(Plan::wake_at(due));
+        }
+        return Ok(Plan::commit(
+            Draft::new()
+                .unchanged::<Operation>(&id, Some(operation.version))
+                .delete::<Operation>(&id),
+        ));
+    }
+    let kind = &operation.kind;
+    let wanted = match kind {
+        OperationKind::Update { generation } => *generation,
+        _ => 1,
+    };
+    let (state, progress) = match &operation.target {
+        ObjectRef::Vm(vm) => on_vm(*vm, kind, cache, now),
+        ObjectRef::Volume(volume) => {
+            let spec = cache.volumes.get(volume);
+            let status = cache.volume_status.get(volume).map(|s| &s.0);
+            on_storage(
+                spec.is_some(),
+                spec.is_some_and(|s| s.meta.deleted_at.is_some()),
+                wanted,
+                status,
+                kind,
+            )
+        }
+        ObjectRef::Image(image) => {
+            let spec = cache.images.get(image);
+            let status = cache.image_status.get(image).map(|s| &s.0);
+            on_storage(
+                spec.is_some(),
+                spec.is_some_and(|s| s.meta.deleted_at.is_some()),
+                wanted,
+                status,
+                kind,
+            )
+        }
+        ObjectRef::Snapshot(snapshot) => {
+            let spec = cache.snapshots.get(snapshot);
+            let status = cache.snapshot_status.get(snapshot).map(|s| &s.0);
+            on_storage(
+                spec.is_some(),
+                spec.is_some_and(|s| s.meta.deleted_at.is_some()),
+                wanted,
+                status,
+                kind,
+            )
+        }
+        ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
+            (OperationState::Done, String::new())
+        }
+    };
+    let state = if state == OperationState::Running && now >= operation.deadline {
+        OperationState::Failed {
+            reason: format!("its deadline passed; last: {progress}"),
+        }
+    } else {
+        state
+    };
+    if state == OperationState::Running {
+        // Progress is not written for its own sake: the objects' own events tell it, and it can be derived.
+        return Ok(Plan::wake_at(operation.deadline));
+    }
+    let ended = Operation {
+        state,
+        progress,
+        ended_at: Some(now),
+        ..operation.value.clone()
+    };
+    Ok(Plan::commit(
+        Draft::new()
+            .unchanged::<Operation>(&id, Some(operation.version))
+            .put(&id, &ended)?,
+    ))
+}

@@ -1,0 +1,217 @@
+//! What a reconciler returns: a commit, a command, or a time to look again; and the keys it is asked about.
+
+use std::time::Duration;
+
+use crate::driver::{CreateVolume, DomainId, StopMode};
+use crate::error::Result;
+use crate::model::{
+    ActionId, Assignment, ImageId, NodeId, ObjectRef, OperationId, PoolId, SnapshotId, Verb, VmId,
+    VolumeId,
+};
+use crate::records::{self, Stored};
+use crate::store::{Op, Precondition, Revision};
+use crate::time::Timestamp;
+
+/// One object of one reconciler.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum ObjectKey {
+    Node(NodeId),
+    Pool(PoolId),
+    Image(ImageId),
+    Volume(VolumeId),
+    Snapshot(SnapshotId),
+    Vm(VmId),
+    Run(NodeId, VmId),
+    Action(ActionId),
+    Operation(OperationId),
+}
+
+/// What a reconciler decided.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) commit: Option<Draft>,
+    pub(crate) command: Option<Command>,
+    /// Look again at this time, whatever happens.
+    pub(crate) wake: Option<Timestamp>,
+    /// The VM waits for a place: look again when any node changes.
+    pub(crate) waits_for_place: bool,
+}
+
+impl Plan {
+    pub(crate) fn nothing() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn commit(draft: Draft) -> Self {
+        Self {
+            commit: Some(draft),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn command(command: Command) -> Self {
+        Self {
+            command: Some(command),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn wake_at(at: Timestamp) -> Self {
+        Self {
+            wake: Some(at),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn wake_in(now: Timestamp, after: Duration) -> Self {
+        Self::wake_at(now.plus(after))
+    }
+}
+
+/// A commit to be: the runtime adds the transaction id and the events' ids.
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    pub(crate) requires: Vec<Precondition>,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) events: Vec<(ObjectRef, &'static str, String)>,
+}
+
+impl Draft {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The record is as it was read, or absent if it was.
+    pub(crate) fn unchanged<T: Stored>(mut self, id: &T::Id, version: Option<Revision>) -> Self {
+        self.requires.push(records::unchanged::<T>(id, version));
+        self
+    }
+
+    pub(crate) fn put<T: Stored>(mut self, id: &T::Id, value: &T) -> Result<Self> {
+        self.ops.push(records::put(id, value)?);
+        Ok(self)
+    }
+
+    pub(crate) fn delete<T: Stored>(mut self, id: &T::Id) -> Self {
+        self.ops.push(records::delete::<T>(id));
+        self
+    }
+
+    pub(crate) fn op(mut self, op: Op) -> Self {
+        self.ops.push(op);
+        self
+    }
+
+    pub(crate) fn event(
+        mut self,
+        object: ObjectRef,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        self.events.push((object, reason, message.into()));
+        self
+    }
+}
+
+/// An effect on the world. Every one but [`Command::Act`] is "ensure": a second one changes nothing.
+#[derive(Clone, Debug)]
+pub(crate) enum Command {
+    /// Probe the host and list its domains.
+    Observe {
+        node: NodeId,
+    },
+    /// Look at one domain.
+    Inspect {
+        node: NodeId,
+        id: DomainId,
+    },
+    /// Attach, define, start held, read the claim again, resume (unless it should be paused).
+    Start {
+        node: NodeId,
+        id: DomainId,
+        assignment: Box<Assignment>,
+    },
+    /// Read the claim again and resume.
+    Resume {
+        node: NodeId,
+        id: DomainId,
+    },
+    Pause {
+        node: NodeId,
+        id: DomainId,
+    },
+    Stop {
+        node: NodeId,
+        id: DomainId,
+        mode: StopMode,
+    },
+    /// Undefine a domain that ended, detach its volumes: afterwards there is a proof.
+    Retire {
+        node: NodeId,
+        id: DomainId,
+        kill: bool,
+        disks: Vec<(PoolId, VolumeId)>,
+    },
+    /// Make a running domain's disks and NICs those of the assignment.
+    Adapt {
+        node: NodeId,
+        id: DomainId,
+        assignment: Box<Assignment>,
+    },
+    /// Kill and undefine a domain whose epoch is proved to be over.
+    Sweep {
+        node: NodeId,
+        id: DomainId,
+    },
+    Create {
+        pool: PoolId,
+        request: Box<CreateVolume>,
+    },
+    Grow {
+        pool: PoolId,
+        volume: VolumeId,
+        size: crate::model::Bytes,
+        attached: Option<(NodeId, DomainId)>,
+    },
+    Delete {
+        pool: PoolId,
+        id: crate::driver::ArtefactId,
+    },
+    TakeSnapshot {
+        pool: PoolId,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        attached: Option<(NodeId, DomainId)>,
+    },
+    DropSnapshot {
+        pool: PoolId,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    },
+    /// List a pool's artefacts.
+    Inventory {
+        pool: PoolId,
+    },
+    /// Carry out a verb, once.
+    Act {
+        pool: Option<PoolId>,
+        at: Option<(NodeId, DomainId)>,
+        verb: Verb,
+    },
+}
+
+impl Command {
+    /// How long it may take before its outcome is called unknown.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Inspect { .. } | Self::Observe { .. } | Self::Inventory { .. } => 15,
+            Self::Resume { .. } | Self::Pause { .. } | Self::Stop { .. } | Self::Sweep { .. } => 30,
+            Self::Start { .. } | Self::Retire { .. } | Self::Adapt { .. } | Self::Act { .. } => 60,
+            Self::Grow { .. }
+            | Self::TakeSnapshot { .. }
+            | Self::DropSnapshot { .. }
+            | Self::Delete { .. } => 120,
+            Self::Create { .. } => 3600,
+        })
+    }
+}

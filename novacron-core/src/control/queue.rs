@@ -1,0 +1,135 @@
+//! The work queue: one entry per object however often it is asked for, one reconcile at a time, backoff per object.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::plan::ObjectKey;
+use crate::time::Timestamp;
+
+/// The longest wait between two attempts at an object.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// The first wait.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    ready: VecDeque<ObjectKey>,
+    queued: BTreeSet<ObjectKey>,
+    /// Under way: not handed out; asked for again meanwhile if `true`.
+    busy: BTreeMap<ObjectKey, bool>,
+    timers: BTreeSet<(Timestamp, ObjectKey)>,
+    failures: BTreeMap<ObjectKey, u32>,
+}
+
+impl Queue {
+    /// Asks for an object to be looked at.
+    pub(crate) fn push(&mut self, key: ObjectKey) {
+        if let Some(again) = self.busy.get_mut(&key) {
+            *again = true;
+        } else if self.queued.insert(key.clone()) {
+            self.ready.push_back(key);
+        }
+    }
+
+    pub(crate) fn push_at(&mut self, key: ObjectKey, at: Timestamp) {
+        self.timers.insert((at, key));
+    }
+
+    /// The next object to look at.
+    pub(crate) fn pop(&mut self) -> Option<ObjectKey> {
+        let key = self.ready.pop_front()?;
+        self.queued.remove(&key);
+        Some(key)
+    }
+
+    /// Moves what is due to the ready ones.
+    pub(crate) fn fire(&mut self, now: Timestamp) {
+        while self.timers.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, key)) = self.timers.pop_first() {
+                self.push(key);
+            }
+        }
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn next_timer(&self) -> Option<Timestamp> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn set_busy(&mut self, key: ObjectKey) {
+        self.busy.insert(key, false);
+    }
+
+    pub(crate) fn is_busy(&self, key: &ObjectKey) -> bool {
+        self.busy.contains_key(key)
+    }
+
+    /// The object's commit or command has ended: look at it again.
+    pub(crate) fn release(&mut self, key: &ObjectKey) {
+        self.busy.remove(key);
+        self.push(key.clone());
+    }
+
+    /// As [`Queue::release`] after a failure: after a wait that doubles with every one in a row.
+    pub(crate) fn release_later(&mut self, key: &ObjectKey, now: Timestamp) {
+        self.busy.remove(key);
+        let failures = self.failures.entry(key.clone()).or_default();
+        let wait = FIRST_BACKOFF
+            .saturating_mul(1 << (*failures).min(10))
+            .min(MAX_BACKOFF);
+        *failures = failures.saturating_add(1);
+        self.push_at(key.clone(), now.plus(wait));
+    }
+
+    /// How often the object failed in a row.
+    pub(crate) fn failures(&self, key: &ObjectKey) -> u32 {
+        self.failures.get(key).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn succeeded(&mut self, key: &ObjectKey) {
+        self.failures.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::NodeId;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::Node(NodeId::new(name).unwrap())
+    }
+
+    #[test]
+    fn requests_coalesce_also_while_busy() {
+        let mut queue = Queue::default();
+        queue.push(key("a"));
+        queue.push(key("a"));
+        assert_eq!(queue.pop(), Some(key("a")));
+        assert_eq!(queue.pop(), None);
+        queue.set_busy(key("a"));
+        queue.push(key("a"));
+        queue.push(key("a"));
+        assert_eq!(queue.pop(), None);
+        queue.release(&key("a"));
+        assert_eq!(queue.pop(), Some(key("a")));
+        assert_eq!(queue.pop(), None);
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_the_limit_and_is_forgotten_on_success() {
+        let mut queue = Queue::default();
+        let mut last = 0;
+        for _ in 0..20 {
+            queue.release_later(&key("a"), Timestamp::from_millis(0));
+            let due = queue.next_timer().unwrap().as_millis();
+            assert!(due >= last && due <= 30_000, "{due}");
+            last = due;
+            queue.fire(Timestamp::from_millis(due));
+            queue.pop();
+        }
+        assert_eq!(last, 30_000);
+        queue.succeeded(&key("a"));
+        assert_eq!(queue.failures(&key("a")), 0);
+    }
+}

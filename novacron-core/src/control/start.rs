@@ -1,0 +1,279 @@
+//! The steps of a start, of an adaptation and of an end, through hypervisor and storage together.
+//!
+//! ```text
+//!   start:   attach volumes → define → start (held) → READ THE CLAIM AGAIN → resume
+//!   adapt:   detach what the assignment no longer names → attach what it names anew
+//!   retire:  (kill) → undefine → detach volumes → proof
+//! ```
+//! The claim is read from the store, not from the cache, after the domain exists: whoever took it away before that
+//! sees no running guest, and whoever takes it away later finds the domain and must first prove it stopped. A start
+//! that lost its claim undoes itself.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::executor::Drivers;
+use crate::driver::{
+    AttachRequest, Call, DiskAttachment, DomainId, DomainSpec, DomainState, NicAttachment, Seed,
+    StopMode, StopReport,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{
+    AssignedDisk, Assignment, Claim, CloudInit, NodeId, PoolId, Power, StopProof, VolumeId,
+};
+use crate::records;
+
+/// Whether the store says that this epoch may run here. Linearizable.
+async fn still_claimed(drivers: &Drivers, node: &NodeId, id: DomainId) -> Result<()> {
+    let key = <Claim as records::Stored>::key(&id.vm);
+    let claim: Option<Claim> = drivers
+        .store
+        .get(&key)
+        .await?
+        .map(|r| records::from_record(&r))
+        .transpose()?;
+    match claim {
+        Some(c) if c.is_held() && c.epoch == id.epoch && c.place.node() == Some(node) => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            "run.claim",
+            "the claim was taken away before the guest ran",
+        )
+        .with("vm", id.vm)
+        .with("epoch", id.epoch)),
+    }
+}
+
+fn attach_request(node: &NodeId, id: DomainId) -> AttachRequest {
+    AttachRequest {
+        node: node.clone(),
+        vm: id.vm,
+        epoch: id.epoch,
+    }
+}
+
+async fn attach(
+    drivers: &Drivers,
+    call: Call,
+    node: &NodeId,
+    id: DomainId,
+    disk: &AssignedDisk,
+) -> Result<DiskAttachment> {
+    let attachment = drivers
+        .pool(&disk.pool)?
+        .attach(call, disk.volume, &attach_request(node, id))
+        .await?;
+    Ok(DiskAttachment {
+        name: disk.name.clone(),
+        volume: disk.volume,
+        attachment,
+    })
+}
+
+async fn detach(
+    drivers: &Drivers,
+    call: Call,
+    node: &NodeId,
+    id: DomainId,
+    pool: &PoolId,
+    volume: VolumeId,
+) -> Result<()> {
+    match drivers
+        .pool(pool)?
+        .detach(call, volume, &attach_request(node, id))
+        .await
+    {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn nics(assignment: &Assignment) -> Vec<NicAttachment> {
+    let nic = |p: &crate::model::AssignedPort| NicAttachment {
+        port: p.port,
+        mac: p.mac,
+        network: p.network.clone(),
+        forwards: p.forwards.clone(),
+    };
+    assignment.ports.iter().map(nic).collect()
+}
+
+/// The seed's files, with the secrets filled in.
+async fn seed(
+    drivers: &Drivers,
+    call: Call,
+    id: DomainId,
+    name: &str,
+    init: &CloudInit,
+) -> Result<Seed> {
+    let hostname = init.hostname.as_deref().unwrap_or(name);
+    let mut user_data = init.user_data.clone();
+    for (variable, secret) in &init.secrets {
+        let value = drivers.secrets.open(call, secret).await?;
+        user_data = user_data.replace(&format!("${{{variable}}}"), value.expose_secret());
+    }
+    Ok(Seed {
+        meta_data: format!("instance-id: {}\nlocal-hostname: {hostname}\n", id.vm),
+        user_data: SecretString::from(user_data),
+        network_config: init.network_config.clone(),
+    })
+}
+
+pub(crate) async fn start(
+    drivers: &Drivers,
+    call: Call,
+    node: &NodeId,
+    id: DomainId,
+    assignment: &Assignment,
+) -> Result<()> {
+    let hypervisor = drivers.node(node)?;
+    // Before anything is made: a claim that is gone already costs nothing.
+    still_claimed(drivers, node, id).await?;
+    let present = hypervisor.inspect(call, id).await?.map(|d| d.state);
+    if !matches!(present, Some(DomainState::Paused | DomainState::Running)) {
+        let mut disks = Vec::with_capacity(assignment.disks.len());
+        for disk in &assignment.disks {
+            disks.push(attach(drivers, call, node, id, disk).await?);
+        }
+        let machine = &assignment.machine;
+        let seed = match &machine.cloud_init {
+            Some(init) => Some(seed(drivers, call, id, &assignment.name, init).await?),
+            None => None,
+        };
+        let spec = DomainSpec {
+            id,
+            name: assignment.name.clone(),
+            vcpus: machine.vcpus,
+            memory: machine.memory,
+            firmware: machine.firmware,
+            kernel: machine.kernel.clone(),
+            disks,
+            nics: nics(assignment),
+            seed,
+        };
+        hypervisor.define(call, &spec).await?;
+        hypervisor.start(call, id).await?;
+    }
+    if let Err(lost) = still_claimed(drivers, node, id).await {
+        if lost.kind() == ErrorKind::FailedPrecondition {
+            hypervisor.stop(call, id, StopMode::Kill).await?;
+            hypervisor.undefine(call, id).await?;
+        }
+        return Err(lost);
+    }
+    if assignment.power.state == Power::On {
+        hypervisor.resume(call, id).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn resume(
+    drivers: &Drivers,
+    call: Call,
+    node: &NodeId,
+    id: DomainId,
+) -> Result<()> {
+    still_claimed(drivers, node, id).await?;
+    drivers.node(node)?.resume(call, id).await
+}
+
+pub(crate) async fn adapt(
+    drivers: &Drivers,
+    call: Call,
+    node: &NodeId,
+    id: DomainId,
+    assignment: &Assignment,
+) -> Result<()> {
+    let hypervisor = drivers.node(node)?;
+    let Some(domain) = hypervisor.inspect(call, id).await? else {
+        return Err(
+            Error::new(ErrorKind::NotFound, "run.adapt", "the domain is gone").with("domain", id),
+        );
+    };
+    let wanted: BTreeSet<VolumeId> = assignment.disks.iter().map(|d| d.volume).collect();
+    let ports: BTreeSet<_> = assignment.ports.iter().map(|p| p.port).collect();
+    let leaving: Vec<_> = domain
+        .disks
+        .iter()
+        .filter(|v| !wanted.contains(v))
+        .copied()
+        .collect();
+    let coming: Vec<_> = assignment
+        .disks
+        .iter()
+        .filter(|d| !domain.disks.contains(&d.volume))
+        .collect();
+    let leaving_nics: Vec<_> = domain
+        .nics
+        .iter()
+        .filter(|p| !ports.contains(p))
+        .copied()
+        .collect();
+    let coming_nics: Vec<_> = nics(assignment)
+        .into_iter()
+        .filter(|n| !domain.nics.contains(&n.port))
+        .collect();
+    if leaving.is_empty() && coming.is_empty() && leaving_nics.is_empty() && coming_nics.is_empty()
+    {
+        return Ok(());
+    }
+    let Some(plug) = hypervisor.hot_plug() else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "run.adapt",
+            "this hypervisor cannot change devices while a guest runs",
+        ));
+    };
+    for volume in leaving {
+        plug.detach_disk(call, id, volume).await?;
+        if let Some(pool) = drivers.pool_of(volume) {
+            detach(drivers, call, node, id, &pool, volume).await?;
+        }
+    }
+    for port in leaving_nics {
+        plug.detach_nic(call, id, port).await?;
+    }
+    if !coming.is_empty() || !coming_nics.is_empty() {
+        still_claimed(drivers, node, id).await?;
+    }
+    for disk in coming {
+        let attachment = attach(drivers, call, node, id, disk).await?;
+        plug.attach_disk(call, id, &attachment).await?;
+    }
+    for nic in &coming_nics {
+        plug.attach_nic(call, id, nic).await?;
+    }
+    Ok(())
+}
+
+/// Ends a run for good; the proof is the driver's word.
+pub(crate) async fn retire(
+    drivers: &Drivers,
+    call: Call,
+    node: &NodeId,
+    id: DomainId,
+    kill: bool,
+    disks: &[(PoolId, VolumeId)],
+) -> Result<StopProof> {
+    let hypervisor = Arc::clone(drivers.node(node)?);
+    if kill && hypervisor.stop(call, id, StopMode::Kill).await? != StopReport::Ended {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "run.retire",
+            "the driver did not end a killed domain",
+        )
+        .with("domain", id));
+    }
+    let host = hypervisor.probe(call).await?;
+    hypervisor.undefine(call, id).await?;
+    for (pool, volume) in disks {
+        detach(drivers, call, node, id, pool, *volume).await?;
+    }
+    Ok(StopProof::DriverConfirmed {
+        host: host.host,
+        boot_id: host.boot_id,
+        at: drivers.clock.now(),
+    })
+}

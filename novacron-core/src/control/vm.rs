@@ -1,0 +1,485 @@
+//! The leader's part of a VM: place it, grant its claim, keep its assignment true, take the claim back, remove it.
+//!
+//! ```text
+//!   no claim, or released ── wanted on, volumes ready, a place ──► GRANT   claim(epoch+1), volume claims, assignment, run
+//!   held ── spec or power changed ─────────────────────────────► RESOLVE the assignment anew (and its volume claims)
+//!   held ── run is stopped, with its proof ────────────────────► RELEASE the claim with that proof, and the volumes
+//!   released ── to be deleted ─────────────────────────────────► REMOVE  assignment, run, ports, made volumes, the VM
+//! ```
+//! Each is one commit, conditional on every record that it was decided from. A claim is granted only over nothing or
+//! over a released one, and the commit says so.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::cache::Cache;
+use super::plan::{Draft, Plan};
+use crate::driver::{PlacementRequest, Rejected};
+use crate::error::Result;
+use crate::lifecycle::RunPhase;
+use crate::model::{
+    AssignedDisk, AssignedPort, Assignment, Claim, Decision, Epoch, Exit, NetworkKind, NodeId,
+    ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StorageState, Versioned, Vm,
+    VmId, Volume, VolumeClaim,
+};
+use crate::records::{self, Grave, VolumeStatus};
+use crate::time::Timestamp;
+
+/// Failed starts in a row after which a VM is left alone until somebody asks again.
+pub(crate) const START_BUDGET: u32 = 5;
+/// A run that lasted this long was a success: the budget begins anew.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// Asks the scheduler.
+pub(crate) type Place<'a> = &'a mut dyn FnMut(&PlacementRequest) -> Result<Decision, Rejected>;
+
+pub(crate) fn reconcile(id: VmId, cache: &Cache, now: Timestamp, place: Place<'_>) -> Result<Plan> {
+    let Some(vm) = cache.vms.get(&id) else {
+        return Ok(Plan::nothing());
+    };
+    let claim = cache.claims.get(&id);
+    match claim {
+        Some(claim) if claim.is_held() => held(vm, claim, cache),
+        _ if vm.meta.deleted_at.is_some() => remove(vm, claim, cache, now),
+        _ => free(vm, claim, cache, now, place),
+    }
+}
+
+/// The claim is held: follow the spec, or take the claim back.
+fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<Plan> {
+    let Some(node) = claim.place.node() else {
+        return Ok(Plan::nothing());
+    };
+    let at = (node.clone(), vm.id);
+    let Some(run) = cache.runs.get(&at) else {
+        return Ok(Plan::nothing());
+    };
+    if let (RunPhase::Stopped, Some(proof)) = (run.phase, &run.proof) {
+        let mut released = claim.value.clone().release(proof.clone());
+        let lasted = run
+            .started_at
+            .map(|at| run.since.since(at))
+            .unwrap_or_default();
+        released.failures = match &run.exit {
+            Some(exit) if exit.is_failure() && lasted < STABLE => claim.failures + 1,
+            Some(exit) if exit.is_failure() => 1,
+            _ => 0,
+        };
+        if released.failures > 0 {
+            released.not_before = Some(
+                run.since
+                    .plus(Duration::from_secs(1 << (released.failures - 1).min(6))),
+            );
+        }
+        let mut draft = Draft::new()
+            .unchanged::<Claim>(&vm.id, Some(claim.version))
+            .unchanged::<Run>(&at, Some(run.version))
+            .put(&vm.id, &released)?;
+        draft = release_volumes(draft, vm.id, claim.epoch, &BTreeSet::new(), cache);
+        return Ok(Plan::commit(draft));
+    }
+    let Some(assignment) = cache.assignments.get(&at) else {
+        return Ok(Plan::nothing());
+    };
+    let mut power = vm.power;
+    if vm.meta.deleted_at.is_some() {
+        power = crate::model::PowerRequest {
+            state: Power::Off,
+            serial: vm.power.serial,
+            force: true,
+        };
+    }
+    if assignment.generation == vm.meta.generation && assignment.power == power {
+        // The owner has let go of what the spec no longer names: those volumes are free.
+        if run.generation == assignment.generation {
+            let named = vm.machine.disks.iter().map(|d| d.volume).collect();
+            let draft = release_volumes(Draft::new(), vm.id, claim.epoch, &named, cache);
+            if !draft.ops.is_empty() {
+                return Ok(Plan::commit(
+                    draft
+                        .unchanged::<Vm>(&vm.id, Some(vm.version))
+                        .unchanged::<Run>(&at, Some(run.version)),
+                ));
+            }
+        }
+        return Ok(Plan::nothing());
+    }
+    let resolved = match resolve(vm, claim.epoch, cache) {
+        Ok(resolved) => Assignment { power, ..resolved },
+        // What the new spec names is not ready: the power follows, the devices wait.
+        Err(_) if assignment.power != power => Assignment {
+            power,
+            ..assignment.value.clone()
+        },
+        Err(_) => return Ok(Plan::nothing()),
+    };
+    let draft = Draft::new()
+        .unchanged::<Vm>(&vm.id, Some(vm.version))
+        .unchanged::<Claim>(&vm.id, Some(claim.version))
+        .unchanged::<Assignment>(&at, Some(assignment.version));
+    let draft = claim_volumes(draft, &resolved, &claim.place, cache)?;
+    match draft {
+        Some(draft) => Ok(Plan::commit(draft.put(&at, &resolved)?)),
+        None => Ok(Plan::nothing()),
+    }
+}
+
+/// Why a VM without a held claim is not started.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// It should be off, or it powered itself off.
+    Stopped,
+    /// Its budget is used up.
+    Failed(String),
+    /// Not yet.
+    Until(Timestamp),
+    /// Something that it needs is not there.
+    For(String),
+}
+
+/// Whether a free VM should be started now: the failures to carry over, or why not.
+pub(crate) fn should_start(
+    vm: &Vm,
+    claim: Option<&Claim>,
+    run: Option<&Run>,
+    now: Timestamp,
+) -> Result<u32, Waiting> {
+    if vm.power.state == Power::Off || vm.meta.deleted_at.is_some() {
+        return Err(Waiting::Stopped);
+    }
+    let Some(claim) = claim else { return Ok(0) };
+    if vm.power.serial > claim.power_serial {
+        return Ok(0);
+    }
+    let exit = run
+        .filter(|r| r.epoch == claim.epoch)
+        .and_then(|r| r.exit.clone());
+    let again = match (&exit, vm.restart) {
+        (_, RestartPolicy::Always) => true,
+        (Some(Exit::GuestShutdown), _) => false,
+        (Some(exit), RestartPolicy::Never) if exit.is_failure() => false,
+        _ => true,
+    };
+    if !again {
+        return match exit {
+            Some(exit) if exit.is_failure() => Err(Waiting::Failed(format!(
+                "{exit:?}; its restart policy is never"
+            ))),
+            _ => Err(Waiting::Stopped),
+        };
+    }
+    if claim.failures >= START_BUDGET {
+        let last = exit.map_or_else(String::new, |e| format!(", the last: {e:?}"));
+        return Err(Waiting::Failed(format!(
+            "{} starts failed in a row{last}",
+            claim.failures
+        )));
+    }
+    match claim.not_before {
+        Some(at) if at > now => Err(Waiting::Until(at)),
+        _ => Ok(claim.failures),
+    }
+}
+
+/// No claim, or a released one: start it if it should be on.
+fn free(
+    vm: &Versioned<Vm>,
+    claim: Option<&Versioned<Claim>>,
+    cache: &Cache,
+    now: Timestamp,
+    place: Place<'_>,
+) -> Result<Plan> {
+    let failures = match should_start(
+        vm,
+        claim.map(|c| &c.value),
+        cache.run_of(vm.id).map(|r| &r.value),
+        now,
+    ) {
+        Ok(failures) => failures,
+        Err(Waiting::Until(at)) => return Ok(Plan::wake_at(at)),
+        Err(_) => return Ok(Plan::nothing()),
+    };
+    let epoch = Epoch(claim.map_or(0, |c| c.epoch.0) + 1);
+    let Ok(assignment) = resolve(vm, epoch, cache) else {
+        return Ok(Plan::nothing());
+    };
+    // Checked before the scheduler books a place.
+    if assignment
+        .disks
+        .iter()
+        .any(|d| cache.volume_claims.contains_key(&d.volume))
+    {
+        return Ok(Plan::nothing());
+    }
+    let request = placement_request(vm, &assignment, claim.map(|c| &c.value), cache);
+    let Ok(decision) = place(&request) else {
+        return Ok(Plan {
+            waits_for_place: true,
+            ..Plan::nothing()
+        });
+    };
+    let Some(node) = decision.winner.node().cloned() else {
+        return Ok(Plan::nothing());
+    };
+    let at = (node.clone(), vm.id);
+    let run = Run {
+        vm: vm.id,
+        node: node.clone(),
+        epoch,
+        phase: RunPhase::Assigned,
+        boot_id: None,
+        message: String::new(),
+        exit: None,
+        proof: None,
+        since: now,
+        started_at: None,
+        generation: assignment.generation,
+        failures: 0,
+    };
+    let message = format!("placed on {node} (epoch {epoch})");
+    let granted = Claim {
+        epoch,
+        place: decision.winner.clone(),
+        released: None,
+        power_serial: vm.power.serial,
+        failures,
+        not_before: None,
+        decision,
+    };
+    let mut draft = Draft::new()
+        .unchanged::<Vm>(&vm.id, Some(vm.version))
+        .unchanged::<Claim>(&vm.id, claim.map(|c| c.version))
+        .unchanged::<Run>(&at, cache.runs.get(&at).map(|r| r.version))
+        .put(&vm.id, &granted)?
+        .put(&at, &run)?
+        .event(ObjectRef::Vm(vm.id), "placed", message);
+    // A former place keeps nothing.
+    if let Some(old) = claim
+        .and_then(|c| c.place.node())
+        .filter(|old| **old != node)
+    {
+        let old = (old.clone(), vm.id);
+        draft = draft.delete::<Assignment>(&old).delete::<Run>(&old);
+    }
+    match claim_volumes(draft, &assignment, &granted.place, cache)? {
+        Some(draft) => Ok(Plan::commit(draft.put(&at, &assignment)?)),
+        None => Ok(Plan::nothing()),
+    }
+}
+
+/// The VM is to be deleted and nothing of it runs: remove it with everything that it named.
+fn remove(
+    vm: &Versioned<Vm>,
+    claim: Option<&Versioned<Claim>>,
+    cache: &Cache,
+    now: Timestamp,
+) -> Result<Plan> {
+    let made: Vec<_> = vm
+        .machine
+        .disks
+        .iter()
+        .filter(|d| d.delete_with_vm)
+        .filter_map(|d| cache.volumes.get(&d.volume))
+        .collect();
+    let unmarked: Vec<_> = made
+        .iter()
+        .filter(|v| v.meta.deleted_at.is_none())
+        .collect();
+    if !unmarked.is_empty() {
+        let mut draft = Draft::new()
+            .unchanged::<Vm>(&vm.id, Some(vm.version))
+            .unchanged::<Claim>(&vm.id, claim.map(|c| c.version));
+        for volume in unmarked.into_iter().take(crate::store::MAX_OPS / 2) {
+            let mut marked = volume.value.clone();
+            marked.meta.deleted_at = Some(now);
+            draft = draft
+                .unchanged::<Volume>(&volume.id, Some(volume.version))
+                .put(&volume.id, &marked)?;
+        }
+        return Ok(Plan::commit(draft));
+    }
+    if !made.is_empty() {
+        return Ok(Plan::nothing());
+    }
+    let mut draft = Draft::new()
+        .unchanged::<Vm>(&vm.id, Some(vm.version))
+        .unchanged::<Claim>(&vm.id, claim.map(|c| c.version))
+        .delete::<Vm>(&vm.id)
+        .delete::<Claim>(&vm.id)
+        .op(crate::store::Op::Delete(records::name_key(
+            &vm.meta.project,
+            "vm",
+            &vm.meta.name,
+        )))
+        .put(
+            &format!("vm/{}", vm.id),
+            &Grave {
+                at: now,
+                epoch: claim.map(|c| c.epoch),
+            },
+        )?
+        .event(
+            ObjectRef::Vm(vm.id),
+            "deleted",
+            format!("{} is gone", vm.meta.name),
+        );
+    for nic in &vm.machine.nics {
+        draft = draft.delete::<Port>(&nic.port);
+    }
+    if let Some(node) = claim.and_then(|c| c.place.node()) {
+        let at = (node.clone(), vm.id);
+        draft = draft.delete::<Assignment>(&at).delete::<Run>(&at);
+    }
+    for action in cache.actions_of(vm.id).take(30) {
+        draft = draft
+            .delete::<crate::model::Action>(&action)
+            .delete::<crate::model::ActionStatus>(&action);
+    }
+    Ok(Plan::commit(draft))
+}
+
+/// The machine with every reference resolved, or what is not ready.
+pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment, Waiting> {
+    let mut disks = Vec::with_capacity(vm.machine.disks.len());
+    for disk in &vm.machine.disks {
+        let ready = cache
+            .volume_status
+            .get(&disk.volume)
+            .map(|s: &Versioned<VolumeStatus>| &s.value.0.state);
+        match (cache.volumes.get(&disk.volume), ready) {
+            (Some(volume), Some(StorageState::Available)) if volume.meta.deleted_at.is_none() => {
+                disks.push(AssignedDisk {
+                    name: disk.name.clone(),
+                    volume: disk.volume,
+                    pool: volume.pool.clone(),
+                    format: volume.format,
+                })
+            }
+            (Some(_), Some(StorageState::Failed { reason })) => {
+                return Err(Waiting::For(format!(
+                    "volume of disk {} failed: {reason}",
+                    disk.name
+                )));
+            }
+            (Some(_), _) => {
+                return Err(Waiting::For(format!(
+                    "volume of disk {} is being made",
+                    disk.name
+                )));
+            }
+            (None, _) => {
+                return Err(Waiting::For(format!(
+                    "disk {} names a volume that is gone",
+                    disk.name
+                )));
+            }
+        }
+    }
+    let mut ports = Vec::with_capacity(vm.machine.nics.len());
+    for (i, nic) in vm.machine.nics.iter().enumerate() {
+        let port = cache.ports.get(&nic.port);
+        let network = port.and_then(|p| cache.networks.get(&p.network));
+        let (Some(port), Some(network)) = (port, network) else {
+            return Err(Waiting::For(format!("the network of NIC {i} is gone")));
+        };
+        ports.push(AssignedPort {
+            port: port.id,
+            mac: port.mac,
+            network: network.kind.clone(),
+            forwards: port.forwards.clone(),
+        });
+    }
+    Ok(Assignment {
+        vm: vm.id,
+        name: vm.meta.name.to_string(),
+        epoch,
+        generation: vm.meta.generation,
+        machine: vm.machine.clone(),
+        disks,
+        ports,
+        power: vm.power,
+    })
+}
+
+/// What the scheduler is asked for a VM.
+pub(crate) fn placement_request(
+    vm: &Vm,
+    assignment: &Assignment,
+    claim: Option<&Claim>,
+    cache: &Cache,
+) -> PlacementRequest {
+    let mut reachable: Option<BTreeSet<NodeId>> = None;
+    for disk in &assignment.disks {
+        match cache.pools.get(&disk.pool).map(|p| &p.scope) {
+            Some(PoolScope::All) => {}
+            Some(PoolScope::Nodes(nodes)) => {
+                reachable = Some(match reachable {
+                    Some(so_far) => so_far.intersection(nodes).cloned().collect(),
+                    None => nodes.clone(),
+                });
+            }
+            None => reachable = Some(BTreeSet::new()),
+        }
+    }
+    let uses =
+        |wanted: fn(&NetworkKind) -> bool| assignment.ports.iter().any(|p| wanted(&p.network));
+    PlacementRequest {
+        vcpus: vm.machine.vcpus,
+        memory: vm.machine.memory,
+        only: vm.node.clone(),
+        reachable,
+        prefer: claim.and_then(|c| c.place.node().cloned()),
+        uefi: vm.machine.firmware == crate::model::Firmware::Uefi,
+        bridge: uses(|n| matches!(n, NetworkKind::Bridge { .. })),
+        user_network: uses(|n| matches!(n, NetworkKind::User)),
+        seed: u64::try_from(vm.id.uuid().as_u128() & u128::from(u64::MAX)).unwrap_or_default(),
+    }
+}
+
+/// Claims the assignment's volumes for its epoch; none when another VM has one.
+fn claim_volumes(
+    mut draft: Draft,
+    assignment: &Assignment,
+    place: &PlaceId,
+    cache: &Cache,
+) -> Result<Option<Draft>> {
+    for disk in &assignment.disks {
+        match cache.volume_claims.get(&disk.volume) {
+            Some(claim) if claim.vm == assignment.vm && claim.epoch == assignment.epoch => {}
+            Some(_) => return Ok(None),
+            None => {
+                let claim = VolumeClaim {
+                    vm: assignment.vm,
+                    epoch: assignment.epoch,
+                    place: place.clone(),
+                };
+                draft = draft
+                    .unchanged::<VolumeClaim>(&disk.volume, None)
+                    .put(&disk.volume, &claim)?;
+            }
+        }
+    }
+    Ok(Some(draft))
+}
+
+/// Gives back the epoch's volumes that are not in `keep`.
+fn release_volumes(
+    mut draft: Draft,
+    vm: VmId,
+    epoch: Epoch,
+    keep: &BTreeSet<crate::model::VolumeId>,
+    cache: &Cache,
+) -> Draft {
+    for volume in cache.volumes_claimed_by(vm) {
+        if let Some(claim) = cache.volume_claims.get(&volume)
+            && claim.vm == vm
+            && claim.epoch == epoch
+            && !keep.contains(&volume)
+        {
+            draft = draft
+                .unchanged::<VolumeClaim>(&volume, Some(claim.version))
+                .delete::<VolumeClaim>(&volume);
+        }
+    }
+    draft
+}

@@ -1,0 +1,72 @@
+//! What the drivers were last seen to hold. Kept in memory only: a new process observes before it decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::driver::{ArtefactId, Domain, DomainId, DomainState};
+use crate::model::{Epoch, HostInfo, NodeId, PoolId, StopProof, VmId};
+use crate::time::Timestamp;
+
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) nodes: BTreeMap<NodeId, SeenNode>,
+    pub(crate) runs: BTreeMap<(NodeId, VmId), SeenRun>,
+    pub(crate) pools: BTreeMap<PoolId, SeenPool>,
+}
+
+/// A host, as last observed.
+#[derive(Debug, Default)]
+pub(crate) struct SeenNode {
+    /// The last probe, if it answered.
+    pub(crate) host: Option<HostInfo>,
+    /// Whether a complete list has been read since the node last answered.
+    pub(crate) listed: bool,
+    /// Why the last observation failed.
+    pub(crate) error: Option<String>,
+    /// When the last observation ended.
+    pub(crate) at: Timestamp,
+    /// Observe again as soon as possible.
+    pub(crate) stale: bool,
+    /// Domains of our cluster by VM and epoch.
+    pub(crate) domains: BTreeMap<(VmId, Epoch), Domain>,
+    /// Names of domains that are not ours.
+    pub(crate) foreign: BTreeSet<String>,
+}
+
+impl SeenNode {
+    pub(crate) fn state(&self, vm: VmId, epoch: Epoch) -> Option<&DomainState> {
+        self.domains.get(&(vm, epoch)).map(|d| &d.state)
+    }
+
+    /// Takes in what was seen of one domain.
+    pub(crate) fn set(&mut self, id: DomainId, domain: Option<Domain>) {
+        match domain {
+            Some(domain) => drop(self.domains.insert((id.vm, id.epoch), domain)),
+            None => drop(self.domains.remove(&(id.vm, id.epoch))),
+        }
+    }
+}
+
+/// What this process remembers of a run between two looks.
+#[derive(Debug, Default)]
+pub(crate) struct SeenRun {
+    /// Grows with every command that ends: an observation that began before is not taken.
+    pub(crate) touched: u64,
+    /// An event said that the domain changed.
+    pub(crate) stale: bool,
+    /// Why the last command failed, for which epoch, and whether another try may help.
+    pub(crate) error: Option<(Epoch, String, bool)>,
+    /// The guest was asked to power off at this time.
+    pub(crate) asked_at: Option<Timestamp>,
+    /// The domain was retired, with this proof.
+    pub(crate) retired: Option<(Epoch, StopProof)>,
+    /// The generation that the domain was last adapted to.
+    pub(crate) adapted: Option<(Epoch, u64)>,
+}
+
+/// A pool, as last listed.
+#[derive(Debug, Default)]
+pub(crate) struct SeenPool {
+    pub(crate) artefacts: BTreeSet<ArtefactId>,
+    pub(crate) at: Timestamp,
+    pub(crate) listed: bool,
+}

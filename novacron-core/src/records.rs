@@ -1,0 +1,272 @@
+//! Which records there are: their keys, their one writer, and the envelope around their values.
+//!
+//! | key | writer | value |
+//! |---|---|---|
+//! | `cluster/self` | builder | [`ClusterRecord`] |
+//! | `name/<project>/<kind>/<name>` | API | the object's id: uniqueness is the Store's |
+//! | `vm/…` `volume/…` `image/…` `snapshot/…` `network/…` `port/…` `action/…` | API | what should be |
+//! | `claim/vm/<vm>` `claim/volume/<volume>` `assignment/<node>/<vm>` | leader | who may run, who may write, with what |
+//! | `run/<node>/<vm>` `node-status/<node>` `action-status/<action>` | the node's owner | what is |
+//! | `volume-status/…` `image-status/…` `snapshot-status/…` | the pool's owner | what is |
+//! | `operation/…` `grave/<kind>/<id>` `usage/<project>` | leader | progress; what was deleted, for the sweep |
+//! | `event/…` `audit/…` | whoever commits the change | what happened |
+//! | `idempotency/<principal hash>/<key>` | API | the answer that the first call got |
+//!
+//! A value is `{"v":1,"body":…}`. A record of a newer version is refused by name, never guessed at.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{
+    Action, ActionId, ActionStatus, Assignment, Audit, Claim, ClusterId, Epoch, Event, EventId,
+    Image, ImageId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Operation, OperationId,
+    Pool, PoolId, Port, PortId, Run, Snapshot, SnapshotId, StorageStatus, Vm, VmId, Volume,
+    VolumeClaim, VolumeId,
+};
+use crate::store::{Key, Op, Precondition, Record, Revision};
+use crate::time::Timestamp;
+
+/// The newest envelope that this build reads, and the one that it writes.
+const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct EnvelopeOut<'a, T> {
+    v: u32,
+    body: &'a T,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeVersion {
+    v: u32,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeIn<T> {
+    body: T,
+}
+
+/// A value as it is stored.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
+    serde_json::to_vec(&EnvelopeOut {
+        v: VERSION,
+        body: value,
+    })
+    .map(Bytes::from)
+    .map_err(|e| {
+        Error::new(
+            ErrorKind::Internal,
+            "record.encode",
+            "a value cannot be written as JSON",
+        )
+        .caused_by(e)
+    })
+}
+
+/// A stored value.
+pub(crate) fn decode<T: DeserializeOwned>(key: &Key, value: &[u8]) -> Result<T> {
+    let corrupt = |message: String, e: serde_json::Error| {
+        Error::new(ErrorKind::Corrupt, "record.decode", message)
+            .with("key", key)
+            .caused_by(e)
+    };
+    let version: EnvelopeVersion = serde_json::from_slice(value)
+        .map_err(|e| corrupt("the record is not an envelope {v, body}".to_owned(), e))?;
+    if version.v > VERSION {
+        let message = format!(
+            "the record has version {}, this build reads up to {VERSION}: upgrade it",
+            version.v
+        );
+        return Err(Error::new(ErrorKind::Corrupt, "record.decode", message).with("key", key));
+    }
+    let envelope: EnvelopeIn<T> = serde_json::from_slice(value)
+        .map_err(|e| corrupt("the record's body is damaged".to_owned(), e))?;
+    Ok(envelope.body)
+}
+
+/// What is kept of the cluster itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterRecord {
+    pub(crate) id: ClusterId,
+    pub(crate) name: Name,
+}
+
+/// Something that was deleted: an artefact of it that turns up late is swept; one without a grave is only reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Grave {
+    pub(crate) at: Timestamp,
+    /// A VM's last epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) epoch: Option<Epoch>,
+}
+
+/// Resources that a project's objects ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usage {
+    /// VMs.
+    pub vms: u64,
+    /// vCPUs of all VMs.
+    pub vcpus: u64,
+    /// Memory of all VMs, MiB.
+    pub memory_mib: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Bytes of all volumes, as asked for.
+    pub volume_bytes: u64,
+}
+
+/// Ties a kind of record to its key.
+pub(crate) trait Stored: Serialize + DeserializeOwned {
+    type Id;
+    const KIND: &'static str;
+    fn key(id: &Self::Id) -> Key;
+    fn parse(key: &Key) -> Option<Self::Id>;
+}
+
+macro_rules! stored {
+    ($($value:ty, $kind:literal, $id:ty;)*) => {$(
+        impl Stored for $value {
+            type Id = $id;
+            const KIND: &'static str = $kind;
+            fn key(id: &$id) -> Key {
+                Key::of_parts(&[&$kind, id])
+            }
+            fn parse(key: &Key) -> Option<$id> {
+                key.as_str().strip_prefix(concat!($kind, "/"))?.parse().ok()
+            }
+        }
+    )*};
+}
+
+/// The status of a volume, an image, a snapshot: one type per kind of record, so that a key cannot name another's.
+macro_rules! status_of {
+    ($($(#[$doc:meta])* $name:ident, $kind:literal, $id:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub(crate) struct $name(pub(crate) StorageStatus);
+        stored! { $name, $kind, $id; }
+    )*};
+}
+
+stored! {
+    Vm, "vm", VmId;
+    Claim, "claim/vm", VmId;
+    Volume, "volume", VolumeId;
+    VolumeClaim, "claim/volume", VolumeId;
+    Image, "image", ImageId;
+    Snapshot, "snapshot", SnapshotId;
+    Network, "network", NetworkId;
+    Port, "port", PortId;
+    Node, "node", NodeId;
+    NodeStatus, "node-status", NodeId;
+    Pool, "pool", PoolId;
+    Operation, "operation", OperationId;
+    Action, "action", ActionId;
+    ActionStatus, "action-status", ActionId;
+    Event, "event", EventId;
+    Audit, "audit", EventId;
+    Usage, "usage", Name;
+}
+
+status_of! {
+    /// A volume's.
+    VolumeStatus, "volume-status", VolumeId;
+    /// An image's.
+    ImageStatus, "image-status", ImageId;
+    /// A snapshot's.
+    SnapshotStatus, "snapshot-status", SnapshotId;
+}
+
+macro_rules! per_node {
+    ($($value:ty, $kind:literal;)*) => {$(
+        impl Stored for $value {
+            type Id = (NodeId, VmId);
+            const KIND: &'static str = $kind;
+            fn key((node, vm): &(NodeId, VmId)) -> Key {
+                Key::of_parts(&[&$kind, node, vm])
+            }
+            fn parse(key: &Key) -> Option<(NodeId, VmId)> {
+                let (node, vm) = key.as_str().strip_prefix(concat!($kind, "/"))?.split_once('/')?;
+                Some((node.parse().ok()?, vm.parse().ok()?))
+            }
+        }
+    )*};
+}
+
+per_node! {
+    Assignment, "assignment";
+    Run, "run";
+}
+
+impl Stored for Grave {
+    type Id = String;
+    const KIND: &'static str = "grave";
+    fn key(id: &String) -> Key {
+        Key::of_parts(&[&"grave", id])
+    }
+    fn parse(key: &Key) -> Option<String> {
+        key.as_str().strip_prefix("grave/").map(str::to_owned)
+    }
+}
+
+/// The key of a name.
+pub(crate) fn name_key(project: &Name, kind: &str, name: &Name) -> Key {
+    Key::of_parts(&[&"name", project, &kind, name])
+}
+
+/// Writes a record.
+pub(crate) fn put<T: Stored>(id: &T::Id, value: &T) -> Result<Op> {
+    Ok(Op::Put(T::key(id), encode(value)?))
+}
+
+/// Removes a record.
+pub(crate) fn delete<T: Stored>(id: &T::Id) -> Op {
+    Op::Delete(T::key(id))
+}
+
+/// The record is as it was read, or still absent.
+pub(crate) fn unchanged<T: Stored>(id: &T::Id, version: Option<Revision>) -> Precondition {
+    match version {
+        Some(version) => Precondition::At(T::key(id), version),
+        None => Precondition::Absent(T::key(id)),
+    }
+}
+
+/// Decodes a record of a known kind.
+pub(crate) fn from_record<T: Stored>(record: &Record) -> Result<T> {
+    decode(&record.key, &record.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_envelope_is_refused_by_name() {
+        let key = Key::new("pool/a").unwrap();
+        let error = decode::<Pool>(&key, br#"{"v":7,"body":{"new":true}}"#).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.message().contains("version 7"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_record_names_its_key() {
+        let key = Key::new("pool/a").unwrap();
+        for bytes in [
+            &b"{"[..],
+            b"null",
+            br#"{"v":1}"#,
+            br#"{"v":1,"body":{"id":"a/b"}}"#,
+            &[0xff; 64],
+        ] {
+            let error = decode::<Pool>(&key, bytes).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains("key=pool/a"), "{error}");
+        }
+    }
+}
