@@ -1,0 +1,436 @@
+//! A simulated hypervisor: one host of a world, behind the trait that real ones implement.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio::sync::mpsc;
+
+use super::guests::refused;
+use super::state::{Place, SimDisk, SimDomain, State};
+use super::world::{SimWorld, pool_of};
+use crate::driver::{
+    AttachmentSource, Call, DiskAttachment, DiskPivot, DiskStats, Domain, DomainId, DomainOwner,
+    DomainSpec, DomainState, DomainStats, GuestEvent, HotPlug, Hypervisor, HypervisorEvent,
+    NicAttachment, NicStats, StopMode, StopReport,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{
+    Bytes, Exit, HostId, HostInfo, MiB, NodeCapabilities, PortId, SnapshotId, VolumeId,
+};
+
+/// Events that a listener may be behind before its stream ends.
+const BACKLOG: usize = 1024;
+
+/// A driver for one host of a [`SimWorld`]. It has no state of its own: a new one after a crash sees what is there.
+#[derive(Clone, Debug)]
+pub struct SimHypervisor {
+    world: SimWorld,
+    host: HostId,
+}
+
+impl SimHypervisor {
+    /// A driver for a host.
+    pub fn new(world: &SimWorld, host: HostId) -> Self {
+        Self {
+            world: world.clone(),
+            host,
+        }
+    }
+
+    /// The host.
+    pub fn host(&self) -> HostId {
+        self.host
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        id: Option<DomainId>,
+        call: Call,
+        effect: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.world
+            .call(op, Place::Host(self.host), id, call, effect)
+            .await
+    }
+}
+
+fn describe(id: DomainId, domain: &SimDomain) -> Domain {
+    Domain {
+        owner: DomainOwner::NovaCron(id),
+        state: domain.state.clone(),
+        disks: domain.disks.iter().map(|d| d.volume).collect(),
+        nics: domain.nics.clone(),
+    }
+}
+
+fn disk(attachment: &DiskAttachment) -> SimDisk {
+    let pool = match &attachment.attachment.source {
+        AttachmentSource::File(path) => pool_of(path, attachment.volume),
+        _ => None,
+    };
+    SimDisk {
+        volume: attachment.volume,
+        pool,
+        pivoted: None,
+    }
+}
+
+fn started<'a>(
+    state: &'a mut State,
+    op: &'static str,
+    host: HostId,
+    id: DomainId,
+) -> Result<&'a mut SimDomain> {
+    let domain = state.domain(op, host, id)?;
+    if domain.is_started() {
+        Ok(domain)
+    } else {
+        Err(refused(op, id, "it is not started"))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for SimHypervisor {
+    async fn probe(&self, call: Call) -> Result<HostInfo> {
+        const OP: &str = "sim.probe";
+        let host = self.host;
+        self.run(OP, None, call, move |state| {
+            let h = state.host(OP, host)?;
+            Ok(HostInfo {
+                host,
+                boot_id: h.boot_id.to_string(),
+                capabilities: NodeCapabilities {
+                    hypervisor: "simulated".to_owned(),
+                    arch: "x86_64".to_owned(),
+                    acceleration: "sim".to_owned(),
+                    cpus: h.cpus,
+                    memory: h.memory,
+                    max_vcpus: h.cpus,
+                    uefi: true,
+                    bridge: true,
+                    user_network: true,
+                    hot_plug: true,
+                    live_snapshot: true,
+                },
+            })
+        })
+        .await
+    }
+
+    async fn list(&self, call: Call) -> Result<Vec<Domain>> {
+        const OP: &str = "sim.list";
+        let host = self.host;
+        self.run(OP, None, call, move |state| {
+            state.settle(host);
+            let h = state.host(OP, host)?;
+            let foreign = h.foreign.iter().map(|name| Domain {
+                owner: DomainOwner::Foreign(name.clone()),
+                state: DomainState::Running,
+                disks: Vec::new(),
+                nics: Vec::new(),
+            });
+            let ours = h.domains.iter().map(|(id, domain)| describe(*id, domain));
+            Ok(ours.chain(foreign).collect())
+        })
+        .await
+    }
+
+    async fn inspect(&self, call: Call, id: DomainId) -> Result<Option<Domain>> {
+        const OP: &str = "sim.inspect";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let h = state.host(OP, host)?;
+            Ok(h.domains.get(&id).map(|domain| describe(id, domain)))
+        })
+        .await
+    }
+
+    async fn define(&self, call: Call, spec: &DomainSpec) -> Result<()> {
+        const OP: &str = "sim.define";
+        let (host, id) = (self.host, spec.id);
+        let domain = SimDomain {
+            vcpus: spec.vcpus,
+            memory: spec.memory,
+            disks: spec.disks.iter().map(disk).collect(),
+            nics: spec.nics.iter().map(|n| n.port).collect(),
+            state: DomainState::Defined,
+            pressed: false,
+            ran: Duration::ZERO,
+            since: None,
+        };
+        self.run(OP, Some(id), call, move |state| {
+            let h = state.host(OP, host)?;
+            let known = h.domains.get(&id);
+            if known.is_none_or(|d| d.state == DomainState::Defined) {
+                let is_new = known.is_none();
+                h.domains.insert(id, domain);
+                if is_new {
+                    state.note(|| format!("host {host} domain {id} defined"));
+                    state.push(host, id, GuestEvent::StateChanged);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start(&self, call: Call, id: DomainId) -> Result<()> {
+        const OP: &str = "sim.start";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| state.start(OP, host, id))
+            .await
+    }
+
+    async fn resume(&self, call: Call, id: DomainId) -> Result<()> {
+        const OP: &str = "sim.resume";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| state.resume(OP, host, id))
+            .await
+    }
+
+    async fn pause(&self, call: Call, id: DomainId) -> Result<()> {
+        const OP: &str = "sim.pause";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            started(state, OP, host, id)?;
+            state.enter(host, id, DomainState::Paused);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn stop(&self, call: Call, id: DomainId, mode: StopMode) -> Result<StopReport> {
+        const OP: &str = "sim.stop";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let known = state.host(OP, host)?.domains.get(&id);
+            match known.map(|d| (&d.state, d.is_started())) {
+                None | Some((DomainState::Ended(_), _)) => return Ok(StopReport::Ended),
+                Some((_, true)) if mode == StopMode::Shutdown => {
+                    state.press(host, id);
+                    return Ok(StopReport::Asked);
+                }
+                Some(_) => {}
+            }
+            // One that was never started cannot be any more: what was answered stays true.
+            state.enter(host, id, DomainState::Ended(Exit::Requested));
+            Ok(StopReport::Ended)
+        })
+        .await
+    }
+
+    async fn reset(&self, call: Call, id: DomainId) -> Result<()> {
+        const OP: &str = "sim.reset";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            started(state, OP, host, id)?;
+            state.push(host, id, GuestEvent::Reset);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn undefine(&self, call: Call, id: DomainId) -> Result<()> {
+        const OP: &str = "sim.undefine";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            match state
+                .host(OP, host)?
+                .domains
+                .get(&id)
+                .map(|d| (&d.state, d.is_started()))
+            {
+                Some((_, true)) => return Err(refused(OP, id, "it runs")),
+                Some((DomainState::Unknown(_), _)) => {
+                    return Err(refused(OP, id, "it may run"));
+                }
+                _ => {}
+            }
+            state.abandon(host, id);
+            if state.host(OP, host)?.domains.remove(&id).is_some() {
+                state.note(|| format!("host {host} domain {id} undefined"));
+                state.push(host, id, GuestEvent::StateChanged);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn stats(&self, call: Call, id: DomainId) -> Result<DomainStats> {
+        const OP: &str = "sim.stats";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            let ran = domain.ran + domain.since.map_or(Duration::ZERO, |s| s.elapsed());
+            let ns = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX);
+            let disks = domain.disks.iter().map(|d| DiskStats {
+                volume: d.volume,
+                read_bytes: 0,
+                written_bytes: 0,
+                reads: 0,
+                writes: 0,
+            });
+            let nics = domain.nics.iter().map(|port| NicStats {
+                port: *port,
+                received_bytes: 0,
+                sent_bytes: 0,
+            });
+            Ok(DomainStats {
+                vcpu_ns: vec![ns; domain.vcpus as usize],
+                resident: Bytes::from(MiB(domain.memory.0)),
+                disks: disks.collect(),
+                nics: nics.collect(),
+            })
+        })
+        .await
+    }
+
+    fn events(&self) -> BoxStream<'static, HypervisorEvent> {
+        let mut state = self.world.lock();
+        let Some(host) = state.hosts.get_mut(&self.host) else {
+            return stream::empty().boxed();
+        };
+        if host.outage.is_some() {
+            return stream::empty().boxed();
+        }
+        let (sender, mut receiver) = mpsc::channel(BACKLOG);
+        host.listeners.retain(|l| !l.is_closed());
+        host.listeners.push(sender);
+        stream::poll_fn(move |context| receiver.poll_recv(context)).boxed()
+    }
+
+    fn hot_plug(&self) -> Option<&dyn HotPlug> {
+        Some(self)
+    }
+
+    fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl HotPlug for SimHypervisor {
+    async fn attach_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        attachment: &DiskAttachment,
+    ) -> Result<()> {
+        const OP: &str = "sim.attach_disk";
+        let (host, disk) = (self.host, disk(attachment));
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            if domain.disks.iter().any(|d| d.volume == disk.volume) {
+                return Ok(());
+            }
+            let (volume, runs) = (disk.volume, domain.since.is_some());
+            domain.disks.push(disk);
+            if runs {
+                state.begin_writing(host, id, volume);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()> {
+        const OP: &str = "sim.detach_disk";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            domain.disks.retain(|d| d.volume != volume);
+            state.writing.remove(&(volume, host, id));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
+        const OP: &str = "sim.attach_nic";
+        let (host, port) = (self.host, nic.port);
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            if !domain.nics.contains(&port) {
+                domain.nics.push(port);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()> {
+        const OP: &str = "sim.detach_nic";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            started(state, OP, host, id)?.nics.retain(|p| *p != port);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn resize_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        size: Bytes,
+    ) -> Result<()> {
+        const OP: &str = "sim.resize_disk";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            let Some(disk) = domain.disks.iter().find(|d| d.volume == volume) else {
+                return Err(not_attached(OP, id, volume));
+            };
+            if let Some(pool) = disk.pool.clone().and_then(|p| state.pools.get_mut(&p)) {
+                pool.grow(volume, size);
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl DiskPivot for SimHypervisor {
+    async fn pivot(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        path: PathBuf,
+    ) -> Result<()> {
+        const OP: &str = "sim.pivot";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            let Some(disk) = domain.disks.iter_mut().find(|d| d.volume == volume) else {
+                return Err(not_attached(OP, id, volume));
+            };
+            if disk.pivoted == Some(snapshot) {
+                return Ok(());
+            }
+            if pool_of(&path, volume) != disk.pool {
+                let message = "the new layer is not one of this disk";
+                return Err(Error::new(ErrorKind::Invalid, OP, message).with("domain", id));
+            }
+            disk.pivoted = Some(snapshot);
+            if let Some(pool) = disk.pool.clone().and_then(|p| state.pools.get_mut(&p)) {
+                pool.pivoted(volume, snapshot);
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn not_attached(op: &'static str, id: DomainId, volume: VolumeId) -> Error {
+    Error::new(ErrorKind::NotFound, op, "the disk is not attached")
+        .with("domain", id)
+        .with("volume", volume)
+}
