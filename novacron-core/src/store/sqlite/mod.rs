@@ -292,3 +292,38 @@ impl Store for SqliteStore {
         Ok(self.0.shared.beats().under(prefix))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::{Op, WatchEvent};
+
+    fn commit(n: u128) -> Commit {
+        let mut commit = Commit::new(TxnId(Uuid::from_u128(n)));
+        commit.push(Op::Put(Key::new(format!("vm/{n}")).unwrap(), "1".into()));
+        commit
+    }
+
+    /// A fault of the writer is an error for everybody, at once and later; nobody waits for ever.
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_died() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("novacron.db")).await.unwrap();
+        let revision = store.commit(commit(1)).await.unwrap();
+        let mut watch = store.watch(vec![String::new()], revision).await.unwrap();
+        assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Bookmark(revision));
+
+        store.requests().as_ref().unwrap().send(Request::Panic).unwrap();
+        let at_once = store.commit(commit(2)).await.unwrap_err();
+        assert!(matches!(at_once.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Unavailable), "{at_once}");
+        assert_eq!(watch.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+        assert!(watch.next().await.is_none());
+        assert_eq!(store.commit(commit(3)).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(store.outcome(TxnId(Uuid::from_u128(2))).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert!(store.get(&Key::new("vm/1").unwrap()).await.unwrap().is_some(), "reads go on");
+        assert_eq!(store.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+}
