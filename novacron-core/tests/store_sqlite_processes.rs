@@ -90,6 +90,7 @@ async fn nothing_acknowledged_is_lost_by_kill_9() {
         child.kill().unwrap();
         child.wait().unwrap();
         acknowledged.extend(said);
+        assert!(acknowledged.len() >= 100, "the child died by itself: {acknowledged:?}");
 
         // The lock of the dead is no obstacle.
         let store = SqliteStore::open(&path).await.unwrap();

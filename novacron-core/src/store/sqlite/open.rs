@@ -202,3 +202,22 @@ fn create(path: &Path) -> Result<()> {
         .and_then(|()| File::open(folder)?.sync_all());
     renamed.map_err(|e| of_io("cannot make the database", path, e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What durability hangs on; no test short of cutting the power would notice its loss.
+    #[test]
+    fn the_writer_syncs_at_every_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("novacron.db");
+        for _ in 0..2 {
+            let opened = open(&path, &SqliteOptions::default()).unwrap();
+            let text = |pragma: &str| opened.connection.query_row(pragma, [], |row| row.get::<_, String>(0));
+            let number = |pragma: &str| opened.connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+            assert_eq!(text("PRAGMA journal_mode"), Ok("wal".to_owned()));
+            assert_eq!(number("PRAGMA synchronous"), Ok(2));
+        }
+    }
+}
