@@ -1,6 +1,6 @@
 //! The reference store as a model: whatever is asked of both, SqliteStore answers as MemoryStore does.
 #![cfg(feature = "sqlite")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -102,8 +102,16 @@ struct Pair {
 /// Asks both stores and compares; an error is compared by its kind.
 macro_rules! both {
     ($pair:expr, $store:ident => $ask:expr) => {{
-        let of_model = { let $store = &$pair.model; $ask }.map_err(|e: Error| e.kind());
-        let of_sqlite = { let $store = &$pair.sqlite; $ask }.map_err(|e: Error| e.kind());
+        let of_model = {
+            let $store = &$pair.model;
+            $ask
+        }
+        .map_err(|e: Error| e.kind());
+        let of_sqlite = {
+            let $store = &$pair.sqlite;
+            $ask
+        }
+        .map_err(|e: Error| e.kind());
         assert_eq!(of_model, of_sqlite);
         of_model
     }};
@@ -114,8 +122,12 @@ impl Pair {
         let clock = Arc::new(ManualClock::default());
         let model = MemoryStore::new(Arc::<ManualClock>::clone(&clock));
         let path = folder.join("novacron.db");
-        let options =
-            SqliteOptions { clock: Arc::<ManualClock>::clone(&clock), watch_bytes, readers: 1, ..SqliteOptions::default() };
+        let options = SqliteOptions {
+            clock: Arc::<ManualClock>::clone(&clock),
+            watch_bytes,
+            readers: 1,
+            ..SqliteOptions::default()
+        };
         let sqlite = SqliteStore::open_with(&path, options.clone()).await.unwrap();
         Self { clock, model, path, options, sqlite, leases: Vec::new() }
     }
@@ -225,7 +237,12 @@ fn txn_of(n: u8) -> TxnId {
 }
 
 /// What a watch tells up to the bookmark at `tip`.
-async fn told(store: &dyn Store, prefixes: &[String], after: Revision, tip: Revision) -> Result<impl Debug + PartialEq, Error> {
+async fn told(
+    store: &dyn Store,
+    prefixes: &[String],
+    after: Revision,
+    tip: Revision,
+) -> Result<impl Debug + PartialEq, Error> {
     let mut watch = store.watch(prefixes.to_vec(), after).await?;
     let mut commits = BTreeMap::new();
     loop {

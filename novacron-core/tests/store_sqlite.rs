@@ -1,6 +1,6 @@
 //! What SqliteStore promises beyond the suite: which files it opens and refuses, group commit, a full disk, closing.
 #![cfg(feature = "sqlite")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -189,7 +189,10 @@ async fn people_can_read_it_with_the_shell_while_it_runs() {
     };
     assert_eq!(shell("SELECT id, name, revision FROM vms"), "a|web-2|2");
     assert_eq!(shell("SELECT kind, records, latest_revision FROM kinds"), "vm|1|2");
-    assert_eq!(shell("SELECT revision, change, json_extract(json, '$.meta.name') FROM recent"), "2|put|web-2\n1|put|web-1");
+    assert_eq!(
+        shell("SELECT revision, change, json_extract(json, '$.meta.name') FROM recent"),
+        "2|put|web-2\n1|put|web-1"
+    );
     assert_eq!(shell("SELECT name, holder, token FROM lease_holders"), "leader|host-a|1");
     assert_eq!(shell("SELECT outcome FROM transactions WHERE txn LIKE '%2'"), "committed at 2");
     for view in shell("SELECT name FROM sqlite_schema WHERE type = 'view'").lines() {

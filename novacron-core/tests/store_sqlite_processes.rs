@@ -2,7 +2,7 @@
 //!
 //! The child is this very test binary, run with `NOVACRON_STORE_CHILD` set (what it shall do, and on which database).
 #![cfg(feature = "sqlite")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;

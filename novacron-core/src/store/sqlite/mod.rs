@@ -67,7 +67,7 @@ pub struct SqliteOptions {
     pub readers: usize,
     /// About how many bytes of recent commits are kept in memory for watches; slower ones read the file.
     pub watch_bytes: usize,
-    /// Whether to look for damage when opening: reads the whole file, about a second per gigabyte.
+    /// Whether to look for damage when opening: reads the whole file, about four seconds per gigabyte.
     pub check: bool,
     /// The size beyond which the database does not grow; then commits fail with [`ErrorKind::Exhausted`].
     pub max_bytes: Option<u64>,

@@ -15,7 +15,7 @@
 //! is locked until the last write is over. If it dies, its queue dies with it: callers get an error, watches end.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -122,10 +122,7 @@ impl Writer {
                 // With company in the group before, the same callers are about to come back. Alone, nobody waits.
                 Err(_) if group.len() < expected => {
                     let left = (took / 2).min(GATHER).saturating_sub(start.elapsed());
-                    match self.requests.recv_timeout(left) {
-                        Ok(request) => Some(request),
-                        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                    }
+                    self.requests.recv_timeout(left).ok()
                 }
                 Err(_) => None,
             };
