@@ -272,6 +272,17 @@ fn compare(steps: Vec<Step>, watch_bytes: usize) {
     });
 }
 
+/// A sequence that once differed: opening resumed the sweep, which forgot outcomes that no compaction had forgotten.
+#[test]
+fn sqlite_store_forgets_outcomes_at_a_compaction_only() {
+    let commit = |txn| Step::Commit { txn, preconditions: Vec::new(), ops: vec![(1, Some(1))] };
+    for _ in 0..20 {
+        let quiet = [Step::Pass(3_700), Step::Reopen, Step::Outcome(9), Step::Get(0), commit(1), Step::Outcome(2)];
+        let again = [Step::Compact(0), commit(1), Step::Outcome(1)];
+        compare([commit(1), commit(2), Step::Compact(0)].into_iter().chain(quiet).chain(again).collect(), 0);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
