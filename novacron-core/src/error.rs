@@ -108,7 +108,11 @@ struct Inner {
 impl Error {
     /// A new error. `operation` is what was being done, as `"qemu.start"`; retryable by default are
     /// [`ErrorKind::Conflict`] and [`ErrorKind::Unavailable`].
-    pub fn new(kind: ErrorKind, operation: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(
+        kind: ErrorKind,
+        operation: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self(Box::new(Inner {
             kind,
             retryable: matches!(kind, ErrorKind::Conflict | ErrorKind::Unavailable),
@@ -203,7 +207,11 @@ impl fmt::Display for Error {
         for (i, (key, value)) in self.0.context.iter().enumerate() {
             write!(f, "{}{key}={value}", if i == 0 { " [" } else { ", " })?;
         }
-        if self.0.context.is_empty() { Ok(()) } else { f.write_str("]") }
+        if self.0.context.is_empty() {
+            Ok(())
+        } else {
+            f.write_str("]")
+        }
     }
 }
 
@@ -223,6 +231,9 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|s| s as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_deref()
+            .map(|s| s as &(dyn StdError + 'static))
     }
 }

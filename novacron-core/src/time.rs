@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// A point of wall-clock time: milliseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Timestamp(u64);
 
@@ -37,7 +39,10 @@ impl Timestamp {
     /// This time plus `duration`.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -52,9 +57,14 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the wall clock"
+    )]
     fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 }
@@ -69,7 +79,10 @@ pub struct TimerClock {
 impl TimerClock {
     /// A clock that shows `start` now.
     pub fn starting_at(start: Timestamp) -> Self {
-        Self { origin: Instant::now(), start }
+        Self {
+            origin: Instant::now(),
+            start,
+        }
     }
 }
 
@@ -100,7 +113,10 @@ impl SeededIds {
     /// When the operating system has no randomness to give, as `getrandom` does for every Rust program.
     pub fn from_os() -> Self {
         let mut seed = [0; 32];
-        #[expect(clippy::expect_used, reason = "documented: without randomness nothing here is sound")]
+        #[expect(
+            clippy::expect_used,
+            reason = "documented: without randomness nothing here is sound"
+        )]
         getrandom::fill(&mut seed).expect("the operating system gives randomness");
         Self(Mutex::new(StdRng::from_seed(seed)))
     }
@@ -114,7 +130,10 @@ impl fmt::Debug for SeededIds {
 
 impl IdSource for SeededIds {
     fn bits(&self) -> u128 {
-        let mut rng = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut rng = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         (u128::from(rng.next_u64()) << 64) | u128::from(rng.next_u64())
     }
 }

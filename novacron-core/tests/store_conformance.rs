@@ -62,9 +62,17 @@ mod sqlite_fixture {
     impl Fixture {
         pub(crate) fn new(change: impl FnOnce(&mut SqliteOptions)) -> Self {
             let clock = Arc::new(ManualClock::default());
-            let mut options = SqliteOptions { clock: Arc::<ManualClock>::clone(&clock), ..SqliteOptions::default() };
+            let mut options = SqliteOptions {
+                clock: Arc::<ManualClock>::clone(&clock),
+                ..SqliteOptions::default()
+            };
             change(&mut options);
-            Self { clock, folder: tempfile::tempdir().unwrap(), options, present: Mutex::default() }
+            Self {
+                clock,
+                folder: tempfile::tempdir().unwrap(),
+                options,
+                present: Mutex::default(),
+            }
         }
     }
 
@@ -72,7 +80,9 @@ mod sqlite_fixture {
     impl StoreFixture for Fixture {
         async fn open(&self) -> Arc<dyn Store> {
             let path = self.folder.path().join("novacron.db");
-            let store = SqliteStore::open_with(path, self.options.clone()).await.unwrap();
+            let store = SqliteStore::open_with(path, self.options.clone())
+                .await
+                .unwrap();
             *self.present.lock().unwrap() = Some(store.clone());
             Arc::new(store)
         }

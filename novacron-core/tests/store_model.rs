@@ -11,15 +11,17 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use novacron_core::conformance::ManualClock;
 use novacron_core::store::{
-    Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Op, Precondition, Revision, SqliteOptions, SqliteStore,
-    Store, TxnId, WatchEvent,
+    Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Op, Precondition, Revision,
+    SqliteOptions, SqliteStore, Store, TxnId, WatchEvent,
 };
 use novacron_core::{Error, ErrorKind};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-const KEYS: &[&str] = &["vm", "vm/a", "vm/a/x", "vm/b", "vm-x/a", "run/n/a", "run/n/b", "vmx"];
+const KEYS: &[&str] = &[
+    "vm", "vm/a", "vm/a/x", "vm/b", "vm-x/a", "run/n/a", "run/n/b", "vmx",
+];
 const PREFIXES: &[&str] = &["", "v", "vm", "vm/", "vm/a", "run/", "run/n/a", "x", "vm_"];
 const NAMES: &[&str] = &["leader", "owner/1"];
 const HOLDERS: &[&str] = &["a", "b", "c"];
@@ -29,13 +31,29 @@ type Ago = i64;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Commit { txn: u8, preconditions: Vec<Need>, ops: Vec<(usize, Option<u16>)> },
+    Commit {
+        txn: u8,
+        preconditions: Vec<Need>,
+        ops: Vec<(usize, Option<u16>)>,
+    },
     Get(usize),
-    List { prefix: usize, after: Option<usize>, limit: usize, at: Option<Ago> },
+    List {
+        prefix: usize,
+        after: Option<usize>,
+        limit: usize,
+        at: Option<Ago>,
+    },
     Outcome(u8),
-    Watch { prefixes: Vec<usize>, after: Ago },
+    Watch {
+        prefixes: Vec<usize>,
+        after: Ago,
+    },
     Compact(Ago),
-    Acquire { name: usize, holder: usize, seconds: u64 },
+    Acquire {
+        name: usize,
+        holder: usize,
+        seconds: u64,
+    },
     Renew(usize),
     Release(usize),
     Beat(usize, u16),
@@ -68,7 +86,10 @@ fn need() -> impl Strategy<Value = Need> {
 fn step() -> impl Strategy<Value = Step> {
     let key = 0..KEYS.len();
     let prefix = 0..PREFIXES.len();
-    let ops = vec((key.clone(), prop::option::weighted(0.7, any::<u16>())), 0..5);
+    let ops = vec(
+        (key.clone(), prop::option::weighted(0.7, any::<u16>())),
+        0..5,
+    );
     prop_oneof![
         12 => (any::<u8>(), vec(need(), 0..2), ops)
             .prop_map(|(txn, preconditions, ops)| Step::Commit { txn, preconditions, ops }),
@@ -128,12 +149,26 @@ impl Pair {
             readers: 1,
             ..SqliteOptions::default()
         };
-        let sqlite = SqliteStore::open_with(&path, options.clone()).await.unwrap();
-        Self { clock, model, path, options, sqlite, leases: Vec::new() }
+        let sqlite = SqliteStore::open_with(&path, options.clone())
+            .await
+            .unwrap();
+        Self {
+            clock,
+            model,
+            path,
+            options,
+            sqlite,
+            leases: Vec::new(),
+        }
     }
 
     async fn tip(&self) -> u64 {
-        self.model.list("", ListOptions::default()).await.unwrap().revision.0
+        self.model
+            .list("", ListOptions::default())
+            .await
+            .unwrap()
+            .revision
+            .0
     }
 
     async fn at(&self, ago: Ago) -> Revision {
@@ -151,7 +186,10 @@ impl Pair {
             Need::At(key, ago) => Precondition::At(key_of(*key), self.at(*ago).await),
             Need::Lease(index) => {
                 let lease = self.lease(*index)?;
-                Precondition::Lease { name: lease.name, token: lease.token }
+                Precondition::Lease {
+                    name: lease.name,
+                    token: lease.token,
+                }
             }
         })
     }
@@ -163,24 +201,39 @@ impl Pair {
 
     async fn run(&mut self, step: Step) {
         match step {
-            Step::Commit { txn, preconditions, ops } => {
+            Step::Commit {
+                txn,
+                preconditions,
+                ops,
+            } => {
                 let mut commit = Commit::new(txn_of(txn));
                 for need in &preconditions {
                     commit.preconditions.extend(self.precondition(need).await);
                 }
                 for (key, value) in ops {
                     let key = key_of(key);
-                    commit.push(value.map_or(Op::Delete(key.clone()), |v| Op::Put(key, v.to_string().into())));
+                    commit.push(value.map_or(Op::Delete(key.clone()), |v| {
+                        Op::Put(key, v.to_string().into())
+                    }));
                 }
                 let _ = both!(self, s => s.commit(commit.clone()).await);
             }
             Step::Get(key) => drop(both!(self, s => s.get(&key_of(key)).await)),
-            Step::List { prefix, after, limit, at } => {
+            Step::List {
+                prefix,
+                after,
+                limit,
+                at,
+            } => {
                 let at = match at {
                     Some(ago) => Some(self.at(ago).await),
                     None => None,
                 };
-                let options = ListOptions { after: after.map(key_of), limit, at };
+                let options = ListOptions {
+                    after: after.map(key_of),
+                    limit,
+                    at,
+                };
                 let ask = async |s: &dyn Store| {
                     let page = s.list(PREFIXES[prefix], options.clone()).await?;
                     Ok((page.records, page.revision, page.more))
@@ -190,16 +243,24 @@ impl Pair {
             Step::Outcome(txn) => drop(both!(self, s => s.outcome(txn_of(txn)).await)),
             Step::Watch { prefixes, after } => {
                 let (tip, after) = (Revision(self.tip().await), self.at(after).await);
-                let prefixes: Vec<_> = prefixes.into_iter().map(|i| PREFIXES[i].to_owned()).collect();
+                let prefixes: Vec<_> = prefixes
+                    .into_iter()
+                    .map(|i| PREFIXES[i].to_owned())
+                    .collect();
                 drop(both!(self, s => told(s, &prefixes, after, tip).await));
             }
             Step::Compact(ago) => {
                 let before = self.at(ago).await;
                 let _ = both!(self, s => s.compact(before).await);
             }
-            Step::Acquire { name, holder, seconds } => {
+            Step::Acquire {
+                name,
+                holder,
+                seconds,
+            } => {
                 let ttl = Duration::from_secs(seconds);
-                let answer = both!(self, s => s.lease_acquire(NAMES[name], HOLDERS[holder], ttl).await);
+                let answer =
+                    both!(self, s => s.lease_acquire(NAMES[name], HOLDERS[holder], ttl).await);
                 if let Ok(LeaseAnswer::Granted(lease)) = answer {
                     self.leases.push(lease);
                 }
@@ -221,7 +282,9 @@ impl Pair {
             Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),
             Step::Reopen => {
                 self.sqlite.close().await.unwrap();
-                self.sqlite = SqliteStore::open_with(&self.path, self.options.clone()).await.unwrap();
+                self.sqlite = SqliteStore::open_with(&self.path, self.options.clone())
+                    .await
+                    .unwrap();
             }
         }
     }
@@ -247,7 +310,10 @@ async fn told(
     let mut commits = BTreeMap::new();
     loop {
         let event = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
-        match event.expect("an event in time").expect("no end without an error")? {
+        match event
+            .expect("an event in time")
+            .expect("no end without an error")?
+        {
             WatchEvent::Commit { revision, changes } => {
                 assert!(commits.insert(revision, changes).is_none(), "told twice");
             }
@@ -259,7 +325,10 @@ async fn told(
 
 fn compare(steps: Vec<Step>, watch_bytes: usize) {
     let folder = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let mut pair = Pair::open(folder.path(), watch_bytes).await;
         for step in steps {
@@ -275,11 +344,29 @@ fn compare(steps: Vec<Step>, watch_bytes: usize) {
 /// A sequence that once differed: opening resumed the sweep, which forgot outcomes that no compaction had forgotten.
 #[test]
 fn sqlite_store_forgets_outcomes_at_a_compaction_only() {
-    let commit = |txn| Step::Commit { txn, preconditions: Vec::new(), ops: vec![(1, Some(1))] };
+    let commit = |txn| Step::Commit {
+        txn,
+        preconditions: Vec::new(),
+        ops: vec![(1, Some(1))],
+    };
     for _ in 0..20 {
-        let quiet = [Step::Pass(3_700), Step::Reopen, Step::Outcome(9), Step::Get(0), commit(1), Step::Outcome(2)];
+        let quiet = [
+            Step::Pass(3_700),
+            Step::Reopen,
+            Step::Outcome(9),
+            Step::Get(0),
+            commit(1),
+            Step::Outcome(2),
+        ];
         let again = [Step::Compact(0), commit(1), Step::Outcome(1)];
-        compare([commit(1), commit(2), Step::Compact(0)].into_iter().chain(quiet).chain(again).collect(), 0);
+        compare(
+            [commit(1), commit(2), Step::Compact(0)]
+                .into_iter()
+                .chain(quiet)
+                .chain(again)
+                .collect(),
+            0,
+        );
     }
 }
 

@@ -7,7 +7,11 @@
 //! ```text
 //! novacron_core::store_conformance!(MyFixture::new().await);
 //! ```
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a suite of assertions: to panic is to report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a suite of assertions: to panic is to report"
+)]
 
 pub mod store;
 
@@ -28,7 +32,10 @@ impl ManualClock {
 
     /// Moves it on.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.0.fetch_add(
+            u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
+            Ordering::SeqCst,
+        );
     }
 }
 

@@ -16,21 +16,36 @@ pub(super) trait Facts {
 }
 
 /// Looks every precondition up; the inner result is [`ErrorKind::Conflict`] at the first one that does not hold.
-pub(super) fn evaluate<F: Facts>(preconditions: &[Precondition], facts: &F) -> Result<Result<()>, F::Error> {
+pub(super) fn evaluate<F: Facts>(
+    preconditions: &[Precondition],
+    facts: &F,
+) -> Result<Result<()>, F::Error> {
     for (index, precondition) in preconditions.iter().enumerate() {
         let found = match precondition {
-            Precondition::Absent(key) => facts.version(key)?.map(|found| (key.as_str(), exists(key, found))),
+            Precondition::Absent(key) => facts
+                .version(key)?
+                .map(|found| (key.as_str(), exists(key, found))),
             Precondition::Present(key) => match facts.version(key)? {
                 Some(_) => None,
                 None => Some((key.as_str(), format!("{key} does not exist"))),
             },
             Precondition::At(key, expected) => match facts.version(key)? {
                 Some(found) if found == *expected => None,
-                Some(found) => Some((key.as_str(), format!("{key} is at revision {found}, not {expected}"))),
-                None => Some((key.as_str(), format!("{key} does not exist; revision {expected} was expected"))),
+                Some(found) => Some((
+                    key.as_str(),
+                    format!("{key} is at revision {found}, not {expected}"),
+                )),
+                None => Some((
+                    key.as_str(),
+                    format!("{key} does not exist; revision {expected} was expected"),
+                )),
             },
-            Precondition::Lease { name, token } => (!facts.holds(name, *token)?)
-                .then(|| (name.as_str(), format!("the lease {name} is not held under token {token} any more"))),
+            Precondition::Lease { name, token } => (!facts.holds(name, *token)?).then(|| {
+                (
+                    name.as_str(),
+                    format!("the lease {name} is not held under token {token} any more"),
+                )
+            }),
         };
         if let Some((key, message)) = found {
             let error = Error::new(ErrorKind::Conflict, "store.commit", message);
@@ -46,15 +61,26 @@ fn exists(key: &Key, found: Revision) -> String {
 
 /// The error of a commit whose transaction [`Store::outcome`](super::Store::outcome) has answered `NotCommitted`.
 pub(super) fn given_up(txn: super::TxnId) -> Error {
-    Error::new(ErrorKind::Cancelled, "store.commit", "the transaction was declared not committed before it arrived")
-        .with("txn", txn.0)
+    Error::new(
+        ErrorKind::Cancelled,
+        "store.commit",
+        "the transaction was declared not committed before it arrived",
+    )
+    .with("txn", txn.0)
 }
 
 /// The error of a list or watch from a revision below what is kept, or above what was ever committed (which is a
 /// revision of another history, as after a restored backup: the caller's way out is the same).
-pub(super) fn compacted(operation: &'static str, asked: Revision, floor: Revision, tip: Revision) -> Error {
+pub(super) fn compacted(
+    operation: &'static str,
+    asked: Revision,
+    floor: Revision,
+    tip: Revision,
+) -> Error {
     let message = if asked > tip {
-        format!("revision {asked} is ahead of the store's {tip}: it belongs to another history; list again")
+        format!(
+            "revision {asked} is ahead of the store's {tip}: it belongs to another history; list again"
+        )
     } else {
         format!("revision {asked} is no longer kept (oldest: {floor}); list again")
     };

@@ -19,8 +19,12 @@ impl Key {
     /// [`ErrorKind::Invalid`] unless it is 1 to 512 characters of `[a-z0-9A-Z._:@-]` in parts joined by single slashes.
     pub fn new(text: impl Into<Arc<str>>) -> Result<Self> {
         let text = text.into();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-');
-        let ok = text.len() <= MAX_BYTES && text.split('/').all(|part| !part.is_empty() && part.bytes().all(plain));
+        let plain =
+            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-');
+        let ok = text.len() <= MAX_BYTES
+            && text
+                .split('/')
+                .all(|part| !part.is_empty() && part.bytes().all(plain));
         if ok {
             Ok(Self(text))
         } else {
@@ -28,7 +32,9 @@ impl Key {
             Err(Error::new(
                 ErrorKind::Invalid,
                 "store.key",
-                format!("{shown:?} is not a key: 1 to {MAX_BYTES} characters [a-zA-Z0-9._:@-] in parts joined by '/'"),
+                format!(
+                    "{shown:?} is not a key: 1 to {MAX_BYTES} characters [a-zA-Z0-9._:@-] in parts joined by '/'"
+                ),
             ))
         }
     }

@@ -37,10 +37,19 @@ impl LeaseRow {
     }
 
     /// Grants it to `holder`, or says who has it.
-    pub(super) fn acquire(&mut self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> LeaseAnswer {
+    pub(super) fn acquire(
+        &mut self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> LeaseAnswer {
         match self.holder_at(now) {
             Some(present) if present != holder => {
-                return LeaseAnswer::HeldBy { holder: present.to_owned(), remaining: self.expires.since(now) };
+                return LeaseAnswer::HeldBy {
+                    holder: present.to_owned(),
+                    remaining: self.expires.since(now),
+                };
             }
             Some(_) => {}
             None => {
@@ -49,7 +58,12 @@ impl LeaseRow {
             }
         }
         self.expires = now.plus(ttl);
-        LeaseAnswer::Granted(Lease { name: name.to_owned(), holder: holder.to_owned(), token: self.token, ttl })
+        LeaseAnswer::Granted(Lease {
+            name: name.to_owned(),
+            holder: holder.to_owned(),
+            token: self.token,
+            ttl,
+        })
     }
 
     /// Extends it from `now`.
@@ -59,7 +73,9 @@ impl LeaseRow {
                 self.expires = now.plus(lease.ttl);
                 Ok(())
             }
-            Some(present) if self.token != lease.token => Err(lost(lease, format!("{present} holds it"))),
+            Some(present) if self.token != lease.token => {
+                Err(lost(lease, format!("{present} holds it")))
+            }
             _ => Err(lost(lease, "it expired or was released".to_owned())),
         }
     }

@@ -52,7 +52,9 @@ pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
 pub const OUTCOMES_KEPT: Duration = Duration::from_secs(3600);
 
 /// A point in the total order of commits. The empty store is at zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -75,7 +77,13 @@ pub struct Record {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{} ({} bytes)", self.key, self.version, self.value.len())
+        write!(
+            f,
+            "{}@{} ({} bytes)",
+            self.key,
+            self.version,
+            self.value.len()
+        )
     }
 }
 
@@ -144,7 +152,11 @@ pub struct Commit {
 impl Commit {
     /// An empty commit.
     pub fn new(txn: TxnId) -> Self {
-        Self { txn, preconditions: Vec::new(), ops: Vec::new() }
+        Self {
+            txn,
+            preconditions: Vec::new(),
+            ops: Vec::new(),
+        }
     }
 
     /// Adds a precondition.
@@ -161,7 +173,14 @@ impl Commit {
 
     /// The bytes of its keys and values.
     pub fn bytes(&self) -> usize {
-        let of = |op: &Op| op.key().as_str().len() + if let Op::Put(_, value) = op { value.len() } else { 0 };
+        let of = |op: &Op| {
+            op.key().as_str().len()
+                + if let Op::Put(_, value) = op {
+                    value.len()
+                } else {
+                    0
+                }
+        };
         self.ops.iter().map(of).sum()
     }
 
@@ -176,10 +195,16 @@ impl Commit {
             return fail("a commit without operations".to_owned());
         }
         if self.ops.len() > MAX_OPS {
-            return fail(format!("{} operations in one commit; at most {MAX_OPS}", self.ops.len()));
+            return fail(format!(
+                "{} operations in one commit; at most {MAX_OPS}",
+                self.ops.len()
+            ));
         }
         if self.preconditions.len() > MAX_OPS {
-            return fail(format!("{} preconditions in one commit; at most {MAX_OPS}", self.preconditions.len()));
+            return fail(format!(
+                "{} preconditions in one commit; at most {MAX_OPS}",
+                self.preconditions.len()
+            ));
         }
         let mut keys = std::collections::BTreeSet::new();
         for op in &self.ops {
@@ -189,12 +214,17 @@ impl Commit {
             if let Op::Put(key, value) = op
                 && value.len() > MAX_VALUE_BYTES
             {
-                return fail(format!("record {key} has {} bytes; at most {MAX_VALUE_BYTES}", value.len()));
+                return fail(format!(
+                    "record {key} has {} bytes; at most {MAX_VALUE_BYTES}",
+                    value.len()
+                ));
             }
         }
         let total = self.bytes();
         if total > MAX_COMMIT_BYTES {
-            return fail(format!("a commit of {total} bytes; at most {MAX_COMMIT_BYTES}"));
+            return fail(format!(
+                "a commit of {total} bytes; at most {MAX_COMMIT_BYTES}"
+            ));
         }
         Ok(())
     }

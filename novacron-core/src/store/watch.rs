@@ -72,8 +72,18 @@ enum Read {
 impl Log {
     /// An empty log of a store at `tip` that holds about `max_bytes`.
     pub(super) fn new(tip: Revision, max_bytes: usize) -> Self {
-        let state = State { commits: VecDeque::new(), bytes: 0, max_bytes, floor: tip, tip, closed: false };
-        Self { state: Mutex::new(state), published: Notify::new() }
+        let state = State {
+            commits: VecDeque::new(),
+            bytes: 0,
+            max_bytes,
+            floor: tip,
+            tip,
+            closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            published: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -94,7 +104,9 @@ impl Log {
             state.commits.push_back(commit);
         }
         while state.bytes > state.max_bytes {
-            let Some(oldest) = state.commits.pop_front() else { break };
+            let Some(oldest) = state.commits.pop_front() else {
+                break;
+            };
             state.bytes -= oldest.bytes();
             state.floor = oldest.revision;
         }
@@ -106,12 +118,19 @@ impl Log {
     pub(super) fn trim(&self, floor: Revision) {
         let mut state = self.state();
         let dropped = state.commits.partition_point(|c| c.revision <= floor);
-        state.bytes -= state.commits.drain(..dropped).map(|c| c.bytes()).sum::<usize>();
+        state.bytes -= state
+            .commits
+            .drain(..dropped)
+            .map(|c| c.bytes())
+            .sum::<usize>();
         state.floor = state.floor.max(floor);
     }
 
     /// Ends every stream with an error, once it has told what there is.
-    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "memory cannot be closed"))]
+    #[cfg_attr(
+        not(feature = "sqlite"),
+        expect(dead_code, reason = "memory cannot be closed")
+    )]
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.published.notify_waiters();
@@ -137,20 +156,28 @@ impl Log {
 
 impl Committed {
     fn bytes(&self) -> usize {
-        let of = |c: &Change| c.key.as_str().len() + c.value.as_ref().map_or(0, bytes::Bytes::len) + 64;
+        let of =
+            |c: &Change| c.key.as_str().len() + c.value.as_ref().map_or(0, bytes::Bytes::len) + 64;
         64 + self.changes.iter().map(of).sum::<usize>()
     }
 
     /// The event for a watcher of `prefixes`, if any change lies under one.
     fn event(&self, prefixes: &[String]) -> Option<WatchEvent> {
-        let under = |c: &&Change| prefixes.iter().any(|p| c.key.as_str().starts_with(p.as_str()));
+        let under = |c: &&Change| {
+            prefixes
+                .iter()
+                .any(|p| c.key.as_str().starts_with(p.as_str()))
+        };
         let matching = self.changes.iter().filter(under).count();
         let changes = match matching {
             0 => return None,
             all if all == self.changes.len() => Arc::clone(&self.changes),
             _ => self.changes.iter().filter(under).cloned().collect(),
         };
-        Some(WatchEvent::Commit { revision: self.revision, changes })
+        Some(WatchEvent::Commit {
+            revision: self.revision,
+            changes,
+        })
     }
 }
 
@@ -171,7 +198,14 @@ pub(super) fn stream(
     prefixes: Vec<String>,
     after: Revision,
 ) -> WatchStream {
-    let watcher = Watcher { log, backlog, prefixes, cursor: after, bookmark: None, ready: VecDeque::new() };
+    let watcher = Watcher {
+        log,
+        backlog,
+        prefixes,
+        cursor: after,
+        bookmark: None,
+        ready: VecDeque::new(),
+    };
     Box::pin(stream::unfold(Some(watcher), |watcher| async {
         let mut watcher = watcher?;
         match watcher.next().await {
@@ -203,17 +237,32 @@ impl Watcher {
                         let (commits, cursor) = backlog.read_after(self.cursor).await?;
                         self.take(&commits, cursor);
                     }
-                    None => return Err(check::compacted("store.watch", self.cursor, floor, log.tip())),
+                    None => {
+                        return Err(check::compacted(
+                            "store.watch",
+                            self.cursor,
+                            floor,
+                            log.tip(),
+                        ));
+                    }
                 },
                 Read::Closed => {
-                    return Err(Error::new(ErrorKind::Unavailable, "store.watch", "the store was closed"));
+                    return Err(Error::new(
+                        ErrorKind::Unavailable,
+                        "store.watch",
+                        "the store was closed",
+                    ));
                 }
             }
         }
     }
 
     fn take(&mut self, commits: &[Committed], cursor: Revision) {
-        self.ready.extend(commits.iter().filter_map(|commit| commit.event(&self.prefixes)));
+        self.ready.extend(
+            commits
+                .iter()
+                .filter_map(|commit| commit.event(&self.prefixes)),
+        );
         self.cursor = cursor;
     }
 }

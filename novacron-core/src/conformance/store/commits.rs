@@ -11,9 +11,14 @@ use crate::store::{MAX_COMMIT_BYTES, MAX_OPS, MAX_VALUE_BYTES, Op, Precondition,
 pub async fn commit_applies_every_operation_at_one_revision(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     s.apply(vec![put("vm/a", 1), put("vm/b", 1)]).await;
-    let revision = s.apply(vec![put("vm/a", 2), delete("vm/b"), put("run/n/a", 1)]).await;
+    let revision = s
+        .apply(vec![put("vm/a", 2), delete("vm/b"), put("run/n/a", 1)])
+        .await;
     assert_eq!(s.revision().await, revision);
-    assert_eq!((s.version("vm/a").await, s.value("vm/a").await), (Some(revision), Some("\"2\"".to_owned())));
+    assert_eq!(
+        (s.version("vm/a").await, s.value("vm/a").await),
+        (Some(revision), Some("\"2\"".to_owned()))
+    );
     assert_eq!(s.version("vm/b").await, None);
     assert_eq!(s.version("run/n/a").await, Some(revision));
 }
@@ -33,12 +38,18 @@ pub async fn commit_revisions_grow(fixture: &dyn StoreFixture) {
 pub async fn commit_with_a_failed_precondition_applies_nothing(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let revision = s.apply(vec![put("vm/a", 1), put("vm/b", 1)]).await;
-    let preconditions = vec![Precondition::Present(key("vm/a")), Precondition::Absent(key("vm/b"))];
+    let preconditions = vec![
+        Precondition::Present(key("vm/a")),
+        Precondition::Absent(key("vm/b")),
+    ];
     let ops = vec![put("vm/a", 2), delete("vm/b"), put("vm/c", 1)];
     let error = s.apply_if(preconditions, ops).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(s.revision().await, revision);
-    assert_eq!((s.version("vm/a").await, s.version("vm/b").await), (Some(revision), Some(revision)));
+    assert_eq!(
+        (s.version("vm/a").await, s.version("vm/b").await),
+        (Some(revision), Some(revision))
+    );
     assert_eq!(s.version("vm/c").await, None);
 }
 
@@ -47,7 +58,10 @@ pub async fn delete_of_an_absent_key_is_no_error(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     s.apply(vec![delete("vm/a")]).await;
     let revision = s.apply(vec![delete("vm/a"), put("vm/b", 1)]).await;
-    assert_eq!((s.version("vm/a").await, s.version("vm/b").await), (None, Some(revision)));
+    assert_eq!(
+        (s.version("vm/a").await, s.version("vm/b").await),
+        (None, Some(revision))
+    );
 }
 
 /// `Absent` holds for a key never written and for a deleted one.
@@ -55,7 +69,13 @@ pub async fn precondition_absent(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let absent = || vec![Precondition::Absent(key("vm/a"))];
     s.apply_if(absent(), vec![put("vm/a", 1)]).await.unwrap();
-    assert_eq!(s.apply_if(absent(), vec![put("vm/a", 2)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(absent(), vec![put("vm/a", 2)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
     s.apply(vec![delete("vm/a")]).await;
     s.apply_if(absent(), vec![put("vm/a", 3)]).await.unwrap();
 }
@@ -64,25 +84,61 @@ pub async fn precondition_absent(fixture: &dyn StoreFixture) {
 pub async fn precondition_present(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let present = || vec![Precondition::Present(key("vm/a"))];
-    assert_eq!(s.apply_if(present(), vec![put("vm/a", 1)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(present(), vec![put("vm/a", 1)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
     s.apply(vec![put("vm/a", 1)]).await;
     s.apply_if(present(), vec![put("vm/a", 2)]).await.unwrap();
     s.apply_if(present(), vec![delete("vm/a")]).await.unwrap();
-    assert_eq!(s.apply_if(present(), vec![put("vm/a", 3)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(present(), vec![put("vm/a", 3)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
 }
 
 /// `At` holds at exactly the version of the record.
 pub async fn precondition_at_a_revision(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let at = |revision| vec![Precondition::At(key("vm/a"), revision)];
-    assert_eq!(s.apply_if(at(Revision(0)), vec![put("vm/a", 1)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(at(Revision(0)), vec![put("vm/a", 1)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
     let first = s.apply(vec![put("vm/a", 1)]).await;
     let other = s.apply(vec![put("vm/b", 1)]).await;
-    assert_eq!(s.apply_if(at(other), vec![put("vm/a", 2)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(at(other), vec![put("vm/a", 2)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
     let second = s.apply_if(at(first), vec![put("vm/a", 2)]).await.unwrap();
-    assert_eq!(s.apply_if(at(first), vec![put("vm/a", 3)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(at(first), vec![put("vm/a", 3)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
     s.apply_if(at(second), vec![delete("vm/a")]).await.unwrap();
-    assert_eq!(s.apply_if(at(second), vec![put("vm/a", 4)]).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.apply_if(at(second), vec![put("vm/a", 4)])
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Conflict
+    );
 }
 
 /// A record that was deleted and created with the same value is another one.
@@ -91,7 +147,13 @@ pub async fn precondition_is_not_fooled_by_delete_and_create(fixture: &dyn Store
     let first = s.apply(vec![put("vm/a", 1)]).await;
     s.apply(vec![delete("vm/a")]).await;
     s.apply(vec![put("vm/a", 1)]).await;
-    let error = s.apply_if(vec![Precondition::At(key("vm/a"), first)], vec![put("vm/a", 2)]).await.unwrap_err();
+    let error = s
+        .apply_if(
+            vec![Precondition::At(key("vm/a"), first)],
+            vec![put("vm/a", 2)],
+        )
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
 }
 
@@ -99,9 +161,20 @@ pub async fn precondition_is_not_fooled_by_delete_and_create(fixture: &dyn Store
 pub async fn precondition_on_a_key_that_is_not_written(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let epoch = s.apply(vec![put("epoch", 1)]).await;
-    s.apply_if(vec![Precondition::At(key("epoch"), epoch)], vec![put("vm/a", 1)]).await.unwrap();
+    s.apply_if(
+        vec![Precondition::At(key("epoch"), epoch)],
+        vec![put("vm/a", 1)],
+    )
+    .await
+    .unwrap();
     s.apply(vec![put("epoch", 2)]).await;
-    let error = s.apply_if(vec![Precondition::At(key("epoch"), epoch)], vec![put("vm/a", 2)]).await.unwrap_err();
+    let error = s
+        .apply_if(
+            vec![Precondition::At(key("epoch"), epoch)],
+            vec![put("vm/a", 2)],
+        )
+        .await
+        .unwrap_err();
     assert_eq!(context(&error, "key"), Some("epoch"));
 }
 
@@ -109,26 +182,49 @@ pub async fn precondition_on_a_key_that_is_not_written(fixture: &dyn StoreFixtur
 pub async fn failed_precondition_is_named_by_index_and_key(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let revision = s.apply(vec![put("vm/a", 1)]).await;
-    let good = || vec![Precondition::Present(key("vm/a")), Precondition::At(key("vm/a"), revision)];
+    let good = || {
+        vec![
+            Precondition::Present(key("vm/a")),
+            Precondition::At(key("vm/a"), revision),
+        ]
+    };
     for (bad, name) in [
         (Precondition::Absent(key("vm/a")), "vm/a"),
         (Precondition::Present(key("vm/b")), "vm/b"),
         (Precondition::At(key("vm/c"), revision), "vm/c"),
-        (Precondition::At(key("vm/a"), Revision(revision.0 + 1)), "vm/a"),
-        (Precondition::Lease { name: "leader".to_owned(), token: 1 }, "leader"),
+        (
+            Precondition::At(key("vm/a"), Revision(revision.0 + 1)),
+            "vm/a",
+        ),
+        (
+            Precondition::Lease {
+                name: "leader".to_owned(),
+                token: 1,
+            },
+            "leader",
+        ),
     ] {
         let mut preconditions = good();
         preconditions.push(bad);
         preconditions.extend(good());
-        let error = s.apply_if(preconditions, vec![put("vm/a", 2)]).await.unwrap_err();
+        let error = s
+            .apply_if(preconditions, vec![put("vm/a", 2)])
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Conflict);
-        assert_eq!((context(&error, "precondition"), context(&error, "key")), (Some("2"), Some(name)));
+        assert_eq!(
+            (context(&error, "precondition"), context(&error, "key")),
+            (Some("2"), Some(name))
+        );
     }
 }
 
 async fn refused(s: &Subject, ops: Vec<Op>) {
     let before = s.revision().await;
-    assert_eq!(s.apply_if(Vec::new(), ops).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        s.apply_if(Vec::new(), ops).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     assert_eq!(s.revision().await, before);
 }
 
@@ -137,24 +233,41 @@ pub async fn limit_on_the_size_of_a_value(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let value = json("x".repeat(MAX_VALUE_BYTES - 2));
     s.apply(vec![Op::Put(key("vm/a"), value.clone())]).await;
-    assert_eq!(s.store.get(&key("vm/a")).await.unwrap().unwrap().value, value);
+    assert_eq!(
+        s.store.get(&key("vm/a")).await.unwrap().unwrap().value,
+        value
+    );
     refused(&s, vec![put("vm/b", "x".repeat(MAX_VALUE_BYTES - 1))]).await;
 }
 
 /// As many operations as the limit are taken; one more is refused.
 pub async fn limit_on_the_number_of_operations(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    s.apply((0..MAX_OPS).map(|i| put(format!("vm/{i}"), i)).collect()).await;
+    s.apply((0..MAX_OPS).map(|i| put(format!("vm/{i}"), i)).collect())
+        .await;
     assert_eq!(s.all("vm/", None).await.0.len(), MAX_OPS);
-    refused(&s, (0..=MAX_OPS).map(|i| put(format!("vm/{i}"), i)).collect()).await;
+    refused(
+        &s,
+        (0..=MAX_OPS).map(|i| put(format!("vm/{i}"), i)).collect(),
+    )
+    .await;
 }
 
 /// As many preconditions as the limit are taken; one more is refused.
 pub async fn limit_on_the_number_of_preconditions(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    let absent = |n: usize| (0..n).map(|i| Precondition::Absent(key(format!("vm/{i}")))).collect();
-    s.apply_if(absent(MAX_OPS), vec![put("vn/a", 1)]).await.unwrap();
-    let error = s.apply_if(absent(MAX_OPS + 1), vec![put("vn/a", 2)]).await.unwrap_err();
+    let absent = |n: usize| {
+        (0..n)
+            .map(|i| Precondition::Absent(key(format!("vm/{i}"))))
+            .collect()
+    };
+    s.apply_if(absent(MAX_OPS), vec![put("vn/a", 1)])
+        .await
+        .unwrap();
+    let error = s
+        .apply_if(absent(MAX_OPS + 1), vec![put("vn/a", 2)])
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 }
 
@@ -162,9 +275,19 @@ pub async fn limit_on_the_number_of_preconditions(fixture: &dyn StoreFixture) {
 pub async fn limit_on_the_size_of_a_commit(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let quarter = MAX_COMMIT_BYTES / 4 - "vm/0".len() - 2;
-    let ops = |size: usize| (0..4).map(|i| put(format!("vm/{i}"), "x".repeat(size))).collect::<Vec<_>>();
+    let ops = |size: usize| {
+        (0..4)
+            .map(|i| put(format!("vm/{i}"), "x".repeat(size)))
+            .collect::<Vec<_>>()
+    };
     let revision = s.apply(ops(quarter)).await;
-    assert!(s.all("vm/", None).await.0.iter().all(|r| r.version == revision && r.value.len() == quarter + 2));
+    assert!(
+        s.all("vm/", None)
+            .await
+            .0
+            .iter()
+            .all(|r| r.version == revision && r.value.len() == quarter + 2)
+    );
     refused(&s, ops(quarter + 1)).await;
 }
 
@@ -190,7 +313,10 @@ pub async fn conflicting_commits_have_one_winner(fixture: &dyn StoreFixture) {
             .map(|i| {
                 let s = s.clone();
                 let expected = vec![Precondition::At(key("vm/a"), version)];
-                let ops = vec![put("vm/a", format!("{round}-{i}")), put(format!("won/{round}/{i}"), i)];
+                let ops = vec![
+                    put("vm/a", format!("{round}-{i}")),
+                    put(format!("won/{round}/{i}"), i),
+                ];
                 tokio::spawn(async move { (i, s.apply_if(expected, ops).await) })
             })
             .collect();
@@ -201,7 +327,9 @@ pub async fn conflicting_commits_have_one_winner(fixture: &dyn StoreFixture) {
                 (_, Err(error)) => assert_eq!(error.kind(), ErrorKind::Conflict),
             }
         }
-        let [(winner, revision)] = winners[..] else { panic!("round {round}: winners {winners:?}") };
+        let [(winner, revision)] = winners[..] else {
+            panic!("round {round}: winners {winners:?}")
+        };
         assert_eq!(s.value("vm/a").await, Some(format!("\"{round}-{winner}\"")));
         let won = s.all(&format!("won/{round}/"), None).await.0;
         assert_eq!(won.len(), 1, "what the losers wrote beside it");
@@ -220,7 +348,9 @@ pub async fn concurrent_increments_lose_nothing(fixture: &dyn StoreFixture) {
                 for _ in 0..8 {
                     loop {
                         let record = s.store.get(&key("counter")).await.unwrap().unwrap();
-                        let text = std::str::from_utf8(&record.value).unwrap().trim_matches('"');
+                        let text = std::str::from_utf8(&record.value)
+                            .unwrap()
+                            .trim_matches('"');
                         let more = text.parse::<u32>().unwrap() + 1;
                         let unchanged = vec![Precondition::At(key("counter"), record.version)];
                         match s.apply_if(unchanged, vec![put("counter", more)]).await {
@@ -234,7 +364,10 @@ pub async fn concurrent_increments_lose_nothing(fixture: &dyn StoreFixture) {
         })
         .collect();
     for task in tasks {
-        tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), task)
+            .await
+            .unwrap()
+            .unwrap();
     }
     assert_eq!(s.value("counter").await.unwrap(), "\"48\"");
 }
@@ -247,6 +380,9 @@ pub async fn crossed_preconditions_let_one_through(fixture: &dyn StoreFixture) {
         let first = s.apply_if(vec![Precondition::Absent(key(&*b))], vec![put(&*a, 1)]);
         let second = s.apply_if(vec![Precondition::Absent(key(&*a))], vec![put(&*b, 1)]);
         let (first, second) = futures::join!(first, second);
-        assert!(first.is_ok() != second.is_ok(), "round {round}: {first:?}, {second:?}");
+        assert!(
+            first.is_ok() != second.is_ok(),
+            "round {round}: {first:?}, {second:?}"
+        );
     }
 }

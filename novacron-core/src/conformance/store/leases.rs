@@ -11,7 +11,9 @@ const TTL: Duration = Duration::from_secs(10);
 const PART: Duration = Duration::from_secs(6);
 
 async fn ask(s: &Subject, name: &str, holder: &str) -> LeaseAnswer {
-    soon("a lease", s.store.lease_acquire(name, holder, TTL)).await.unwrap()
+    soon("a lease", s.store.lease_acquire(name, holder, TTL))
+        .await
+        .unwrap()
 }
 
 async fn granted(s: &Subject, name: &str, holder: &str) -> Lease {
@@ -25,21 +27,30 @@ async fn assert_held(s: &Subject, name: &str, asker: &str, by: &str) {
     match ask(s, name, asker).await {
         LeaseAnswer::HeldBy { holder, remaining } => {
             assert_eq!(holder, by);
-            assert!(remaining <= TTL && remaining > Duration::ZERO, "{remaining:?}");
+            assert!(
+                remaining <= TTL && remaining > Duration::ZERO,
+                "{remaining:?}"
+            );
         }
         other @ LeaseAnswer::Granted(_) => panic!("{name} for {asker}: {other:?}"),
     }
 }
 
 fn fence(lease: &Lease) -> Vec<Precondition> {
-    vec![Precondition::Lease { name: lease.name.clone(), token: lease.token }]
+    vec![Precondition::Lease {
+        name: lease.name.clone(),
+        token: lease.token,
+    }]
 }
 
 /// A free lease is granted with its name, holder and time to live.
 pub async fn lease_is_granted_when_free(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let lease = granted(&s, "leader", "a").await;
-    assert_eq!((lease.name.as_str(), lease.holder.as_str(), lease.ttl), ("leader", "a", TTL));
+    assert_eq!(
+        (lease.name.as_str(), lease.holder.as_str(), lease.ttl),
+        ("leader", "a", TTL)
+    );
 }
 
 /// Who asks for a held lease learns by whom and how long.
@@ -97,7 +108,10 @@ pub async fn lease_renewal_after_expiry_is_refused(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let lease = granted(&s, "leader", "a").await;
     fixture.advance(2 * TTL).await;
-    assert_eq!(s.store.lease_renew(&lease).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.store.lease_renew(&lease).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
     granted(&s, "leader", "b").await;
 }
 
@@ -107,10 +121,19 @@ pub async fn lease_renewal_by_a_former_holder_is_refused(fixture: &dyn StoreFixt
     let former = granted(&s, "leader", "a").await;
     fixture.advance(2 * TTL).await;
     let lease = granted(&s, "leader", "b").await;
-    assert_eq!(s.store.lease_renew(&former).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.store.lease_renew(&former).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
     s.store.lease_renew(&lease).await.unwrap();
-    let forged = Lease { name: "never/granted".to_owned(), ..lease };
-    assert_eq!(s.store.lease_renew(&forged).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let forged = Lease {
+        name: "never/granted".to_owned(),
+        ..lease
+    };
+    assert_eq!(
+        s.store.lease_renew(&forged).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
 }
 
 /// A released lease is free at once, and cannot be renewed.
@@ -118,7 +141,10 @@ pub async fn lease_released_is_free_at_once(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let lease = granted(&s, "leader", "a").await;
     s.store.lease_release(&lease).await.unwrap();
-    assert_eq!(s.store.lease_renew(&lease).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        s.store.lease_renew(&lease).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
     granted(&s, "leader", "b").await;
 }
 
@@ -132,7 +158,13 @@ pub async fn lease_release_by_a_former_holder_changes_nothing(fixture: &dyn Stor
     s.store.lease_release(&former).await.unwrap();
     s.store.lease_renew(&lease).await.unwrap();
     assert_held(&s, "leader", "a", "b").await;
-    s.store.lease_release(&Lease { name: "never/granted".to_owned(), ..former }).await.unwrap();
+    s.store
+        .lease_release(&Lease {
+            name: "never/granted".to_owned(),
+            ..former
+        })
+        .await
+        .unwrap();
 }
 
 /// Every grant has a larger token: to another, after expiry, after release, and to the same holder again.
@@ -174,11 +206,15 @@ pub async fn lease_wanted_by_many_goes_to_one(fixture: &dyn StoreFixture) {
 pub async fn lease_precondition_lets_the_holder_commit(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let lease = granted(&s, "leader", "a").await;
-    s.apply_if(fence(&lease), vec![put("vm/a", 1)]).await.unwrap();
+    s.apply_if(fence(&lease), vec![put("vm/a", 1)])
+        .await
+        .unwrap();
     fixture.advance(PART).await;
     s.store.lease_renew(&lease).await.unwrap();
     fixture.advance(PART).await;
-    s.apply_if(fence(&lease), vec![put("vm/a", 2)]).await.unwrap();
+    s.apply_if(fence(&lease), vec![put("vm/a", 2)])
+        .await
+        .unwrap();
 }
 
 /// A commit that requires an expired or released lease fails, even if nobody took it.
@@ -186,11 +222,17 @@ pub async fn lease_precondition_fences_the_expired(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let expired = granted(&s, "leader", "a").await;
     fixture.advance(2 * TTL).await;
-    let error = s.apply_if(fence(&expired), vec![put("vm/a", 1)]).await.unwrap_err();
+    let error = s
+        .apply_if(fence(&expired), vec![put("vm/a", 1)])
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     let released = granted(&s, "leader", "a").await;
     s.store.lease_release(&released).await.unwrap();
-    let error = s.apply_if(fence(&released), vec![put("vm/a", 1)]).await.unwrap_err();
+    let error = s
+        .apply_if(fence(&released), vec![put("vm/a", 1)])
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(s.value("vm/a").await, None);
 }
@@ -206,10 +248,15 @@ pub async fn lease_precondition_fences_the_former_holder(fixture: &dyn StoreFixt
     leases.push(granted(&s, "leader", "b").await);
     let present = leases.pop().unwrap();
     for former in &leases {
-        let error = s.apply_if(fence(former), vec![put("vm/a", 1)]).await.unwrap_err();
+        let error = s
+            .apply_if(fence(former), vec![put("vm/a", 1)])
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Conflict);
     }
-    s.apply_if(fence(&present), vec![put("vm/a", 1)]).await.unwrap();
+    s.apply_if(fence(&present), vec![put("vm/a", 1)])
+        .await
+        .unwrap();
 }
 
 /// Leases are no records: no revision, nothing in a list or a watch.
@@ -220,7 +267,10 @@ pub async fn lease_changes_no_revision(fixture: &dyn StoreFixture) {
     let lease = granted(&s, "leader", "a").await;
     s.store.lease_renew(&lease).await.unwrap();
     s.store.lease_release(&lease).await.unwrap();
-    assert_eq!((s.revision().await, s.all("", None).await.0.len()), (before, 1));
+    assert_eq!(
+        (s.revision().await, s.all("", None).await.0.len()),
+        (before, 1)
+    );
     let after = s.apply(vec![put("vm/a", 2)]).await;
     assert_eq!(after, Revision(before.0 + 1));
     assert_eq!(drain(&mut watch, after).await.len(), 1);
@@ -231,10 +281,16 @@ pub async fn beats_are_overwritten_and_listed_by_prefix(fixture: &dyn StoreFixtu
     let s = Subject::open(fixture).await;
     for round in 0..3 {
         for name in ["node/b", "node/a", "node-x/a", "owner/a"] {
-            s.store.put_beat(&key(name), json(format!("{name}-{round}"))).await.unwrap();
+            s.store
+                .put_beat(&key(name), json(format!("{name}-{round}")))
+                .await
+                .unwrap();
         }
     }
-    let expected = [(key("node/a"), json("node/a-2")), (key("node/b"), json("node/b-2"))];
+    let expected = [
+        (key("node/a"), json("node/a-2")),
+        (key("node/b"), json("node/b-2")),
+    ];
     assert_eq!(s.store.beats("node/").await.unwrap(), expected);
     assert_eq!(s.store.beats("").await.unwrap().len(), 4);
     assert!(s.store.beats("none/").await.unwrap().is_empty());
@@ -246,7 +302,10 @@ pub async fn beats_leave_no_trace_in_the_history(fixture: &dyn StoreFixture) {
     let before = s.apply(vec![put("vm/a", 1)]).await;
     let mut watch = s.watch(&[""], before).await;
     s.store.put_beat(&key("node/a"), json(1)).await.unwrap();
-    assert_eq!((s.revision().await, s.value("node/a").await), (before, None));
+    assert_eq!(
+        (s.revision().await, s.value("node/a").await),
+        (before, None)
+    );
     let after = s.apply(vec![put("vm/a", 2)]).await;
     assert_eq!(drain(&mut watch, after).await.len(), 1);
     assert_eq!(s.all("", None).await.0.len(), 1);

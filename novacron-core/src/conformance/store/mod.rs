@@ -149,9 +149,16 @@ mod tests {
             include_str!("leases.rs"),
             include_str!("reopening.rs"),
         ];
-        let defined = files.iter().flat_map(|file| file.lines()).filter_map(|line| line.strip_prefix("pub async fn "));
-        let mut defined: Vec<_> = defined.map(|rest| rest.split('(').next().unwrap()).collect();
-        let (_, list) = include_str!("mod.rs").split_once("@each $fixture;\n").unwrap();
+        let defined = files
+            .iter()
+            .flat_map(|file| file.lines())
+            .filter_map(|line| line.strip_prefix("pub async fn "));
+        let mut defined: Vec<_> = defined
+            .map(|rest| rest.split('(').next().unwrap())
+            .collect();
+        let (_, list) = include_str!("mod.rs")
+            .split_once("@each $fixture;\n")
+            .unwrap();
         let mut listed: Vec<_> = list.split('}').next().unwrap().split_whitespace().collect();
         defined.sort_unstable();
         listed.sort_unstable();

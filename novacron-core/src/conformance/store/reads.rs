@@ -23,8 +23,15 @@ pub async fn get_sees_every_commit_that_returned(fixture: &dyn StoreFixture) {
     for i in 0..50 {
         let revision = s.apply(vec![put("vm/a", i)]).await;
         let other = s.clone();
-        let seen = tokio::spawn(async move { other.store.get(&key("vm/a")).await }).await.unwrap().unwrap().unwrap();
-        assert_eq!((seen.key, seen.version, seen.value), (key("vm/a"), revision, json(i)));
+        let seen = tokio::spawn(async move { other.store.get(&key("vm/a")).await })
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (seen.key, seen.version, seen.value),
+            (key("vm/a"), revision, json(i))
+        );
     }
     s.apply(vec![delete("vm/a")]).await;
     assert_eq!(s.value("vm/a").await, None);
@@ -36,7 +43,9 @@ pub async fn list_sees_every_commit_that_returned(fixture: &dyn StoreFixture) {
     for i in 0..50 {
         let revision = s.apply(vec![put(format!("vm/{i:02}"), i)]).await;
         let other = s.clone();
-        let (records, at) = tokio::spawn(async move { other.all("vm/", None).await }).await.unwrap();
+        let (records, at) = tokio::spawn(async move { other.all("vm/", None).await })
+            .await
+            .unwrap();
         assert!(at >= revision);
         assert_eq!(records.len(), i + 1);
     }
@@ -45,27 +54,45 @@ pub async fn list_sees_every_commit_that_returned(fixture: &dyn StoreFixture) {
 /// A list has the records whose keys start with the prefix, byte for byte, in the order of the keys' bytes.
 pub async fn list_is_in_key_order_under_its_prefix(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    let mut under =
-        ["vm/a", "vm/a/b", "vm/a-b", "vm/a.b", "vm/ab", "vm/B", "vm/_", "vm/a:0", "vm/a@0", "vm/10", "vm/9"];
+    let mut under = [
+        "vm/a", "vm/a/b", "vm/a-b", "vm/a.b", "vm/ab", "vm/B", "vm/_", "vm/a:0", "vm/a@0", "vm/10",
+        "vm/9",
+    ];
     let beside = ["v", "vm", "vm-x/a", "vm0", "vmx/a", "VM/a", "wm/a"];
-    s.apply(under.iter().chain(&beside).map(|k| put(*k, k)).collect()).await;
+    s.apply(under.iter().chain(&beside).map(|k| put(*k, k)).collect())
+        .await;
 
     under.sort_unstable();
     assert_eq!(keys(&s.all("vm/", None).await.0), under);
-    assert_eq!(keys(&s.all("vm/a", None).await.0), ["vm/a", "vm/a-b", "vm/a.b", "vm/a/b", "vm/a:0", "vm/a@0", "vm/ab"]);
+    assert_eq!(
+        keys(&s.all("vm/a", None).await.0),
+        [
+            "vm/a", "vm/a-b", "vm/a.b", "vm/a/b", "vm/a:0", "vm/a@0", "vm/ab"
+        ]
+    );
     assert_eq!(keys(&s.all("vm/ab", None).await.0), ["vm/ab"]);
     assert!(s.all("vm/abc", None).await.0.is_empty());
     assert_eq!(s.all("", None).await.0.len(), under.len() + beside.len());
     for wild in ["vm%", "vm_", "vm/a*", "vm/?"] {
         let expected: &[&str] = &[];
-        assert_eq!(keys(&s.all(wild, None).await.0), expected, "{wild:?} is no pattern");
+        assert_eq!(
+            keys(&s.all(wild, None).await.0),
+            expected,
+            "{wild:?} is no pattern"
+        );
     }
 }
 
 /// `after` need not exist; what is before the prefix changes nothing, what is behind it leaves nothing.
 pub async fn list_continues_after_a_key(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    s.apply(["vm/a", "vm/c", "vm/e"].into_iter().map(|k| put(k, k)).collect()).await;
+    s.apply(
+        ["vm/a", "vm/c", "vm/e"]
+            .into_iter()
+            .map(|k| put(k, k))
+            .collect(),
+    )
+    .await;
     for (after, expected) in [
         ("vm/a", vec!["vm/c", "vm/e"]),
         ("vm/b", vec!["vm/c", "vm/e"]),
@@ -73,20 +100,53 @@ pub async fn list_continues_after_a_key(fixture: &dyn StoreFixture) {
         ("a", vec!["vm/a", "vm/c", "vm/e"]),
         ("z", vec![]),
     ] {
-        let options = ListOptions { after: Some(key(after)), limit: 10, at: None };
+        let options = ListOptions {
+            after: Some(key(after)),
+            limit: 10,
+            at: None,
+        };
         let page = soon("list", s.store.list("vm/", options)).await.unwrap();
-        assert_eq!((keys(&page.records), page.more), (expected, false), "after {after}");
+        assert_eq!(
+            (keys(&page.records), page.more),
+            (expected, false),
+            "after {after}"
+        );
     }
 }
 
 /// `more` is true if and only if another record follows.
 pub async fn list_tells_exactly_whether_more_follow(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    s.apply((0..5).map(|i| put(format!("vm/{i}"), i)).chain([put("vn/0", 0)]).collect()).await;
+    s.apply(
+        (0..5)
+            .map(|i| put(format!("vm/{i}"), i))
+            .chain([put("vn/0", 0)])
+            .collect(),
+    )
+    .await;
     s.apply(vec![delete("vm/4")]).await;
-    for (limit, count, more) in [(3, 3, true), (4, 4, false), (5, 4, false), (usize::MAX, 4, false)] {
-        let page = s.store.list("vm/", ListOptions { limit, ..ListOptions::default() }).await.unwrap();
-        assert_eq!((page.records.len(), page.more), (count, more), "limit {limit}");
+    for (limit, count, more) in [
+        (3, 3, true),
+        (4, 4, false),
+        (5, 4, false),
+        (usize::MAX, 4, false),
+    ] {
+        let page = s
+            .store
+            .list(
+                "vm/",
+                ListOptions {
+                    limit,
+                    ..ListOptions::default()
+                },
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            (page.records.len(), page.more),
+            (count, more),
+            "limit {limit}"
+        );
     }
 }
 
@@ -101,11 +161,19 @@ pub async fn list_with_limit_zero_tells_the_revision(fixture: &dyn StoreFixture)
 /// All pages of one list show one revision, whatever is written, deleted and created between them.
 pub async fn list_pages_share_one_revision_while_others_write(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    s.apply((0..60).map(|i| put(format!("vm/{i:02}"), "before")).collect()).await;
+    s.apply(
+        (0..60)
+            .map(|i| put(format!("vm/{i:02}"), "before"))
+            .collect(),
+    )
+    .await;
     let before = s.all("vm/", None).await;
 
     let mut pages = Vec::new();
-    let mut options = ListOptions { limit: 10, ..ListOptions::default() };
+    let mut options = ListOptions {
+        limit: 10,
+        ..ListOptions::default()
+    };
     loop {
         let page = s.store.list("vm/", options.clone()).await.unwrap();
         assert_eq!(page.revision, before.1);
@@ -119,7 +187,11 @@ pub async fn list_pages_share_one_revision_while_others_write(fixture: &dyn Stor
             put(format!("vm/{:02}x", (n + 7) % 60), "new"),
         ])
         .await;
-        s.apply(vec![put(format!("vm/{:02}", (n + 5) % 60), "created again")]).await;
+        s.apply(vec![put(
+            format!("vm/{:02}", (n + 5) % 60),
+            "created again",
+        )])
+        .await;
         if !page.more {
             break;
         }
@@ -155,14 +227,22 @@ pub async fn list_at_a_compacted_revision_is_refused(fixture: &dyn StoreFixture)
     s.apply(vec![put("vm/a", 3)]).await;
     s.store.compact(second).await.unwrap();
 
-    let options = |at| ListOptions { limit: 10, at: Some(at), after: None };
+    let options = |at| ListOptions {
+        limit: 10,
+        at: Some(at),
+        after: None,
+    };
     let error = s.store.list("vm/", options(first)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Compacted);
     let page = s.store.list("vm/", options(second)).await.unwrap();
     assert_eq!(page.records[0].value, json(2));
     s.store.compact(first).await.unwrap();
     assert_eq!(
-        s.store.list("vm/", options(first)).await.unwrap_err().kind(),
+        s.store
+            .list("vm/", options(first))
+            .await
+            .unwrap_err()
+            .kind(),
         ErrorKind::Compacted,
         "it never goes back"
     );
@@ -172,16 +252,27 @@ pub async fn list_at_a_compacted_revision_is_refused(fixture: &dyn StoreFixture)
 pub async fn list_at_a_future_revision_is_refused(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let revision = s.apply(vec![put("vm/a", 1)]).await;
-    let options = ListOptions { limit: 10, at: Some(Revision(revision.0 + 1000)), after: None };
-    assert_eq!(s.store.list("vm/", options).await.unwrap_err().kind(), ErrorKind::Compacted);
+    let options = ListOptions {
+        limit: 10,
+        at: Some(Revision(revision.0 + 1000)),
+        after: None,
+    };
+    assert_eq!(
+        s.store.list("vm/", options).await.unwrap_err().kind(),
+        ErrorKind::Compacted
+    );
 }
 
 /// Compaction, also beyond the present revision, changes nothing of what is present, nor its versions.
 pub async fn compaction_keeps_what_is_present(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
-    s.apply((0..20).map(|i| put(format!("vm/{i:02}"), 1)).collect()).await;
-    s.apply((0..10).map(|i| put(format!("vm/{i:02}"), 2)).collect()).await;
-    let revision = s.apply((5..15).map(|i| delete(format!("vm/{i:02}"))).collect()).await;
+    s.apply((0..20).map(|i| put(format!("vm/{i:02}"), 1)).collect())
+        .await;
+    s.apply((0..10).map(|i| put(format!("vm/{i:02}"), 2)).collect())
+        .await;
+    let revision = s
+        .apply((5..15).map(|i| delete(format!("vm/{i:02}"))).collect())
+        .await;
     let before = s.all("", None).await;
     s.store.compact(revision).await.unwrap();
     s.store.compact(Revision(revision.0 + 1000)).await.unwrap();

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::{PATIENCE, StoreFixture};
 use crate::error::{Error, Result};
 use crate::store::{
-    Change, Commit, Key, ListOptions, Op, Precondition, Record, Revision, Store, TxnId, WatchEvent, WatchStream,
+    Change, Commit, Key, ListOptions, Op, Precondition, Record, Revision, Store, TxnId, WatchEvent,
+    WatchStream,
 };
 use crate::time::{IdSource, SeededIds};
 
@@ -45,7 +46,10 @@ pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// The value of a context pair of an error.
 pub(super) fn context<'a>(error: &'a Error, name: &str) -> Option<&'a str> {
-    error.context().find(|(key, _)| *key == name).map(|(_, value)| value)
+    error
+        .context()
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
 }
 
 /// A store under test. Clones share it.
@@ -57,12 +61,18 @@ pub(super) struct Subject {
 
 impl Subject {
     pub(super) async fn open(fixture: &dyn StoreFixture) -> Self {
-        Self { store: soon("open", fixture.open()).await, ids: Arc::new(SeededIds::from_os()) }
+        Self {
+            store: soon("open", fixture.open()).await,
+            ids: Arc::new(SeededIds::from_os()),
+        }
     }
 
     pub(super) async fn reopen(self, fixture: &dyn StoreFixture) -> Self {
         let Self { store, ids } = self;
-        Self { store: soon("reopen", fixture.reopen(store)).await, ids }
+        Self {
+            store: soon("reopen", fixture.reopen(store)).await,
+            ids,
+        }
     }
 
     /// A transaction id that was never used.
@@ -72,7 +82,11 @@ impl Subject {
 
     /// A commit with a fresh transaction id.
     pub(super) fn draft(&self, preconditions: Vec<Precondition>, ops: Vec<Op>) -> Commit {
-        Commit { txn: self.txn(), preconditions, ops }
+        Commit {
+            txn: self.txn(),
+            preconditions,
+            ops,
+        }
     }
 
     pub(super) async fn send(&self, commit: Commit) -> Result<Revision> {
@@ -85,7 +99,11 @@ impl Subject {
     }
 
     /// Commits operations under preconditions.
-    pub(super) async fn apply_if(&self, preconditions: Vec<Precondition>, ops: Vec<Op>) -> Result<Revision> {
+    pub(super) async fn apply_if(
+        &self,
+        preconditions: Vec<Precondition>,
+        ops: Vec<Op>,
+    ) -> Result<Revision> {
         self.send(self.draft(preconditions, ops)).await
     }
 
@@ -96,19 +114,36 @@ impl Subject {
     }
 
     pub(super) async fn version(&self, text: &str) -> Option<Revision> {
-        Some(soon("get", self.store.get(&key(text))).await.unwrap()?.version)
+        Some(
+            soon("get", self.store.get(&key(text)))
+                .await
+                .unwrap()?
+                .version,
+        )
     }
 
     /// The present revision.
     pub(super) async fn revision(&self) -> Revision {
-        soon("list", self.store.list("", ListOptions::default())).await.unwrap().revision
+        soon("list", self.store.list("", ListOptions::default()))
+            .await
+            .unwrap()
+            .revision
     }
 
     /// Every record under a prefix, now or at a revision, in pages of seven.
     pub(super) async fn all(&self, prefix: &str, at: Option<Revision>) -> (Vec<Record>, Revision) {
-        let (mut records, mut options) = (Vec::new(), ListOptions { limit: 7, at, after: None });
+        let (mut records, mut options) = (
+            Vec::new(),
+            ListOptions {
+                limit: 7,
+                at,
+                after: None,
+            },
+        );
         loop {
-            let page = soon("list", self.store.list(prefix, options.clone())).await.unwrap();
+            let page = soon("list", self.store.list(prefix, options.clone()))
+                .await
+                .unwrap();
             records.extend(page.records);
             if !page.more {
                 return (records, page.revision);
@@ -120,22 +155,34 @@ impl Subject {
 
     /// The keys and values under a prefix.
     pub(super) async fn map(&self, prefix: &str, at: Option<Revision>) -> BTreeMap<Key, Bytes> {
-        self.all(prefix, at).await.0.into_iter().map(|r| (r.key, r.value)).collect()
+        self.all(prefix, at)
+            .await
+            .0
+            .into_iter()
+            .map(|r| (r.key, r.value))
+            .collect()
     }
 
     pub(super) async fn watch(&self, prefixes: &[&str], after: Revision) -> WatchStream {
         let prefixes = prefixes.iter().map(ToString::to_string).collect();
-        soon("watch", self.store.watch(prefixes, after)).await.unwrap()
+        soon("watch", self.store.watch(prefixes, after))
+            .await
+            .unwrap()
     }
 }
 
 /// The next event of a watch.
 pub(super) async fn next(watch: &mut WatchStream) -> Result<WatchEvent> {
-    soon("the next event", watch.next()).await.unwrap_or_else(|| panic!("the watch ended without an error"))
+    soon("the next event", watch.next())
+        .await
+        .unwrap_or_else(|| panic!("the watch ended without an error"))
 }
 
 /// The commits of a watch up to the bookmark that passes `until`, in the order delivered.
-pub(super) async fn drain(watch: &mut WatchStream, until: Revision) -> Vec<(Revision, Vec<Change>)> {
+pub(super) async fn drain(
+    watch: &mut WatchStream,
+    until: Revision,
+) -> Vec<(Revision, Vec<Change>)> {
     let mut commits = Vec::new();
     loop {
         match next(watch).await.unwrap() {

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use self::state::State;
 use super::watch::{self, Log};
 use super::{
-    Commit, Key, Lease, LeaseAnswer, ListOptions, Page, Record, Revision, Store, TxnId, TxnOutcome, WatchStream,
+    Commit, Key, Lease, LeaseAnswer, ListOptions, Page, Record, Revision, Store, TxnId, TxnOutcome,
+    WatchStream,
 };
 use crate::error::Result;
 use crate::time::Clock;
@@ -33,7 +34,11 @@ impl MemoryStore {
     /// An empty store whose leases expire by `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let log = Arc::new(Log::new(Revision::default(), usize::MAX));
-        Self { clock, state: Arc::default(), log }
+        Self {
+            clock,
+            state: Arc::default(),
+            log,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -78,12 +83,21 @@ impl Store for MemoryStore {
 
     async fn lease_acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseAnswer> {
         let now = self.clock.now();
-        Ok(self.state().leases.entry(name.to_owned()).or_default().acquire(name, holder, ttl, now))
+        Ok(self
+            .state()
+            .leases
+            .entry(name.to_owned())
+            .or_default()
+            .acquire(name, holder, ttl, now))
     }
 
     async fn lease_renew(&self, lease: &Lease) -> Result<()> {
         let now = self.clock.now();
-        self.state().leases.entry(lease.name.clone()).or_default().renew(lease, now)
+        self.state()
+            .leases
+            .entry(lease.name.clone())
+            .or_default()
+            .renew(lease, now)
     }
 
     async fn lease_release(&self, lease: &Lease) -> Result<()> {
@@ -100,8 +114,12 @@ impl Store for MemoryStore {
 
     async fn beats(&self, prefix: &str) -> Result<Vec<(Key, Bytes)>> {
         let state = self.state();
-        let from = state.beats.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let from = state
+            .beats
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         let under = from.take_while(|(key, _)| key.as_str().starts_with(prefix));
-        Ok(under.map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(under
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
     }
 }

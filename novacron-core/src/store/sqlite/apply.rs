@@ -59,13 +59,26 @@ impl Group<'_> {
                 Op::Delete(key) => self.delete(place, key),
             }?;
             if applied {
-                let value = if let Op::Put(_, value) = op { Some(value.clone()) } else { None };
-                changes.push(Change { key: op.key().clone(), value });
+                let value = if let Op::Put(_, value) = op {
+                    Some(value.clone())
+                } else {
+                    None
+                };
+                changes.push(Change {
+                    key: op.key().clone(),
+                    value,
+                });
             }
         }
         changes.sort_by(|a, b| a.key.cmp(&b.key));
         self.decide(commit.txn, TxnOutcome::Committed(revision))?;
-        Ok(Ok((revision, Some(Committed { revision, changes: changes.into() }))))
+        Ok(Ok((
+            revision,
+            Some(Committed {
+                revision,
+                changes: changes.into(),
+            }),
+        )))
     }
 
     fn put(&self, place: i64, key: &Key, value: &[u8]) -> rusqlite::Result<()> {
@@ -84,10 +97,13 @@ impl Group<'_> {
         if !self.keep(place, key)? {
             return Ok(false);
         }
-        self.prepare("DELETE FROM records WHERE key = ?1")?.execute([key.as_str()])?;
+        self.prepare("DELETE FROM records WHERE key = ?1")?
+            .execute([key.as_str()])?;
         let sum = sum(key.as_str(), self.revision.0, None);
-        self.prepare("INSERT INTO history (id, key, version, value, sum) VALUES (?1, ?2, ?3, NULL, ?4)")?
-            .execute(params![place | 1, key.as_str(), int(self.revision), sum])?;
+        self.prepare(
+            "INSERT INTO history (id, key, version, value, sum) VALUES (?1, ?2, ?3, NULL, ?4)",
+        )?
+        .execute(params![place | 1, key.as_str(), int(self.revision), sum])?;
         Ok(true)
     }
 
@@ -113,8 +129,14 @@ impl Group<'_> {
 
     fn decided(&self, txn: TxnId) -> rusqlite::Result<Option<TxnOutcome>> {
         let mut select = self.prepare("SELECT revision FROM txns WHERE txn = ?1")?;
-        let found: Option<Option<i64>> = select.query_row([txn.0.as_bytes()], |row| row.get(0)).optional()?;
-        Ok(found.map(|at| at.map_or(TxnOutcome::NotCommitted, |at| TxnOutcome::Committed(revision(at)))))
+        let found: Option<Option<i64>> = select
+            .query_row([txn.0.as_bytes()], |row| row.get(0))
+            .optional()?;
+        Ok(found.map(|at| {
+            at.map_or(TxnOutcome::NotCommitted, |at| {
+                TxnOutcome::Committed(revision(at))
+            })
+        }))
     }
 
     fn decide(&self, txn: TxnId, outcome: TxnOutcome) -> rusqlite::Result<()> {
@@ -122,17 +144,22 @@ impl Group<'_> {
             TxnOutcome::Committed(revision) => Some(int(revision)),
             TxnOutcome::NotCommitted => None,
         };
-        self.prepare("INSERT INTO txns (txn, revision, decided, at) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-            txn.0.as_bytes(),
-            committed,
-            int(self.revision),
-            self.now()
-        ])?;
+        self.prepare("INSERT INTO txns (txn, revision, decided, at) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![
+                txn.0.as_bytes(),
+                committed,
+                int(self.revision),
+                self.now()
+            ])?;
         Ok(())
     }
 
     /// Reads a lease, lets `change` decide, and writes it back if it changed.
-    pub(super) fn lease<T>(&self, name: &str, change: impl FnOnce(&mut LeaseRow) -> T) -> rusqlite::Result<T> {
+    pub(super) fn lease<T>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut LeaseRow) -> T,
+    ) -> rusqlite::Result<T> {
         let before = self.lease_row(name)?;
         let mut row = before.clone();
         let answer = change(&mut row);
@@ -153,11 +180,16 @@ impl Group<'_> {
     }
 
     fn lease_row(&self, name: &str) -> rusqlite::Result<LeaseRow> {
-        let mut select = self.prepare("SELECT holder, token, expires FROM leases WHERE name = ?1")?;
+        let mut select =
+            self.prepare("SELECT holder, token, expires FROM leases WHERE name = ?1")?;
         let number = |int: i64| u64::try_from(int).unwrap_or_default();
         let found = select.query_row([name], |row| {
             let expires = Timestamp::from_millis(number(row.get(2)?));
-            Ok(LeaseRow { holder: row.get(0)?, token: number(row.get(1)?), expires })
+            Ok(LeaseRow {
+                holder: row.get(0)?,
+                token: number(row.get(1)?),
+                expires,
+            })
         });
         Ok(found.optional()?.unwrap_or_default())
     }
@@ -166,7 +198,8 @@ impl Group<'_> {
     pub(super) fn compact(&self, before: Revision) -> rusqlite::Result<Revision> {
         let (_, compacted) = rows::revisions(self.connection)?;
         let floor = before.min(self.revision).max(compacted);
-        self.prepare("UPDATE meta SET compacted = ?1")?.execute([int(floor)])?;
+        self.prepare("UPDATE meta SET compacted = ?1")?
+            .execute([int(floor)])?;
         Ok(floor)
     }
 
@@ -193,14 +226,14 @@ impl Group<'_> {
 
     /// Writes the latest revision down, once for the group.
     pub(super) fn save_revision(&self) -> rusqlite::Result<()> {
-        self.prepare("UPDATE meta SET revision = ?1")?.execute([int(self.revision)])?;
+        self.prepare("UPDATE meta SET revision = ?1")?
+            .execute([int(self.revision)])?;
         Ok(())
     }
 
     /// Writes heartbeats down.
     pub(super) fn save_beats(&self, beats: &[(Key, bytes::Bytes)]) -> rusqlite::Result<()> {
-        let sql =
-            "INSERT INTO beats (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        let sql = "INSERT INTO beats (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
         let mut insert = self.prepare(sql)?;
         for (key, value) in beats {
             insert.execute(params![key.as_str(), Json(value)])?;

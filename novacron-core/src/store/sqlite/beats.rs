@@ -16,7 +16,10 @@ pub(super) struct Beats {
 
 impl Beats {
     pub(super) fn loaded(latest: BTreeMap<Key, Bytes>) -> Self {
-        Self { latest, unsaved: BTreeSet::new() }
+        Self {
+            latest,
+            unsaved: BTreeSet::new(),
+        }
     }
 
     pub(super) fn put(&mut self, key: &Key, value: Bytes) {
@@ -25,9 +28,13 @@ impl Beats {
     }
 
     pub(super) fn under(&self, prefix: &str) -> Vec<(Key, Bytes)> {
-        let from = self.latest.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let from = self
+            .latest
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         let under = from.take_while(|(key, _)| key.as_str().starts_with(prefix));
-        under.map(|(key, value)| (key.clone(), value.clone())).collect()
+        under
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     }
 
     /// Takes at most `most` that are to be saved.

@@ -22,21 +22,29 @@ pub(super) fn of_sql(operation: &'static str, error: rusqlite::Error) -> Error {
 pub(super) fn describe(error: &rusqlite::Error) -> (ErrorKind, &'static str) {
     let Some(code) = error.sqlite_error_code() else {
         // A value of another type than the schema says, or text that is no text.
-        return (ErrorKind::Corrupt, "the database holds what this build cannot read");
+        return (
+            ErrorKind::Corrupt,
+            "the database holds what this build cannot read",
+        );
     };
     match code {
         ErrorCode::DiskFull => (ErrorKind::Exhausted, "no space left for the database"),
         ErrorCode::OutOfMemory => (ErrorKind::Exhausted, "out of memory"),
-        ErrorCode::ReadOnly => (ErrorKind::PermissionDenied, "the database or its folder cannot be written"),
+        ErrorCode::ReadOnly => (
+            ErrorKind::PermissionDenied,
+            "the database or its folder cannot be written",
+        ),
         ErrorCode::CannotOpen | ErrorCode::PermissionDenied => {
             (ErrorKind::PermissionDenied, "the database cannot be opened")
         }
-        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
-            (ErrorKind::Corrupt, "the database is damaged: restore it from a backup")
-        }
-        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
-            (ErrorKind::Unavailable, "another program writes to the database")
-        }
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => (
+            ErrorKind::Corrupt,
+            "the database is damaged: restore it from a backup",
+        ),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => (
+            ErrorKind::Unavailable,
+            "another program writes to the database",
+        ),
         ErrorCode::SystemIoFailure => (ErrorKind::Unavailable, "the disk of the database fails"),
         _ => (ErrorKind::Internal, "the database refused a statement"),
     }
@@ -45,10 +53,16 @@ pub(super) fn describe(error: &rusqlite::Error) -> (ErrorKind, &'static str) {
 /// An error of the file system around the database.
 pub(super) fn of_io(what: &str, path: &Path, error: io::Error) -> Error {
     let kind = match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            ErrorKind::PermissionDenied
+        }
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Exhausted,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            ErrorKind::Exhausted
+        }
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, "store.open", format!("{what}: {error}")).with("path", path.display()).caused_by(error)
+    Error::new(kind, "store.open", format!("{what}: {error}"))
+        .with("path", path.display())
+        .caused_by(error)
 }

@@ -28,8 +28,15 @@ impl LockFile {
         name.push(".lock");
         let path = PathBuf::from(name);
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(&path).map_err(|e| of_io("cannot open the lock file", &path, e))?;
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let mut file = options
+            .open(&path)
+            .map_err(|e| of_io("cannot open the lock file", &path, e))?;
 
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -37,7 +44,10 @@ impl LockFile {
             Err(errno) => return Err(of_io("cannot lock", &path, errno.into())),
         }
         let pid = std::process::id();
-        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{pid}"));
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{pid}"));
         written.map_err(|e| of_io("cannot write the lock file", &path, e))?;
         Ok(Self { _file: file })
     }
@@ -54,5 +64,7 @@ fn held(file: &mut File, path: &Path) -> Error {
     } else {
         format!("process {pid} has the database open; only one may at a time")
     };
-    Error::new(ErrorKind::FailedPrecondition, "store.open", message).with("pid", pid).with("lock", path.display())
+    Error::new(ErrorKind::FailedPrecondition, "store.open", message)
+        .with("pid", pid)
+        .with("lock", path.display())
 }

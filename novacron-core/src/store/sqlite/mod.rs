@@ -50,7 +50,8 @@ use self::request::{Reply, Request};
 use self::writer::{Writer, gone};
 use super::watch::{self, Backlog, Log};
 use super::{
-    Commit, Key, Lease, LeaseAnswer, ListOptions, Page, Record, Revision, Store, TxnId, TxnOutcome, WatchStream, check,
+    Commit, Key, Lease, LeaseAnswer, ListOptions, Page, Record, Revision, Store, TxnId, TxnOutcome,
+    WatchStream, check,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Clock, SystemClock};
@@ -75,7 +76,13 @@ pub struct SqliteOptions {
 
 impl Default for SqliteOptions {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), readers: 4, watch_bytes: 16 << 20, check: true, max_bytes: None }
+        Self {
+            clock: Arc::new(SystemClock),
+            readers: 4,
+            watch_bytes: 16 << 20,
+            check: true,
+            max_bytes: None,
+        }
     }
 }
 
@@ -156,29 +163,57 @@ impl SqliteStore {
         let path = path.as_ref().to_owned();
         let task = tokio::task::spawn_blocking(move || Self::open_blocking(&path, &options));
         task.await.unwrap_or_else(|e| {
-            Err(Error::new(ErrorKind::Unavailable, "store.open", "the runtime ended meanwhile").caused_by(e))
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "store.open",
+                "the runtime ended meanwhile",
+            )
+            .caused_by(e))
         })
     }
 
     fn open_blocking(path: &Path, options: &SqliteOptions) -> Result<Self> {
-        let Opened { connection, lock, path } = open::open(path, options)?;
+        let Opened {
+            connection,
+            lock,
+            path,
+        } = open::open(path, options)?;
         let (revision, _) = rows::revisions(&connection).map_err(sql("store.open"))?;
         let beats = reads::beats(&connection).map_err(sql("store.open"))?;
-        let beats = beats.into_iter().map(|(key, value)| Ok((Key::new(key)?, value.into()))).collect::<Result<_>>()?;
+        let beats = beats
+            .into_iter()
+            .map(|(key, value)| Ok((Key::new(key)?, value.into())))
+            .collect::<Result<_>>()?;
 
         let log = Arc::new(Log::new(revision, options.watch_bytes));
         let clock = Arc::clone(&options.clock);
         let beats = Mutex::new(Beats::loaded(beats));
-        let shared = Arc::new(Shared { clock, log, beats, stats: Counters::default() });
+        let shared = Arc::new(Shared {
+            clock,
+            log,
+            beats,
+            stats: Counters::default(),
+        });
         let (requests, queue) = mpsc::channel();
         let writer = Writer::new(connection, queue, Arc::clone(&shared), revision, lock);
         let thread = std::thread::Builder::new().name("novacron-store".to_owned());
         thread.spawn(|| writer.run()).map_err(|e| {
-            Error::new(ErrorKind::Exhausted, "store.open", "no thread for the store's writer").caused_by(e)
+            Error::new(
+                ErrorKind::Exhausted,
+                "store.open",
+                "no thread for the store's writer",
+            )
+            .caused_by(e)
         })?;
         let pool = Arc::new(Pool::new(path.clone(), options.readers));
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        Ok(Self(Arc::new(Inner { path, requests: Mutex::new(Some(requests)), in_flight, pool, shared })))
+        Ok(Self(Arc::new(Inner {
+            path,
+            requests: Mutex::new(Some(requests)),
+            in_flight,
+            pool,
+            shared,
+        })))
     }
 
     /// Where the database is, without links.
@@ -188,9 +223,17 @@ impl SqliteStore {
 
     /// What the group commit has done so far.
     pub fn stats(&self) -> SqliteStats {
-        let Counters { groups, commits, largest } = &self.0.shared.stats;
+        let Counters {
+            groups,
+            commits,
+            largest,
+        } = &self.0.shared.stats;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        SqliteStats { groups: read(groups), commits: read(commits), largest_group: read(largest) }
+        SqliteStats {
+            groups: read(groups),
+            commits: read(commits),
+            largest_group: read(largest),
+        }
     }
 
     /// Writes what is queued, ends every watch, folds the WAL into the file and gives the lock back. Later calls on any
@@ -210,26 +253,45 @@ impl SqliteStore {
     }
 
     fn requests(&self) -> MutexGuard<'_, Option<Sender<Request>>> {
-        self.0.requests.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a request and waits for its answer.
-    async fn ask<T>(&self, operation: &'static str, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
-        let place = Arc::clone(&self.0.in_flight).acquire_owned().await.map_err(|_| gone(operation))?;
+    async fn ask<T>(
+        &self,
+        operation: &'static str,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T> {
+        let place = Arc::clone(&self.0.in_flight)
+            .acquire_owned()
+            .await
+            .map_err(|_| gone(operation))?;
         let (reply, answer) = Reply::new(operation, Some(place));
-        let sent = self.requests().as_ref().is_some_and(|requests| requests.send(request(reply)).is_ok());
+        let sent = self
+            .requests()
+            .as_ref()
+            .is_some_and(|requests| requests.send(request(reply)).is_ok());
         if !sent {
             return Err(gone(operation));
         }
         answer.await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::OutcomeUnknown, operation, "the store's writer died before it answered"))
+            Err(Error::new(
+                ErrorKind::OutcomeUnknown,
+                operation,
+                "the store's writer died before it answered",
+            ))
         })
     }
 }
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteStore").field("path", &self.0.path).finish_non_exhaustive()
+        f.debug_struct("SqliteStore")
+            .field("path", &self.0.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -237,50 +299,81 @@ impl fmt::Debug for SqliteStore {
 impl Store for SqliteStore {
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         let key = key.clone();
-        self.0.pool.read("store.get", move |connection| reads::get(connection, &key)).await
+        self.0
+            .pool
+            .read("store.get", move |connection| reads::get(connection, &key))
+            .await
     }
 
     async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page> {
         let prefix = prefix.to_owned();
-        self.0.pool.read("store.list", move |connection| reads::list(connection, &prefix, &options)).await
+        self.0
+            .pool
+            .read("store.list", move |connection| {
+                reads::list(connection, &prefix, &options)
+            })
+            .await
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision> {
         commit.check()?;
-        self.ask("store.commit", |reply| Request::Commit(commit, reply)).await
+        self.ask("store.commit", |reply| Request::Commit(commit, reply))
+            .await
     }
 
     async fn outcome(&self, txn: TxnId) -> Result<TxnOutcome> {
-        self.ask("store.outcome", |reply| Request::Outcome(txn, reply)).await
+        self.ask("store.outcome", |reply| Request::Outcome(txn, reply))
+            .await
     }
 
     async fn watch(&self, prefixes: Vec<String>, after: Revision) -> Result<WatchStream> {
         let log = &self.0.shared.log;
         if after > log.tip() {
-            return Err(check::compacted("store.watch", after, Revision::default(), log.tip()));
+            return Err(check::compacted(
+                "store.watch",
+                after,
+                Revision::default(),
+                log.tip(),
+            ));
         }
         // The pool does not keep the store open: a stream that outlives it ends with an error.
         let backlog: Arc<dyn Backlog> = Arc::<Pool>::clone(&self.0.pool);
-        Ok(watch::stream(Arc::clone(log), Some(backlog), prefixes, after))
+        Ok(watch::stream(
+            Arc::clone(log),
+            Some(backlog),
+            prefixes,
+            after,
+        ))
     }
 
     async fn compact(&self, before: Revision) -> Result<()> {
-        self.ask("store.compact", |reply| Request::Compact(before, reply)).await
+        self.ask("store.compact", |reply| Request::Compact(before, reply))
+            .await
     }
 
     async fn lease_acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseAnswer> {
         let (name, holder) = (name.to_owned(), holder.to_owned());
-        self.ask("store.lease_acquire", |reply| Request::Acquire { name, holder, ttl, reply }).await
+        self.ask("store.lease_acquire", |reply| Request::Acquire {
+            name,
+            holder,
+            ttl,
+            reply,
+        })
+        .await
     }
 
     async fn lease_renew(&self, lease: &Lease) -> Result<()> {
         let lease = lease.clone();
-        self.ask("store.lease_renew", |reply| Request::Renew(lease, reply)).await
+        self.ask("store.lease_renew", |reply| Request::Renew(lease, reply))
+            .await
     }
 
     async fn lease_release(&self, lease: &Lease) -> Result<()> {
         let lease = lease.clone();
-        self.ask("store.lease_release", |reply| Request::Release(lease, reply)).await
+        self.ask("store.lease_release", |reply| {
+            Request::Release(lease, reply)
+        })
+        .await
     }
 
     async fn put_beat(&self, key: &Key, value: Bytes) -> Result<()> {
@@ -311,19 +404,58 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_a_writer_that_died() {
         let folder = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(folder.path().join("novacron.db")).await.unwrap();
+        let store = SqliteStore::open(folder.path().join("novacron.db"))
+            .await
+            .unwrap();
         let revision = store.commit(commit(1)).await.unwrap();
         let mut watch = store.watch(vec![String::new()], revision).await.unwrap();
-        assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Bookmark(revision));
+        assert_eq!(
+            watch.next().await.unwrap().unwrap(),
+            WatchEvent::Bookmark(revision)
+        );
 
-        store.requests().as_ref().unwrap().send(Request::Panic).unwrap();
+        store
+            .requests()
+            .as_ref()
+            .unwrap()
+            .send(Request::Panic)
+            .unwrap();
         let at_once = store.commit(commit(2)).await.unwrap_err();
-        assert!(matches!(at_once.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Unavailable), "{at_once}");
-        assert_eq!(watch.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+        assert!(
+            matches!(
+                at_once.kind(),
+                ErrorKind::OutcomeUnknown | ErrorKind::Unavailable
+            ),
+            "{at_once}"
+        );
+        assert_eq!(
+            watch.next().await.unwrap().unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
         assert!(watch.next().await.is_none());
-        assert_eq!(store.commit(commit(3)).await.unwrap_err().kind(), ErrorKind::Unavailable);
-        assert_eq!(store.outcome(TxnId(Uuid::from_u128(2))).await.unwrap_err().kind(), ErrorKind::Unavailable);
-        assert!(store.get(&Key::new("vm/1").unwrap()).await.unwrap().is_some(), "reads go on");
-        assert_eq!(store.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(
+            store.commit(commit(3)).await.unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
+        assert_eq!(
+            store
+                .outcome(TxnId(Uuid::from_u128(2)))
+                .await
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Unavailable
+        );
+        assert!(
+            store
+                .get(&Key::new("vm/1").unwrap())
+                .await
+                .unwrap()
+                .is_some(),
+            "reads go on"
+        );
+        assert_eq!(
+            store.close().await.unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
     }
 }

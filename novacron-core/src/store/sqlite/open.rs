@@ -44,7 +44,10 @@ pub(super) struct Opened {
 pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened> {
     let path = resolve(path)?;
     let lock = LockFile::acquire(&path)?;
-    if path.try_exists().map_err(|e| of_io("cannot look at the database", &path, e))? {
+    if path
+        .try_exists()
+        .map_err(|e| of_io("cannot look at the database", &path, e))?
+    {
         check_header(&path)?;
     } else {
         create(&path)?;
@@ -52,7 +55,11 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened> {
     let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     // SQLite falls back to reading when it may not write.
     if connection.is_readonly("main").map_err(sql("store.open"))? {
-        let error = Error::new(ErrorKind::PermissionDenied, "store.open", "the database may not be written");
+        let error = Error::new(
+            ErrorKind::PermissionDenied,
+            "store.open",
+            "the database may not be written",
+        );
         return Err(error.with("path", path.display()));
     }
     if options.check {
@@ -60,21 +67,28 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened> {
     }
     schema::migrate(&mut connection).map_err(|e| e.with("path", path.display()))?;
     configure_writer(&connection, options).map_err(sql("store.open"))?;
-    Ok(Opened { connection, lock, path })
+    Ok(Opened {
+        connection,
+        lock,
+        path,
+    })
 }
 
 /// A connection that only reads.
 pub(super) fn open_reader(path: &Path) -> Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     // Opened writable so that it can share the WAL's index whoever came first; kept from writing by this.
-    connection.pragma_update(None, "query_only", true).map_err(sql("store.open"))?;
+    connection
+        .pragma_update(None, "query_only", true)
+        .map_err(sql("store.open"))?;
     Ok(connection)
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
     let connect = || {
         // One thread at a time uses a connection, so SQLite need not lock it again.
-        let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let connection =
+            Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS.into()))?;
         connection.set_prepared_statement_cache_capacity(64);
         // Views and triggers in a file are data: they may not call functions with side effects.
@@ -110,32 +124,48 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     }
     let Some(name) = path.file_name() else {
         let message = "the path of a database ends in a file name";
-        return Err(Error::new(ErrorKind::Invalid, "store.open", message).with("path", path.display()));
+        return Err(
+            Error::new(ErrorKind::Invalid, "store.open", message).with("path", path.display())
+        );
     };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let real = folder.canonicalize().map_err(|e| of_io("the database's folder", folder, e))?;
+    let real = folder
+        .canonicalize()
+        .map_err(|e| of_io("the database's folder", folder, e))?;
     Ok(real.join(name))
 }
 
 /// Fails unless the file is a database of ours that this build can read.
 fn check_header(path: &Path) -> Result<()> {
-    let corrupt = |message: String| Error::new(ErrorKind::Corrupt, "store.open", message).with("path", path.display());
+    let corrupt = |message: String| {
+        Error::new(ErrorKind::Corrupt, "store.open", message).with("path", path.display())
+    };
     let mut header = Vec::with_capacity(100);
     let file = File::open(path).map_err(|e| of_io("cannot read the database", path, e))?;
-    file.take(100).read_to_end(&mut header).map_err(|e| of_io("cannot read the database", path, e))?;
+    file.take(100)
+        .read_to_end(&mut header)
+        .map_err(|e| of_io("cannot read the database", path, e))?;
     if header.is_empty() {
-        return Err(corrupt("the file is empty: restore the database, or remove the file to begin anew".to_owned()));
+        return Err(corrupt(
+            "the file is empty: restore the database, or remove the file to begin anew".to_owned(),
+        ));
     }
     if header.len() < 100 || !header.starts_with(b"SQLite format 3\0") {
-        return Err(corrupt("the file is no SQLite database, or its beginning is damaged".to_owned()));
+        return Err(corrupt(
+            "the file is no SQLite database, or its beginning is damaged".to_owned(),
+        ));
     }
-    let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let number = |at: usize| {
+        i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
     let (version, application) = (number(60), number(68));
     if application != schema::APPLICATION_ID {
-        let message = format!("the file is a database of another program (application id {application:#010x})");
+        let message = format!(
+            "the file is a database of another program (application id {application:#010x})"
+        );
         return Err(corrupt(message).with("application_id", application));
     }
     schema::check_version(version).map_err(|e| e.with("path", path.display()))
@@ -146,18 +176,26 @@ fn check_content(connection: &Connection) -> Result<()> {
     let corrupt = |message: String| Error::new(ErrorKind::Corrupt, "store.open", message);
     // Not `quick_check`: a record that its index does not find would be absent in silence.
     let check = "PRAGMA integrity_check(1)";
-    let verdict: String = connection.query_row(check, [], |row| row.get(0)).map_err(sql("store.open"))?;
+    let verdict: String = connection
+        .query_row(check, [], |row| row.get(0))
+        .map_err(sql("store.open"))?;
     if verdict != "ok" {
         return Err(corrupt(format!("the database is damaged: {verdict}")));
     }
     let latest = "SELECT revision, (SELECT coalesce(max(version), 0) FROM records) FROM meta";
-    let latest = connection.query_row(latest, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+    let latest = connection.query_row(latest, [], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+    });
     let (revision, newest) = latest.map_err(sql("store.open"))?;
     if newest > revision {
-        return Err(corrupt(format!("the database is damaged: at revision {revision}, a record of {newest}")));
+        return Err(corrupt(format!(
+            "the database is damaged: at revision {revision}, a record of {newest}"
+        )));
     }
     for table in ["records", "history"] {
-        let mut select = connection.prepare(&format!("SELECT {RECORD} FROM {table}")).map_err(sql("store.open"))?;
+        let mut select = connection
+            .prepare(&format!("SELECT {RECORD} FROM {table}"))
+            .map_err(sql("store.open"))?;
         let mut found = select.query([]).map_err(sql("store.open"))?;
         while let Some(row) = found.next().map_err(sql("store.open"))? {
             rows::verify("store.open", row)?;
@@ -176,23 +214,42 @@ fn create(path: &Path) -> Result<()> {
     let wal = beside("-wal");
     if wal.exists() {
         let message = "the database is missing but its write-ahead log is there: restore the database beside it";
-        return Err(Error::new(ErrorKind::Corrupt, "store.open", message).with("path", wal.display()));
+        return Err(
+            Error::new(ErrorKind::Corrupt, "store.open", message).with("path", wal.display())
+        );
     }
     let draft = beside(".new");
-    for leftover in [draft.clone(), beside(".new-journal"), beside(".new-wal"), beside(".new-shm")] {
+    for leftover in [
+        draft.clone(),
+        beside(".new-journal"),
+        beside(".new-wal"),
+        beside(".new-shm"),
+    ] {
         match fs::remove_file(&leftover) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(of_io("cannot remove what an earlier start left", &leftover, e)),
+            Err(e) => {
+                return Err(of_io(
+                    "cannot remove what an earlier start left",
+                    &leftover,
+                    e,
+                ));
+            }
         }
     }
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft);
     let file = made.map_err(|e| of_io("cannot make the database", &draft, e))?;
     drop(file);
 
     let mut connection = connect(&draft, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     schema::migrate(&mut connection)?;
-    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).map_err(sql("store.open"))?;
+    connection
+        .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
+        .map_err(sql("store.open"))?;
     connection.close().map_err(|(_, e)| sql("store.open")(e))?;
 
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -214,8 +271,16 @@ mod tests {
         let path = folder.path().join("novacron.db");
         for _ in 0..2 {
             let opened = open(&path, &SqliteOptions::default()).unwrap();
-            let text = |pragma: &str| opened.connection.query_row(pragma, [], |row| row.get::<_, String>(0));
-            let number = |pragma: &str| opened.connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+            let text = |pragma: &str| {
+                opened
+                    .connection
+                    .query_row(pragma, [], |row| row.get::<_, String>(0))
+            };
+            let number = |pragma: &str| {
+                opened
+                    .connection
+                    .query_row(pragma, [], |row| row.get::<_, i64>(0))
+            };
             assert_eq!(text("PRAGMA journal_mode"), Ok("wal".to_owned()));
             assert_eq!(number("PRAGMA synchronous"), Ok(2));
         }

@@ -25,7 +25,12 @@ pub(super) struct Pool {
 impl Pool {
     pub(super) fn new(path: PathBuf, size: usize) -> Self {
         let size = u32::try_from(size.clamp(1, 64)).unwrap_or(64);
-        Self { path, size, free: Arc::new(Semaphore::new(size as usize)), idle: Arc::default() }
+        Self {
+            path,
+            size,
+            free: Arc::new(Semaphore::new(size as usize)),
+            idle: Arc::default(),
+        }
     }
 
     /// Runs `read` on a blocking thread, on a connection of its own.
@@ -35,7 +40,10 @@ impl Pool {
         read: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let closed = |_| Error::new(ErrorKind::Unavailable, operation, "the store was closed");
-        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(closed)?;
+        let permit = Arc::clone(&self.free)
+            .acquire_owned()
+            .await
+            .map_err(closed)?;
         let (path, idle) = (self.path.clone(), Arc::clone(&self.idle));
         let task = tokio::task::spawn_blocking(move || {
             let taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -44,12 +52,19 @@ impl Pool {
                 None => open_reader(&path)?,
             };
             let result = read(&mut connection);
-            idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            idle.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(connection);
             drop(permit);
             result
         });
         task.await.unwrap_or_else(|e| {
-            Err(Error::new(ErrorKind::Unavailable, operation, "the runtime ended during a read").caused_by(e))
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                operation,
+                "the runtime ended during a read",
+            )
+            .caused_by(e))
         })
     }
 
@@ -67,6 +82,9 @@ impl Pool {
 #[async_trait]
 impl Backlog for Pool {
     async fn read_after(&self, after: Revision) -> Result<(Vec<Committed>, Revision)> {
-        self.read("store.watch", move |connection| reads::commits_after(connection, after)).await
+        self.read("store.watch", move |connection| {
+            reads::commits_after(connection, after)
+        })
+        .await
     }
 }

@@ -25,7 +25,14 @@ impl<T> Reply<T> {
         place: Option<OwnedSemaphorePermit>,
     ) -> (Self, oneshot::Receiver<Result<T>>) {
         let (to, answer) = oneshot::channel();
-        (Self { operation, to, _place: place }, answer)
+        (
+            Self {
+                operation,
+                to,
+                _place: place,
+            },
+            answer,
+        )
     }
 
     pub(super) fn send(self, result: Result<T>) {
@@ -63,7 +70,11 @@ impl Failure {
     /// A failure after which nothing of the group can be on disk.
     pub(super) fn before_commit(error: &rusqlite::Error) -> Self {
         let (kind, message) = failure::describe(error);
-        Self { kind, message, detail: error.to_string() }
+        Self {
+            kind,
+            message,
+            detail: error.to_string(),
+        }
     }
 
     /// A failure of COMMIT. Without space, or with the lock held by another program, the mark that ends a transaction
@@ -73,7 +84,10 @@ impl Failure {
             Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 Self::before_commit(error)
             }
-            _ => Self { kind: ErrorKind::OutcomeUnknown, ..Self::before_commit(error) },
+            _ => Self {
+                kind: ErrorKind::OutcomeUnknown,
+                ..Self::before_commit(error)
+            },
         }
     }
 
@@ -82,7 +96,11 @@ impl Failure {
     }
 
     fn error(&self, operation: &'static str) -> Error {
-        Error::new(self.kind, operation, format!("{}: {}", self.message, self.detail))
+        Error::new(
+            self.kind,
+            operation,
+            format!("{}: {}", self.message, self.detail),
+        )
     }
 }
 
@@ -113,8 +131,14 @@ pub(super) struct Applied {
 
 fn applied<T: Send + 'static>(reply: Reply<T>, answer: rusqlite::Result<Result<T>>) -> Applied {
     match answer {
-        Ok(result) => Applied { deferred: reply.defer(Some(result)), error: None },
-        Err(error) => Applied { deferred: reply.defer(None), error: Some(error) },
+        Ok(result) => Applied {
+            deferred: reply.defer(Some(result)),
+            error: None,
+        },
+        Err(error) => Applied {
+            deferred: reply.defer(None),
+            error: Some(error),
+        },
     }
 }
 
@@ -147,15 +171,28 @@ impl Request {
             }
             Self::Outcome(txn, reply) => applied(reply, group.outcome(txn).map(Ok)),
             Self::Compact(before, reply) => {
-                let answer = group.compact(before).map(|compacted| *floor = Some(compacted));
+                let answer = group
+                    .compact(before)
+                    .map(|compacted| *floor = Some(compacted));
                 applied(reply, answer.map(Ok))
             }
-            Self::Acquire { name, holder, ttl, reply } => {
+            Self::Acquire {
+                name,
+                holder,
+                ttl,
+                reply,
+            } => {
                 let answer = group.lease(&name, |row| row.acquire(&name, &holder, ttl, now));
                 applied(reply, answer.map(Ok))
             }
-            Self::Renew(lease, reply) => applied(reply, group.lease(&lease.name, |row| row.renew(&lease, now))),
-            Self::Release(lease, reply) => applied(reply, group.lease(&lease.name, |row| row.release(&lease)).map(Ok)),
+            Self::Renew(lease, reply) => applied(
+                reply,
+                group.lease(&lease.name, |row| row.renew(&lease, now)),
+            ),
+            Self::Release(lease, reply) => applied(
+                reply,
+                group.lease(&lease.name, |row| row.release(&lease)).map(Ok),
+            ),
             // Gathering ends a group at a close.
             Self::Close(reply) => applied(reply, Ok(Err(gone("store.close")))),
             #[cfg(test)]
@@ -169,9 +206,10 @@ impl Request {
             Self::Commit(_, reply) => reply.defer(None),
             Self::Outcome(_, reply) => reply.defer(None),
             Self::Acquire { reply, .. } => reply.defer(None),
-            Self::Compact(_, reply) | Self::Renew(_, reply) | Self::Release(_, reply) | Self::Close(reply) => {
-                reply.defer(None)
-            }
+            Self::Compact(_, reply)
+            | Self::Renew(_, reply)
+            | Self::Release(_, reply)
+            | Self::Close(reply) => reply.defer(None),
             #[cfg(test)]
             Self::Panic => Box::new(|_| ()),
         }

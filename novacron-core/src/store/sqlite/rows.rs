@@ -41,28 +41,46 @@ pub(super) fn revisions(connection: &Connection) -> rusqlite::Result<(Revision, 
 pub(super) fn verify(operation: &'static str, row: &Row<'_>) -> Result<()> {
     let parts = || {
         let value = row.get_ref(2)?.as_bytes_or_null()?;
-        Ok((row.get_ref(0)?.as_str()?, row.get::<_, i64>(1)?, value, row.get::<_, Option<i64>>(3)?))
+        Ok((
+            row.get_ref(0)?.as_str()?,
+            row.get::<_, i64>(1)?,
+            value,
+            row.get::<_, Option<i64>>(3)?,
+        ))
     };
     let (key, version, value, expected) = parts().map_err(sql(operation))?;
     match expected {
         Some(expected) if expected != i64::from(sum(key, revision(version).0, value)) => {
             let message = "a record is damaged (its checksum does not fit): restore the database from a backup";
-            Err(Error::new(ErrorKind::Corrupt, operation, message).with("key", key).with("version", version))
+            Err(Error::new(ErrorKind::Corrupt, operation, message)
+                .with("key", key)
+                .with("version", version))
         }
         _ => Ok(()),
     }
 }
 
 /// The key, version and value of a row; a value that is missing is a delete.
-pub(super) fn change(operation: &'static str, row: &Row<'_>) -> Result<(Key, Revision, Option<Bytes>)> {
+pub(super) fn change(
+    operation: &'static str,
+    row: &Row<'_>,
+) -> Result<(Key, Revision, Option<Bytes>)> {
     verify(operation, row)?;
     let parts = || {
-        let value = row.get_ref(2)?.as_bytes_or_null()?.map(Bytes::copy_from_slice);
+        let value = row
+            .get_ref(2)?
+            .as_bytes_or_null()?
+            .map(Bytes::copy_from_slice);
         Ok((row.get_ref(0)?.as_str()?, revision(row.get(1)?), value))
     };
     let (key, version, value) = parts().map_err(sql(operation))?;
     let key = Key::new(key).map_err(|e| {
-        Error::new(ErrorKind::Corrupt, operation, "the database holds a record whose key is none").caused_by(e)
+        Error::new(
+            ErrorKind::Corrupt,
+            operation,
+            "the database holds a record whose key is none",
+        )
+        .caused_by(e)
     })?;
     Ok((key, version, value))
 }
@@ -70,5 +88,9 @@ pub(super) fn change(operation: &'static str, row: &Row<'_>) -> Result<(Key, Rev
 /// A row that is a record.
 pub(super) fn record(operation: &'static str, row: &Row<'_>) -> Result<Record> {
     let (key, version, value) = change(operation, row)?;
-    Ok(Record { key, version, value: value.unwrap_or_default() })
+    Ok(Record {
+        key,
+        version,
+        value: value.unwrap_or_default(),
+    })
 }

@@ -45,26 +45,37 @@ pub(super) fn check_version(found: i32) -> Result<()> {
     if found <= ours {
         return Ok(());
     }
-    let message = format!("the database has schema {found} and this build knows up to {ours}: use a newer build");
-    Err(Error::new(ErrorKind::Corrupt, "store.open", message).with("schema", found).with("supported", ours))
+    let message = format!(
+        "the database has schema {found} and this build knows up to {ours}: use a newer build"
+    );
+    Err(Error::new(ErrorKind::Corrupt, "store.open", message)
+        .with("schema", found)
+        .with("supported", ours))
 }
 
 /// Brings the schema up to date.
 pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
-    let found: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sql("store.open"))?;
+    let found: i32 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(sql("store.open"))?;
     check_version(found)?;
     apply(connection, found).map_err(sql("store.migrate"))
 }
 
 fn apply(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    for step in STEPS.iter().skip(usize::try_from(found).unwrap_or_default()) {
+    for step in STEPS
+        .iter()
+        .skip(usize::try_from(found).unwrap_or_default())
+    {
         transaction.execute_batch(step)?;
     }
     for (view, kind) in KINDS {
         let wanted = view_of(view, kind);
         let select = "SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = ?1";
-        let present: Option<String> = transaction.query_row(select, [view], |row| row.get(0)).optional()?;
+        let present: Option<String> = transaction
+            .query_row(select, [view], |row| row.get(0))
+            .optional()?;
         if present.as_ref() != Some(&wanted) {
             transaction.execute_batch(&format!("DROP VIEW IF EXISTS {view}; {wanted}"))?;
         }
@@ -101,9 +112,14 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
         let before = connection.total_changes();
-        let version: i32 = connection.query_row("PRAGMA schema_version", [], |row| row.get(0)).unwrap();
+        let version: i32 = connection
+            .query_row("PRAGMA schema_version", [], |row| row.get(0))
+            .unwrap();
         migrate(&mut connection).unwrap();
-        assert_eq!(connection.query_row("PRAGMA schema_version", [], |row| row.get(0)), Ok(version));
+        assert_eq!(
+            connection.query_row("PRAGMA schema_version", [], |row| row.get(0)),
+            Ok(version)
+        );
         assert_eq!(connection.total_changes(), before);
     }
 
@@ -113,14 +129,24 @@ mod tests {
         migrate(&mut connection).unwrap();
         let json = r#"{"v":1,"meta":{"name":"web-1"},"status":{"phase":"running"}}"#;
         connection
-            .execute("INSERT INTO records VALUES ('vm/1', 7, ?1, NULL), ('vmx/1', 8, '1', NULL)", [json])
+            .execute(
+                "INSERT INTO records VALUES ('vm/1', 7, ?1, NULL), ('vmx/1', 8, '1', NULL)",
+                [json],
+            )
             .unwrap();
-        let mut select = connection.prepare("SELECT id, name, phase, revision FROM vms").unwrap();
+        let mut select = connection
+            .prepare("SELECT id, name, phase, revision FROM vms")
+            .unwrap();
         let rows: Vec<(String, String, String, u32)> = select
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .query_map([], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })
             .unwrap()
             .collect::<Result<_, _>>()
             .unwrap();
-        assert_eq!(rows, [("1".to_owned(), "web-1".to_owned(), "running".to_owned(), 7)]);
+        assert_eq!(
+            rows,
+            [("1".to_owned(), "web-1".to_owned(), "running".to_owned(), 7)]
+        );
     }
 }

@@ -5,11 +5,18 @@ const TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut i = 0;
     while i < 256 {
-        #[expect(clippy::cast_possible_truncation, reason = "below 256; no `try_from` in const")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "below 256; no `try_from` in const"
+        )]
         let mut crc = i as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 };
+            crc = if crc & 1 == 1 {
+                0xedb8_8320 ^ (crc >> 1)
+            } else {
+                crc >> 1
+            };
             bit += 1;
         }
         table[i] = crc;
@@ -19,7 +26,9 @@ const TABLE: [u32; 256] = {
 };
 
 fn crc(crc: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(crc, |crc, byte| TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)] ^ (crc >> 8))
+    bytes.iter().fold(crc, |crc, byte| {
+        TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)] ^ (crc >> 8)
+    })
 }
 
 /// CRC-32 (IEEE) of the key, the version as eight big-endian bytes, and the value if there is one.

@@ -72,7 +72,15 @@ impl Writer {
     ) -> Self {
         // An earlier process may have ended in the middle of a sweep. The outcomes wait for the next compaction.
         let sweeping = Some(i64::MIN);
-        Self { connection, requests, shared, revision, previous: (0, Duration::ZERO), sweeping, _lock: lock }
+        Self {
+            connection,
+            requests,
+            shared,
+            revision,
+            previous: (0, Duration::ZERO),
+            sweeping,
+            _lock: lock,
+        }
     }
 
     /// Serves requests until the store is closed or dropped.
@@ -141,7 +149,11 @@ impl Writer {
         let beats = self.shared.beats().take_unsaved(BEATS);
         let mut done = Done::default();
         let changes = self.connection.total_changes();
-        let mut transaction = Group { connection: &self.connection, revision: self.revision, now };
+        let mut transaction = Group {
+            connection: &self.connection,
+            revision: self.revision,
+            now,
+        };
 
         let applied = Self::apply(&mut transaction, group, &beats, self.sweeping, &mut done);
         let revision = transaction.revision;
@@ -204,7 +216,11 @@ impl Writer {
                 group.save_revision()?;
             }
             group.save_beats(beats)?;
-            let forget = if done.floor.is_some() { Some(group.forgettable()) } else { sweep };
+            let forget = if done.floor.is_some() {
+                Some(group.forgettable())
+            } else {
+                sweep
+            };
             match forget {
                 Some(time) if group.sweep(time)? => Ok(forget),
                 _ => Ok(None),
@@ -215,7 +231,10 @@ impl Writer {
     }
 
     fn commit(&self) -> Option<Failure> {
-        self.connection.execute_batch("COMMIT").err().map(|error| Failure::in_commit(&error))
+        self.connection
+            .execute_batch("COMMIT")
+            .err()
+            .map(|error| Failure::in_commit(&error))
     }
 
     fn roll_back(&self) {
@@ -234,7 +253,11 @@ impl Writer {
             if beats.is_empty() {
                 break Ok(());
             }
-            let group = Group { connection: &self.connection, revision: self.revision, now: self.shared.clock.now() };
+            let group = Group {
+                connection: &self.connection,
+                revision: self.revision,
+                now: self.shared.clock.now(),
+            };
             let save = || {
                 self.connection.execute_batch("BEGIN IMMEDIATE")?;
                 group.save_beats(&beats)?;
@@ -245,7 +268,9 @@ impl Writer {
                 break Err(error);
             }
         };
-        let folded = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        let folded = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         saved.and(folded).map_err(failure::sql("store.close"))
     }
 }
@@ -261,5 +286,9 @@ impl Drop for EndsWatches {
 
 /// The error of a request that reached no writer: nothing happened.
 pub(super) fn gone(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unavailable, operation, "the store was closed, or its writer died")
+    Error::new(
+        ErrorKind::Unavailable,
+        operation,
+        "the store was closed, or its writer died",
+    )
 }

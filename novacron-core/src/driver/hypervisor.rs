@@ -1,0 +1,407 @@
+//! A hypervisor: one host's domains. It takes a fully resolved [`DomainSpec`] and decides nothing.
+//!
+//! ```text
+//!   define ──► Defined ── start(paused) ──► Paused ⇄ Running ── stop, or by itself ──► Ended ── undefine ──► (nothing)
+//! ```
+//! A domain is named by cluster, VM and epoch, so that a sweep can tell this start's artefacts from an older one's and
+//! from others'. [`DomainState::Ended`] is a promise: this epoch does not run and, unless somebody calls `start` again,
+//! never will; a driver that is not sure answers [`DomainState::Unknown`].
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use secrecy::SecretString;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Attachment, Call};
+use crate::error::Result;
+use crate::model::{
+    self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, NetworkKind,
+    PortForward, PortId, SnapshotId, VmId, VolumeId,
+};
+
+/// Names a domain: one start of one VM of one cluster.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct DomainId {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The VM.
+    pub vm: VmId,
+    /// The start.
+    pub epoch: Epoch,
+}
+
+impl fmt::Display for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.vm, self.epoch)
+    }
+}
+
+/// Everything a hypervisor needs to make a domain.
+#[derive(Clone, Debug)]
+pub struct DomainSpec {
+    /// Its identity.
+    pub id: DomainId,
+    /// The VM's name, for people (process title, `virsh list`).
+    pub name: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: MiB,
+    /// Firmware.
+    pub firmware: Firmware,
+    /// A kernel to boot directly.
+    pub kernel: Option<KernelBoot>,
+    /// Disks, in the order of booting.
+    pub disks: Vec<DiskAttachment>,
+    /// NICs, in order.
+    pub nics: Vec<NicAttachment>,
+    /// The NoCloud seed, if there is one.
+    pub seed: Option<Seed>,
+}
+
+/// A disk to give to a domain.
+#[derive(Clone, Debug)]
+pub struct DiskAttachment {
+    /// The disk's name in the VM: the serial that the guest sees (its first 20 bytes).
+    pub name: String,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where its data is.
+    pub attachment: Attachment,
+}
+
+/// A NIC to give to a domain.
+#[derive(Clone, Debug)]
+pub struct NicAttachment {
+    /// The port.
+    pub port: PortId,
+    /// The MAC address.
+    pub mac: MacAddr,
+    /// The network.
+    pub network: NetworkKind,
+    /// Port forwards (user-mode networks only).
+    pub forwards: Vec<PortForward>,
+}
+
+/// The files of a NoCloud seed, its secrets filled in: it never leaves memory but into a file that only its owner reads.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// `meta-data`.
+    pub meta_data: String,
+    /// `user-data`.
+    pub user_data: SecretString,
+    /// `network-config`, version 2.
+    pub network_config: Option<String>,
+}
+
+/// A domain as the hypervisor sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Whose it is.
+    pub owner: DomainOwner,
+    /// What it does.
+    pub state: DomainState,
+    /// The volumes that are attached to it now.
+    pub disks: Vec<VolumeId>,
+    /// The ports that are attached to it now.
+    pub nics: Vec<PortId>,
+}
+
+/// Whose a domain is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DomainOwner {
+    /// Made by NovaCron; perhaps for another cluster.
+    NovaCron(DomainId),
+    /// Somebody else's, by the name the hypervisor has for it. Never touched.
+    Foreign(String),
+}
+
+/// What a domain does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DomainState {
+    /// Made, never started.
+    Defined,
+    /// In memory, its vCPUs held.
+    Paused,
+    /// Its vCPUs run.
+    Running,
+    /// It does not run, and will not unless it is started again.
+    Ended(Exit),
+    /// The hypervisor cannot tell.
+    Unknown(String),
+}
+
+/// How to stop a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Press the power button (ACPI). The guest may ignore it.
+    Shutdown,
+    /// End it now.
+    Kill,
+}
+
+/// What a stop came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReport {
+    /// The guest was asked; an event will tell when it ends.
+    Asked,
+    /// It has ended: the driver saw its process go, or its run lock free.
+    Ended,
+}
+
+/// What a hypervisor pushes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HypervisorEvent {
+    /// About which domain.
+    pub domain: DomainId,
+    /// What happened.
+    pub event: GuestEvent,
+}
+
+/// What happened to a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// Its state changed: inspect it.
+    StateChanged,
+    /// The guest restarted itself, or was reset.
+    Reset,
+    /// The guest agent came or went.
+    Agent {
+        /// Whether it answers now.
+        connected: bool,
+    },
+}
+
+/// Numbers of a running domain, since its start unless said otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainStats {
+    /// CPU time of each vCPU, ns.
+    pub vcpu_ns: Vec<u64>,
+    /// Memory of the domain's process on the host, bytes, now.
+    pub resident: model::Bytes,
+    /// Per disk.
+    pub disks: Vec<DiskStats>,
+    /// Per NIC.
+    pub nics: Vec<NicStats>,
+}
+
+/// Numbers of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskStats {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+}
+
+/// Numbers of a NIC. A driver that cannot count leaves the domain's list empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicStats {
+    /// The port.
+    pub port: PortId,
+    /// Bytes the guest received.
+    pub received_bytes: u64,
+    /// Bytes the guest sent.
+    pub sent_bytes: u64,
+}
+
+/// One host's domains.
+#[async_trait]
+pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
+    /// Who the host is and what it can do now.
+    ///
+    /// *Holds on return:* host UUID and boot id are those of the machine that runs the guests.
+    async fn probe(&self, call: Call) -> Result<HostInfo>;
+
+    /// Every domain on the host: ours, other clusters', and foreign ones.
+    ///
+    /// *Holds on return:* complete: a domain of ours that is missing does not exist, and no call that ended before can
+    /// still make it.
+    async fn list(&self, call: Call) -> Result<Vec<Domain>>;
+
+    /// One domain, or none if it is not defined.
+    async fn inspect(&self, call: Call, id: DomainId) -> Result<Option<Domain>>;
+
+    /// Names the domain on the host.
+    ///
+    /// *Holds on return:* it is listed, and nothing runs. *A second identical call* changes nothing; one with another
+    /// spec for a domain that has not been started replaces it. *Left behind on failure:* only what `undefine` removes.
+    async fn define(&self, call: Call, spec: &DomainSpec) -> Result<()>;
+
+    /// Starts a defined domain with its vCPUs held.
+    ///
+    /// *Holds on return:* the domain is [`DomainState::Paused`], holds its run lock, and no other epoch of the VM runs
+    /// on this host. *A second identical call*, while it is paused or running, changes nothing. *Errors:*
+    /// `FailedPrecondition` when another epoch of the VM holds the run lock, or when this epoch has ended: an epoch is
+    /// started once. *Left behind on failure:* only what `undefine` removes; the error carries the hypervisor's last
+    /// words.
+    async fn start(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Lets the vCPUs run. *A second identical call* changes nothing.
+    async fn resume(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Holds the vCPUs. *A second identical call* changes nothing.
+    async fn pause(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Stops a domain.
+    ///
+    /// *Holds on return:* for [`StopReport::Ended`], the domain does not run and its images are closed. *A second
+    /// identical call* asks again, or answers `Ended`. A domain that does not exist has ended.
+    async fn stop(&self, call: Call, id: DomainId, mode: StopMode) -> Result<StopReport>;
+
+    /// Presses the reset button. Needs a started domain.
+    async fn reset(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Removes every artefact of a domain that does not run.
+    ///
+    /// *Holds on return:* nothing of it is left and, as no call that makes it is under way, nothing comes back. *A
+    /// second identical call* changes nothing. *Errors:* `FailedPrecondition` when it runs.
+    async fn undefine(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Numbers of a started domain.
+    async fn stats(&self, call: Call, id: DomainId) -> Result<DomainStats>;
+
+    /// What happens to domains from now on: pushed, not polled. A reader that falls behind loses events and is told by
+    /// the stream's end; it then lists and asks for a new stream.
+    fn events(&self) -> BoxStream<'static, HypervisorEvent>;
+
+    /// Attach and detach while the guest runs.
+    fn hot_plug(&self) -> Option<&dyn HotPlug> {
+        None
+    }
+
+    /// Serial consoles.
+    fn consoles(&self) -> Option<&dyn Consoles> {
+        None
+    }
+
+    /// The guest agent.
+    fn guest_agent(&self) -> Option<&dyn GuestAgent> {
+        None
+    }
+
+    /// The hypervisor's step of a live disk snapshot.
+    fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
+        None
+    }
+}
+
+/// Attach and detach while the guest runs.
+#[async_trait]
+pub trait HotPlug: Send + Sync {
+    /// Gives a disk to a started domain. *A second identical call* changes nothing. *Left behind on failure:* nothing.
+    async fn attach_disk(&self, call: Call, id: DomainId, disk: &DiskAttachment) -> Result<()>;
+
+    /// Takes a disk back: returns when the guest has let go and the image is closed. *Errors:* `DeadlineExceeded` with
+    /// the disk still attached when the guest does not answer. A disk that is not attached is no error.
+    async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()>;
+
+    /// Gives a NIC to a started domain. *A second identical call* changes nothing.
+    async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()>;
+
+    /// Takes a NIC back, as [`HotPlug::detach_disk`].
+    async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()>;
+
+    /// Grows an attached disk and tells the guest. A disk that already has this size is no error.
+    async fn resize_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        size: model::Bytes,
+    ) -> Result<()>;
+}
+
+/// A byte stream in both directions.
+pub trait Console: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Console for T {}
+
+/// Serial consoles.
+#[async_trait]
+pub trait Consoles: Send + Sync {
+    /// The console's bytes, from the last `history` bytes on, and then live; what is written goes to the guest. Several
+    /// readers each see everything; one that falls behind is ended.
+    async fn open(&self, call: Call, id: DomainId, history: usize)
+    -> Result<Pin<Box<dyn Console>>>;
+}
+
+/// The guest agent. Its answers are the guest's word, and as hostile as the guest.
+#[async_trait]
+pub trait GuestAgent: Send + Sync {
+    /// Whether it answers.
+    async fn ping(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Runs a program in the guest and waits for its end. *On a passed deadline* the program may still run.
+    async fn exec(
+        &self,
+        call: Call,
+        id: DomainId,
+        argv: &[String],
+        stdin: Option<Bytes>,
+    ) -> Result<AgentOutput>;
+
+    /// Freezes the guest's file systems; returns how many. Undone by [`GuestAgent::thaw`].
+    async fn freeze(&self, call: Call, id: DomainId) -> Result<u32>;
+
+    /// Thaws them; those that are not frozen are no error.
+    async fn thaw(&self, call: Call, id: DomainId) -> Result<u32>;
+
+    /// The guest's addresses.
+    async fn addresses(&self, call: Call, id: DomainId) -> Result<Vec<GuestAddress>>;
+}
+
+/// What a program in the guest came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentOutput {
+    /// Its exit code, or none if a signal ended it.
+    pub exit_code: Option<i32>,
+    /// Standard output, as far as the agent keeps it.
+    pub stdout: Bytes,
+    /// Standard error.
+    pub stderr: Bytes,
+}
+
+/// An address of an interface in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAddress {
+    /// The interface's name in the guest.
+    pub interface: String,
+    /// Its MAC address, if it has one.
+    pub mac: Option<MacAddr>,
+    /// The address.
+    pub address: IpAddr,
+    /// Length of the network's prefix.
+    pub prefix: u8,
+}
+
+/// The middle step of a live snapshot: `storage.snapshot_prepare` → **pivot** → `storage.snapshot_commit`.
+#[async_trait]
+pub trait DiskPivot: Send + Sync {
+    /// From now on the domain writes a disk's data to the new layer at `path`, which was prepared on top of the present
+    /// one.
+    ///
+    /// *Holds on return:* every write that the guest saw complete before is below the new layer. *A second identical
+    /// call* changes nothing.
+    async fn pivot(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        path: PathBuf,
+    ) -> Result<()>;
+}

@@ -1,0 +1,41 @@
+//! The domain model: what is stored, and what callers pass in and get back.
+
+mod decision;
+mod ids;
+mod meta;
+mod network;
+mod node;
+mod object;
+mod operation;
+mod run;
+mod secret;
+mod storage;
+mod units;
+mod vm;
+
+pub use decision::Decision;
+pub use ids::{
+    ActionId, ClusterId, EventId, HostId, ImageId, MAX_NAME, Name, NetworkId, NodeId, OperationId,
+    PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId, VolumeId,
+};
+pub(crate) use ids::{name_problem, uuid_v7};
+pub use meta::{Meta, Versioned};
+pub use network::{MacAddr, Network, NetworkKind, Port, PortForward, Protocol};
+pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus};
+pub use object::ObjectRef;
+pub use operation::{
+    Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
+};
+pub use run::{
+    AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, Run, StopProof, VolumeClaim,
+};
+pub use secret::SecretRef;
+pub use storage::{
+    Image, ImageSource, Pool, PoolScope, Snapshot, StorageState, StorageStatus, Volume,
+    VolumeFormat, VolumeSource,
+};
+pub use units::{Bytes, MiB};
+pub use vm::{
+    CloudInit, Disk, DiskSource, DiskSpec, Firmware, KernelBoot, Machine, Nic, NicSpec, Power,
+    PowerRequest, RestartPolicy, Vm, VmSpec,
+};

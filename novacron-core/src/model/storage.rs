@@ -1,0 +1,156 @@
+//! Pools, volumes, images and snapshots. Each has a spec record, which the API writes, and a status record, which the
+//! storage controller writes.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{ImageId, NodeId, PoolId, SnapshotId, VolumeId};
+use super::meta::Meta;
+use super::units::Bytes;
+use crate::time::Timestamp;
+
+/// From where a pool's volumes can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolScope {
+    /// These nodes.
+    Nodes(BTreeSet<NodeId>),
+    /// Every node.
+    All,
+}
+
+impl PoolScope {
+    /// Whether `node` can reach the pool.
+    pub fn reaches(&self, node: &NodeId) -> bool {
+        match self {
+            Self::Nodes(nodes) => nodes.contains(node),
+            Self::All => true,
+        }
+    }
+}
+
+/// A storage pool's record, written when a cluster with it is built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Its name.
+    pub id: PoolId,
+    /// From where it can be reached.
+    pub scope: PoolScope,
+    /// The driver's name, as `local`.
+    pub driver: String,
+}
+
+/// A volume's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Name and history.
+    pub meta: Meta,
+    /// Where it is.
+    pub pool: PoolId,
+    /// What it begins as.
+    pub source: VolumeSource,
+    /// The size it should have; it can only grow.
+    pub size: Bytes,
+    /// How it is stored.
+    pub format: VolumeFormat,
+}
+
+/// What a volume begins as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum VolumeSource {
+    /// Zeroes.
+    Blank,
+    /// A linked clone of an image: shares its data, and the image cannot be deleted while the clone is there.
+    Image(ImageId),
+    /// A full copy of a snapshot of a volume in the same pool.
+    Snapshot(SnapshotId),
+}
+
+/// How a volume is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeFormat {
+    /// qcow2: sparse, snapshots.
+    #[default]
+    Qcow2,
+    /// Raw bytes.
+    Raw,
+}
+
+/// Where a volume, an image or a snapshot stands in the world.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageState {
+    /// Named; being made.
+    Creating,
+    /// Ready.
+    Available,
+    /// Making it failed for good.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The status record of a volume, an image or a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageStatus {
+    /// Where it stands.
+    pub state: StorageState,
+    /// Its real size, as the guest sees it.
+    pub size: Bytes,
+    /// The spec's generation that this answers.
+    pub generation: u64,
+    /// Attempts that failed since the last success.
+    #[serde(default)]
+    pub failures: u32,
+    /// When it last changed.
+    pub since: Timestamp,
+}
+
+/// An image's record: a read-only volume that others are cloned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Name and history.
+    pub meta: Meta,
+    /// Where it is kept.
+    pub pool: PoolId,
+    /// Where it comes from.
+    pub source: ImageSource,
+    /// The SHA-256 that the source must have, 64 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImageSource {
+    /// A file on a node that reaches the pool, raw or qcow2.
+    File(PathBuf),
+    /// An http(s) URL.
+    Url(String),
+}
+
+/// A snapshot's record: one volume at one point in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Name and history.
+    pub meta: Meta,
+    /// Of which volume.
+    pub volume: VolumeId,
+}

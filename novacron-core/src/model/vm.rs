@@ -1,0 +1,372 @@
+//! What a virtual machine should be. What it is stands in [`Run`](super::Run).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
+use super::meta::Meta;
+use super::secret::SecretRef;
+use super::units::{Bytes, MiB};
+
+/// A virtual machine's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vm {
+    /// Its id.
+    pub id: VmId,
+    /// Name and history.
+    pub meta: Meta,
+    /// The machine.
+    pub machine: Machine,
+    /// The power state that was asked for last.
+    pub power: PowerRequest,
+    /// What to do when the guest ends by itself.
+    pub restart: RestartPolicy,
+    /// The only node it may be on, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+}
+
+/// The machine: everything the guest can see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: MiB,
+    /// Firmware.
+    pub firmware: Firmware,
+    /// A kernel to boot directly; from the first disk if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelBoot>,
+    /// Disks, in the order of booting.
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in order.
+    pub nics: Vec<Nic>,
+    /// The cloud-init NoCloud seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
+    /// How long a guest has to power off when asked, seconds; then it is killed.
+    pub stop_grace_secs: u32,
+}
+
+/// Which firmware starts the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    /// SeaBIOS.
+    #[default]
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// A kernel that the hypervisor loads by itself. The files lie on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelBoot {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// A disk of a VM: a volume under a name that is unique in the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The disk's name; the guest sees it as the serial number.
+    pub name: String,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Whether the volume was made with the VM and goes with it.
+    pub delete_with_vm: bool,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    /// Its port, which carries MAC, network and forwards.
+    pub port: PortId,
+}
+
+/// The data of a cloud-init NoCloud seed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloudInit {
+    /// `local-hostname` of the meta-data; the VM's name if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// `user-data`, as `#cloud-config`.
+    #[serde(default)]
+    pub user_data: String,
+    /// `network-config`, version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_config: Option<String>,
+    /// Secrets that replace `${NAME}` in the user-data when the seed is made; the seed file is readable by its owner
+    /// only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretRef>,
+}
+
+/// A power state that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// Its vCPUs run.
+    On,
+    /// In memory, its vCPUs held.
+    Paused,
+    /// Off.
+    Off,
+}
+
+/// The power state that was asked for last. The serial grows with every request, so that "start" after the guest has
+/// powered itself off is told from a start that was served long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerRequest {
+    /// The state.
+    pub state: Power,
+    /// Number of the request.
+    pub serial: u64,
+    /// Off without asking the guest first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What to do when a guest that should be on ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// It stays off.
+    Never,
+    /// Started again after a crash, not after its own poweroff.
+    #[default]
+    OnFailure,
+    /// Started again in any case.
+    Always,
+}
+
+/// What a caller asks for: the input of `cluster.vms().create`.
+///
+/// ```
+/// use novacron_core::{VmSpec, MiB};
+/// let spec = VmSpec::new("web-1").vcpus(2).memory(MiB(1024)).image("debian-12");
+/// assert_eq!(spec.name, "web-1");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Unique per project.
+    pub name: String,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: MiB,
+    /// Firmware.
+    #[serde(default)]
+    pub firmware: Firmware,
+    /// A kernel to boot directly.
+    #[serde(default)]
+    pub kernel: Option<KernelBoot>,
+    /// Disks; the first boots.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
+    /// Network interfaces.
+    #[serde(default)]
+    pub nics: Vec<NicSpec>,
+    /// The NoCloud seed.
+    #[serde(default)]
+    pub cloud_init: Option<CloudInit>,
+    /// The power state after creation.
+    #[serde(default = "on")]
+    pub power: Power,
+    /// What to do when the guest ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// The only node it may be on.
+    #[serde(default)]
+    pub node: Option<NodeId>,
+    /// Seconds that a guest has to power off.
+    #[serde(default = "grace")]
+    pub stop_grace_secs: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+fn on() -> Power {
+    Power::On
+}
+fn grace() -> u32 {
+    60
+}
+
+/// A disk that a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Unique in the VM: `root`, `data`.
+    pub name: String,
+    /// What is on it.
+    pub source: DiskSource,
+}
+
+/// What a disk begins as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiskSource {
+    /// A new volume, a linked clone of an image, by the image's name; made and deleted with the VM.
+    Image {
+        /// The image's name in the project.
+        image: String,
+        /// Its size; the image's if none.
+        #[serde(default)]
+        size: Option<Bytes>,
+        /// Its pool; the image's if none.
+        #[serde(default)]
+        pool: Option<PoolId>,
+    },
+    /// A new, empty volume, made and deleted with the VM.
+    Blank {
+        /// Its size.
+        size: Bytes,
+        /// Its pool; the only one of the cluster if none.
+        #[serde(default)]
+        pool: Option<PoolId>,
+    },
+    /// An existing volume, which stays when the VM goes.
+    Volume {
+        /// The volume.
+        volume: VolumeId,
+    },
+}
+
+/// A network interface that a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// The network.
+    pub network: NetworkId,
+    /// Its MAC address; one is made if none.
+    #[serde(default)]
+    pub mac: Option<super::network::MacAddr>,
+    /// Ports of the host that lead into the guest (user-mode networks only).
+    #[serde(default)]
+    pub forwards: Vec<super::network::PortForward>,
+}
+
+impl VmSpec {
+    /// A machine of one vCPU and 512 MiB, without disk or network.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            vcpus: one(),
+            memory: MiB(512),
+            firmware: Firmware::Bios,
+            kernel: None,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            cloud_init: None,
+            power: Power::On,
+            restart: RestartPolicy::OnFailure,
+            node: None,
+            stop_grace_secs: grace(),
+        }
+    }
+
+    /// Sets the number of vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, n: u32) -> Self {
+        self.vcpus = n;
+        self
+    }
+
+    /// Sets the memory.
+    #[must_use]
+    pub fn memory(mut self, memory: MiB) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Adds a boot disk `root` made from an image.
+    #[must_use]
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        let source = DiskSource::Image {
+            image: image.into(),
+            size: None,
+            pool: None,
+        };
+        self.disks.insert(
+            0,
+            DiskSpec {
+                name: "root".to_owned(),
+                source,
+            },
+        );
+        self
+    }
+
+    /// Adds a disk.
+    #[must_use]
+    pub fn disk(mut self, name: impl Into<String>, source: DiskSource) -> Self {
+        self.disks.push(DiskSpec {
+            name: name.into(),
+            source,
+        });
+        self
+    }
+
+    /// Adds a NIC.
+    #[must_use]
+    pub fn nic(mut self, nic: NicSpec) -> Self {
+        self.nics.push(nic);
+        self
+    }
+
+    /// Sets the NoCloud seed.
+    #[must_use]
+    pub fn cloud_init(mut self, seed: CloudInit) -> Self {
+        self.cloud_init = Some(seed);
+        self
+    }
+
+    /// Boots this kernel directly.
+    #[must_use]
+    pub fn kernel(mut self, kernel: KernelBoot) -> Self {
+        self.kernel = Some(kernel);
+        self
+    }
+
+    /// Sets the power state after creation.
+    #[must_use]
+    pub fn power(mut self, power: Power) -> Self {
+        self.power = power;
+        self
+    }
+
+    /// Sets the only node it may be on.
+    #[must_use]
+    pub fn node(mut self, node: NodeId) -> Self {
+        self.node = Some(node);
+        self
+    }
+}

@@ -1,0 +1,1 @@
+//! Simulated drivers and the simulation of the runtime.
