@@ -212,7 +212,7 @@ pub async fn watch_resumes_without_loss(fixture: &dyn StoreFixture) {
         for _ in 0..round % 5 {
             match next(&mut watch).await.unwrap() {
                 WatchEvent::Commit { revision, changes } => {
-                    replay(&mut map, &[(revision, changes.to_vec())])
+                    replay(&mut map, &[(revision, changes.to_vec())]);
                 }
                 WatchEvent::Bookmark(revision) => {
                     resume = revision;
