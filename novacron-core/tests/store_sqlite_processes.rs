@@ -196,7 +196,7 @@ async fn what_may_not_be_written_is_named() {
         .unwrap();
     let other = (user == 0).then_some(65_534);
     let set = |path: &Path, mode| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     set(folder.path(), 0o555);
     let said = |path: &Path| {

@@ -285,7 +285,7 @@ pub async fn watch_by_a_slow_reader_loses_nothing_in_silence(fixture: &dyn Store
     loop {
         match next(&mut watch).await {
             Ok(WatchEvent::Commit { revision, changes }) => {
-                replay(&mut map, &[(revision, changes.to_vec())])
+                replay(&mut map, &[(revision, changes.to_vec())]);
             }
             Ok(WatchEvent::Bookmark(revision)) if revision >= tip => break,
             Ok(WatchEvent::Bookmark(_)) => {}
