@@ -1,5 +1,5 @@
 //! Every Store of this crate against the one suite.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 use std::time::Duration;

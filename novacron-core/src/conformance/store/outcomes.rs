@@ -82,7 +82,7 @@ pub async fn outcome_of_a_transaction_never_seen_is_final(fixture: &dyn StoreFix
         match outcome.unwrap() {
             TxnOutcome::Committed(revision) => assert_eq!(committed.unwrap(), revision),
             TxnOutcome::NotCommitted => {
-                assert_eq!(committed.unwrap_err().kind(), ErrorKind::Cancelled)
+                assert_eq!(committed.unwrap_err().kind(), ErrorKind::Cancelled);
             }
         }
     }

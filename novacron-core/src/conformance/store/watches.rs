@@ -212,7 +212,7 @@ pub async fn watch_resumes_without_loss(fixture: &dyn StoreFixture) {
         for _ in 0..round % 5 {
             match next(&mut watch).await.unwrap() {
                 WatchEvent::Commit { revision, changes } => {
-                    replay(&mut map, &[(revision, changes.to_vec())])
+                    replay(&mut map, &[(revision, changes.to_vec())]);
                 }
                 WatchEvent::Bookmark(revision) => {
                     resume = revision;
@@ -285,7 +285,7 @@ pub async fn watch_by_a_slow_reader_loses_nothing_in_silence(fixture: &dyn Store
     loop {
         match next(&mut watch).await {
             Ok(WatchEvent::Commit { revision, changes }) => {
-                replay(&mut map, &[(revision, changes.to_vec())])
+                replay(&mut map, &[(revision, changes.to_vec())]);
             }
             Ok(WatchEvent::Bookmark(revision)) if revision >= tip => break,
             Ok(WatchEvent::Bookmark(_)) => {}

@@ -203,19 +203,24 @@ impl Group<'_> {
         Ok(floor)
     }
 
-    /// Deletes some of what only reads from before the floor need; whether there may be more.
-    pub(super) fn sweep(&self) -> rusqlite::Result<bool> {
+    /// The time up to which a compaction now may forget outcomes.
+    pub(super) fn forgettable(&self) -> i64 {
+        self.now() - i64::try_from(OUTCOMES_KEPT.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Deletes some of what only reads from before the floor need, and of the outcomes decided before it and no later
+    /// than `forget`; whether there may be more.
+    pub(super) fn sweep(&self, forget: i64) -> rusqlite::Result<bool> {
         let (_, floor) = rows::revisions(self.connection)?;
         let history = self
             .prepare("DELETE FROM history WHERE id IN (SELECT id FROM history WHERE id < ?1 ORDER BY id LIMIT ?2)")?
             .execute([(int(floor) + 1) << 8, SWEEP_ROWS])?;
-        let old = self.now() - i64::try_from(OUTCOMES_KEPT.as_millis()).unwrap_or(i64::MAX);
         let txns = self
             .prepare(
                 "DELETE FROM txns WHERE txn IN
-                 (SELECT txn FROM txns WHERE at < ?1 AND decided < ?2 ORDER BY at LIMIT ?3)",
+                 (SELECT txn FROM txns WHERE at <= ?1 AND decided < ?2 ORDER BY at LIMIT ?3)",
             )?
-            .execute([old, int(floor), SWEEP_ROWS])?;
+            .execute([forget, int(floor), SWEEP_ROWS])?;
         Ok(history > 0 || txns > 0)
     }
 

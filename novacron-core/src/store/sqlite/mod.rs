@@ -11,7 +11,7 @@
 //! | `open`, `lock`, `schema` | from a path to a database that is locked, whole, ours and of this version |
 //! | `writer`, `request`, `apply` | group commit; requests and answers; their SQL |
 //! | `pool`, `reads`, `rows`, `sum` | read connections; their SQL; rows as checked records |
-//! | `beats`, `failure` | heartbeats; SQLite's codes as errors |
+//! | `beats`, `failure`, `options` | heartbeats; SQLite's codes as errors; options and counters |
 //!
 //! One process at a time (`<path>.lock` says which); while it runs, `sqlite3 -readonly <path>` shows the data, with
 //! views for people (`kinds`, `objects`, `recent`, `vms`, …). Reads are linearizable: a commit returns after its
@@ -23,6 +23,7 @@ mod beats;
 mod failure;
 mod lock;
 mod open;
+mod options;
 mod pool;
 mod reads;
 mod request;
@@ -33,7 +34,6 @@ mod writer;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,6 +45,8 @@ use tokio::sync::Semaphore;
 use self::beats::Beats;
 use self::failure::sql;
 use self::open::Opened;
+use self::options::Counters;
+pub use self::options::{SqliteOptions, SqliteStats};
 use self::pool::Pool;
 use self::request::{Reply, Request};
 use self::writer::{Writer, gone};
@@ -54,48 +56,10 @@ use super::{
     WatchStream, check,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::time::{Clock, SystemClock};
+use crate::time::Clock;
 
 /// The most writes that wait or are under way; more wait for a place.
 const IN_FLIGHT: usize = 8192;
-
-/// How a [`SqliteStore`] is opened.
-#[derive(Clone, Debug)]
-pub struct SqliteOptions {
-    /// The clock by which leases expire.
-    pub clock: Arc<dyn Clock>,
-    /// Connections that read at the same time.
-    pub readers: usize,
-    /// About how many bytes of recent commits are kept in memory for watches; slower ones read the file.
-    pub watch_bytes: usize,
-    /// Whether to look for damage when opening: reads the whole file, about a second per gigabyte.
-    pub check: bool,
-    /// The size beyond which the database does not grow; then commits fail with [`ErrorKind::Exhausted`].
-    pub max_bytes: Option<u64>,
-}
-
-impl Default for SqliteOptions {
-    fn default() -> Self {
-        Self {
-            clock: Arc::new(SystemClock),
-            readers: 4,
-            watch_bytes: 16 << 20,
-            check: true,
-            max_bytes: None,
-        }
-    }
-}
-
-/// What the group commit has done since the store was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SqliteStats {
-    /// Transactions written, each with one sync (and now and then two more to fold the WAL into the database).
-    pub groups: u64,
-    /// Commits in them.
-    pub commits: u64,
-    /// The most commits in one.
-    pub largest_group: u64,
-}
 
 /// The default store, in one SQLite file. Clones share it.
 ///
@@ -124,22 +88,6 @@ struct Shared {
 impl Shared {
     fn beats(&self) -> MutexGuard<'_, Beats> {
         self.beats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    groups: AtomicU64,
-    commits: AtomicU64,
-    largest: AtomicU64,
-}
-
-impl Counters {
-    fn count(&self, commits: usize) {
-        let commits = commits as u64;
-        self.groups.fetch_add(1, Ordering::Relaxed);
-        self.commits.fetch_add(commits, Ordering::Relaxed);
-        self.largest.fetch_max(commits, Ordering::Relaxed);
     }
 }
 
@@ -223,17 +171,7 @@ impl SqliteStore {
 
     /// What the group commit has done so far.
     pub fn stats(&self) -> SqliteStats {
-        let Counters {
-            groups,
-            commits,
-            largest,
-        } = &self.0.shared.stats;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        SqliteStats {
-            groups: read(groups),
-            commits: read(commits),
-            largest_group: read(largest),
-        }
+        self.0.shared.stats.read()
     }
 
     /// Writes what is queued, ends every watch, folds the WAL into the file and gives the lock back. Later calls on any
@@ -383,5 +321,79 @@ impl Store for SqliteStore {
 
     async fn beats(&self, prefix: &str) -> Result<Vec<(Key, Bytes)>> {
         Ok(self.0.shared.beats().under(prefix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::{Op, WatchEvent};
+
+    fn commit(n: u128) -> Commit {
+        let mut commit = Commit::new(TxnId(Uuid::from_u128(n)));
+        commit.push(Op::Put(Key::new(format!("vm/{n}")).unwrap(), "1".into()));
+        commit
+    }
+
+    /// A fault of the writer is an error for everybody, at once and later; nobody waits for ever.
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_died() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("novacron.db"))
+            .await
+            .unwrap();
+        let revision = store.commit(commit(1)).await.unwrap();
+        let mut watch = store.watch(vec![String::new()], revision).await.unwrap();
+        assert_eq!(
+            watch.next().await.unwrap().unwrap(),
+            WatchEvent::Bookmark(revision)
+        );
+
+        store
+            .requests()
+            .as_ref()
+            .unwrap()
+            .send(Request::Panic)
+            .unwrap();
+        let at_once = store.commit(commit(2)).await.unwrap_err();
+        assert!(
+            matches!(
+                at_once.kind(),
+                ErrorKind::OutcomeUnknown | ErrorKind::Unavailable
+            ),
+            "{at_once}"
+        );
+        assert_eq!(
+            watch.next().await.unwrap().unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
+        assert!(watch.next().await.is_none());
+        assert_eq!(
+            store.commit(commit(3)).await.unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
+        assert_eq!(
+            store
+                .outcome(TxnId(Uuid::from_u128(2)))
+                .await
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Unavailable
+        );
+        assert!(
+            store
+                .get(&Key::new("vm/1").unwrap())
+                .await
+                .unwrap()
+                .is_some(),
+            "reads go on"
+        );
+        assert_eq!(
+            store.close().await.unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
     }
 }

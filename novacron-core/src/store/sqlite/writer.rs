@@ -15,7 +15,7 @@
 //! is locked until the last write is over. If it dies, its queue dies with it: callers get an error, watches end.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -46,8 +46,9 @@ pub(super) struct Writer {
     revision: Revision,
     /// Requests in the group before, and what it took: how many to wait for now, and how long at most.
     previous: (usize, Duration),
-    /// Whether compaction has left something to delete.
-    sweeping: bool,
+    /// Whether compaction has left something to delete, and up to which time it may forget outcomes: a sweep forgets
+    /// what its compaction decided, not what has come of age since.
+    sweeping: Option<i64>,
     /// Last, so that it is given back after the connection was closed.
     _lock: LockFile,
 }
@@ -58,7 +59,7 @@ struct Done {
     answers: Vec<Deferred>,
     committed: Vec<Committed>,
     floor: Option<Revision>,
-    sweep_again: bool,
+    sweep_on: Option<i64>,
 }
 
 impl Writer {
@@ -69,42 +70,45 @@ impl Writer {
         revision: Revision,
         lock: LockFile,
     ) -> Self {
-        // An earlier process may have ended in the middle of a sweep.
+        // An earlier process may have ended in the middle of a sweep. The outcomes wait for the next compaction.
+        let sweeping = Some(i64::MIN);
         Self {
             connection,
             requests,
             shared,
             revision,
             previous: (0, Duration::ZERO),
-            sweeping: true,
+            sweeping,
             _lock: lock,
         }
     }
 
     /// Serves requests until the store is closed or dropped.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
+        // Dropped after the writer, also by a panic: when a watch ends, the queue and the lock are gone already.
         let _ends = EndsWatches(Arc::clone(&self.shared.log));
-        while let Some((group, closing)) = self.gather() {
-            self.write(group);
+        let mut writer = self;
+        while let Some((group, closing)) = writer.gather() {
+            writer.write(group);
             if let Some(reply) = closing {
-                let result = self.finish();
+                let result = writer.finish();
                 // Who came later learns that nothing happened. New ones cannot come: the store refuses them.
-                for late in self.requests.try_iter() {
+                for late in writer.requests.try_iter() {
                     late.refuse();
                 }
-                drop(self);
+                drop(writer);
                 reply.send(result);
                 return;
             }
         }
-        if let Err(error) = self.finish() {
+        if let Err(error) = writer.finish() {
             tracing::warn!(error = %error.report(), "the database was not closed cleanly; the next start recovers it");
         }
     }
 
     /// The next group, and the reply to a close that ends it; none when every handle is gone.
     fn gather(&mut self) -> Option<(Vec<Request>, Option<Reply<()>>)> {
-        let mut next = if self.sweeping {
+        let mut next = if self.sweeping.is_some() {
             match self.requests.try_recv() {
                 Ok(request) => Some(request),
                 Err(TryRecvError::Empty) => None,
@@ -130,10 +134,7 @@ impl Writer {
                 // With company in the group before, the same callers are about to come back. Alone, nobody waits.
                 Err(_) if group.len() < expected => {
                     let left = (took / 2).min(GATHER).saturating_sub(start.elapsed());
-                    match self.requests.recv_timeout(left) {
-                        Ok(request) => Some(request),
-                        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                    }
+                    self.requests.recv_timeout(left).ok()
                 }
                 Err(_) => None,
             };
@@ -168,7 +169,7 @@ impl Writer {
             self.roll_back();
             self.shared.beats().not_saved(beats);
             // What could not be swept waits for the next compaction or start.
-            self.sweeping = false;
+            self.sweeping = None;
             for answer in done.answers {
                 answer(Some(&failure));
             }
@@ -176,7 +177,7 @@ impl Writer {
         }
 
         self.revision = revision;
-        self.sweeping = done.sweep_again;
+        self.sweeping = done.sweep_on;
         if self.connection.total_changes() != changes {
             self.shared.stats.count(done.committed.len());
         }
@@ -195,7 +196,7 @@ impl Writer {
         group: &mut Group<'_>,
         requests: Vec<Request>,
         beats: &[(crate::store::Key, bytes::Bytes)],
-        sweep: bool,
+        sweep: Option<i64>,
         done: &mut Done,
     ) -> Result<(), (rusqlite::Error, Vec<Request>)> {
         let before = group.revision;
@@ -215,13 +216,17 @@ impl Writer {
                 group.save_revision()?;
             }
             group.save_beats(beats)?;
-            if sweep || done.floor.is_some() {
-                group.sweep()
+            let forget = if done.floor.is_some() {
+                Some(group.forgettable())
             } else {
-                Ok(false)
+                sweep
+            };
+            match forget {
+                Some(time) if group.sweep(time)? => Ok(forget),
+                _ => Ok(None),
             }
         };
-        done.sweep_again = finish().map_err(|error| (error, Vec::new()))?;
+        done.sweep_on = finish().map_err(|error| (error, Vec::new()))?;
         Ok(())
     }
 
