@@ -106,7 +106,7 @@ pub(crate) struct Grave {
 /// Resources that a project's objects ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// VMs.
     pub vms: u64,
     /// vCPUs of all VMs.
@@ -122,7 +122,6 @@ pub struct Usage {
 /// Ties a kind of record to its key.
 pub(crate) trait Stored: Serialize + DeserializeOwned {
     type Id;
-    const KIND: &'static str;
     fn key(id: &Self::Id) -> Key;
     fn parse(key: &Key) -> Option<Self::Id>;
 }
@@ -131,7 +130,6 @@ macro_rules! stored {
     ($($value:ty, $kind:literal, $id:ty;)*) => {$(
         impl Stored for $value {
             type Id = $id;
-            const KIND: &'static str = $kind;
             fn key(id: &$id) -> Key {
                 Key::of_parts(&[&$kind, id])
             }
@@ -186,7 +184,6 @@ macro_rules! per_node {
     ($($value:ty, $kind:literal;)*) => {$(
         impl Stored for $value {
             type Id = (NodeId, VmId);
-            const KIND: &'static str = $kind;
             fn key((node, vm): &(NodeId, VmId)) -> Key {
                 Key::of_parts(&[&$kind, node, vm])
             }
@@ -205,7 +202,6 @@ per_node! {
 
 impl Stored for Grave {
     type Id = String;
-    const KIND: &'static str = "grave";
     fn key(id: &String) -> Key {
         Key::of_parts(&[&"grave", id])
     }
