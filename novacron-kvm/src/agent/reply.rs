@@ -14,8 +14,8 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// Its MAC address, if it has one.
     pub(crate) mac: Option<String>,
-    /// Its IP addresses.
-    pub(crate) addresses: Vec<std::net::IpAddr>,
+    /// Its IP addresses, each with the length of its network's prefix.
+    pub(crate) addresses: Vec<(std::net::IpAddr, u8)>,
 }
 
 /// An answer, or `None` for a line that is not one.
@@ -41,7 +41,12 @@ pub(super) fn interfaces(reply: &Value) -> Option<Vec<Interface>> {
 fn interface(entry: &Value) -> Option<Interface> {
     let text = |key: &str| entry.get(key).and_then(Value::as_str);
     let addresses = entry.get("ip-addresses").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let address = |entry: &Value| entry.get("ip-address")?.as_str()?.parse().ok();
+    let address = |entry: &Value| {
+        let address: std::net::IpAddr = entry.get("ip-address")?.as_str()?.parse().ok()?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = entry.get("prefix").and_then(Value::as_u64).and_then(|prefix| u8::try_from(prefix).ok());
+        Some((address, prefix.unwrap_or(longest).min(longest)))
+    };
     Some(Interface {
         name: text("name")?.chars().take(64).collect(),
         mac: text("hardware-address").map(|mac| mac.chars().take(64).collect()),

@@ -89,7 +89,7 @@ async fn a_silent_guest_is_a_deadline_and_the_next_call_gets_its_turn() {
 async fn a_refusal_carries_the_agents_words_and_addresses_are_read() {
     let guest = Guest::new(vec![], |command, _| match command {
         "guest-network-get-interfaces" => br#"{"return":[{"name":"eth0","hardware-address":"52:54:00:00:00:01",
-            "ip-addresses":[{"ip-address":"10.0.2.15"},{"ip-address":"nonsense"}]},{"no":"name"}]}"#
+            "ip-addresses":[{"ip-address":"10.0.2.15","prefix":24},{"ip-address":"nonsense"}]},{"no":"name"}]}"#
             .iter()
             .copied()
             .filter(|&byte| byte != b'\n')
@@ -101,7 +101,7 @@ async fn a_refusal_carries_the_agents_words_and_addresses_are_read() {
     let error = agent.thaw(SOON).await.unwrap_err();
     assert_eq!(error.to_string(), "the guest agent refused `guest-fsfreeze-thaw`: not allowed");
     let list = agent.interfaces(SOON).await.unwrap();
-    assert_eq!((list.len(), list[0].addresses[0].to_string()), (1, "10.0.2.15".to_owned()));
+    assert_eq!((list.len(), list[0].addresses.as_slice()), (1, &[("10.0.2.15".parse().unwrap(), 24)][..]));
 }
 
 proptest! {

@@ -63,6 +63,11 @@ impl ConsoleHub {
         ConsoleReader::new(self.log.clone(), offset, self.progress.clone())
     }
 
+    /// A reader of the log of a guest that is gone.
+    pub(crate) fn reader_of_ended(log: PathBuf, offset: u64) -> ConsoleReader {
+        ConsoleReader::new(log, offset, watch::channel(Progress { received: 0, ended: true }).1)
+    }
+
     /// Where chunks for the guest go: whole chunks of several writers alternate. Closed once QEMU is gone.
     pub(crate) fn input(&self) -> mpsc::Sender<Bytes> {
         self.input.clone()

@@ -10,6 +10,8 @@ pub(crate) enum EndCause {
     GuestShutdown,
     /// The guest's kernel panicked.
     GuestPanic,
+    /// QEMU did not come up.
+    StartFailed,
     /// We were asked to end it.
     Requested,
     /// Somebody ended QEMU in an orderly way (SIGTERM, or `quit` on the monitor) and it was not us.
@@ -39,7 +41,7 @@ impl EndCause {
         match self {
             Self::GuestShutdown | Self::Requested | Self::Terminated => false,
             Self::Exited(status) => *status != 0,
-            Self::GuestPanic | Self::Killed(_) | Self::Vanished | Self::HostRebooted => true,
+            Self::StartFailed | Self::GuestPanic | Self::Killed(_) | Self::Vanished | Self::HostRebooted => true,
         }
     }
 }
@@ -49,6 +51,7 @@ impl std::fmt::Display for End {
         match &self.cause {
             EndCause::GuestShutdown => f.write_str("the guest powered off")?,
             EndCause::GuestPanic => f.write_str("the guest's kernel panicked")?,
+            EndCause::StartFailed => f.write_str("QEMU did not come up")?,
             EndCause::Requested => f.write_str("it was ended on request")?,
             EndCause::Terminated => f.write_str("QEMU was told to end by somebody else")?,
             EndCause::Exited(status) => write!(f, "QEMU exited with status {status}")?,

@@ -1,4 +1,5 @@
-//! The run directory of one VM: where its files are, and what they say about it.
+//! The run directory of one start of a VM: where its files are, and what they say about it. The lock lies beside it and
+//! is the VM's.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,7 +18,7 @@ use super::watch::{Process, reap};
 /// Bytes of a unix socket's path that the kernel takes, without the closing zero.
 const SOCKET_PATH_LIMIT: usize = 107;
 /// The longest socket name in a run directory.
-const LONGEST_SOCKET: &str = "console.sock";
+const LONGEST_SOCKET: &str = "qmp";
 /// How much of QEMU's stderr is kept in an error.
 const LAST_WORDS: u64 = 2048;
 
@@ -32,16 +33,18 @@ pub(crate) enum Found {
     Gone(End),
 }
 
-/// The run directory of one VM.
+/// The run directory of one start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    lock: PathBuf,
+    epoch: u64,
 }
 
 impl RunDir {
-    /// Names a directory; an error when its sockets could not be bound. Touches nothing.
-    pub(crate) fn new(path: impl Into<PathBuf>) -> Result<Self, ProcessError> {
-        let dir = Self { path: path.into() };
+    /// Names the directory of a start in the VM's; an error when its sockets could not be bound. Touches nothing.
+    pub(crate) fn new(vm: &Path, epoch: u64) -> Result<Self, ProcessError> {
+        let dir = Self { path: vm.join(epoch.to_string()), lock: vm.join("run.lock"), epoch };
         let longest = dir.file(LONGEST_SOCKET);
         if longest.as_os_str().len() > SOCKET_PATH_LIMIT {
             return Err(ProcessError::PathTooLong { path: longest, limit: SOCKET_PATH_LIMIT });
@@ -67,36 +70,48 @@ impl RunDir {
 
     /// Takes the run lock; [`ProcessError::AlreadyRuns`] when QEMU has it.
     pub(crate) fn lock(&self) -> Result<RunLock, ProcessError> {
-        RunLock::acquire(&self.file("run.lock"))
+        RunLock::acquire(&self.lock)
     }
 
-    /// Deletes the directory with everything in it; an error when it runs, nothing when it is not there.
+    /// Which start it is.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Deletes the directory with everything in it, and the VM's when it was the last; an error when it runs, nothing
+    /// when it is not there.
     pub(crate) fn remove(&self) -> Result<(), ProcessError> {
-        if !self.path.exists() {
-            return Ok(());
+        let Some(vm) = self.lock.parent().filter(|vm| vm.exists()) else { return Ok(()) };
+        let held_to_the_end = match self.lock() {
+            // Another start of the VM runs: this one does not, and its folder stays nobody's.
+            Err(ProcessError::AlreadyRuns { holder: Some(holder), .. }) if holder.epoch != self.epoch => None,
+            taken => Some(taken?),
+        };
+        absent_is_fine(fs::remove_dir_all(&self.path)).map_err(ProcessError::io("delete", &self.path))?;
+        if held_to_the_end.is_some() && only_the_lock_is_left(vm) {
+            absent_is_fine(fs::remove_dir_all(vm)).map_err(ProcessError::io("delete", vm))?;
         }
-        let _held_to_the_end = self.lock()?;
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io("delete", &self.path)(error)),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Tells whether it runs, and how it ended if it does not.
     pub(crate) fn inspect(&self) -> Result<Found, ProcessError> {
         loop {
-            match look(&self.file("run.lock"))? {
-                LockState::Absent => return Ok(Found::Never),
-                LockState::Free => return self.how_it_ended(None).map(|end| end.map_or(Found::Never, Found::Gone)),
+            match look(&self.lock)? {
+                LockState::Absent | LockState::Free => {
+                    return self.how_it_ended(None).map(|end| end.map_or(Found::Never, Found::Gone));
+                }
+                LockState::Held(Some(holder)) if holder.epoch != self.epoch => {
+                    return self.how_it_ended(None).map(|end| end.map_or(Found::Never, Found::Gone));
+                }
                 LockState::Held(None) => {
                     // Somebody is between taking the lock and running QEMU.
-                    let path = self.file("run.lock");
-                    return Err(ProcessError::AlreadyRuns { path, pid: None });
+                    return Err(ProcessError::AlreadyRuns { path: self.lock.clone(), holder: None });
                 }
-                LockState::Held(Some(pid)) => {
-                    let process = Process::open(pid);
+                LockState::Held(Some(holder)) => {
+                    let process = Process::open(holder.pid);
                     // If the lock is still held by that pid, the descriptor that was opened between is its holder's.
-                    if look(&self.file("run.lock"))? == LockState::Held(Some(pid)) {
+                    if look(&self.lock)? == LockState::Held(Some(holder)) {
                         return process.map(Found::Running).map_err(ProcessError::io("watch", Path::new("/proc")));
                     }
                 }
@@ -109,6 +124,7 @@ impl RunDir {
         if let Some(end) = self.read::<End>("exit.json")? {
             return Ok(Some(end));
         }
+        let Some(started) = self.read::<String>("started.json")? else { return Ok(None) };
         let last_words = self.last_words();
         let run = self.read::<Identity>("run.json")?;
         let status = match (status, &run) {
@@ -116,16 +132,12 @@ impl RunDir {
             (None, Some(run)) => reap(run),
             (None, None) => None,
         };
-        let same_boot = match (&run, boot_id()) {
-            (Some(run), Ok(now)) => run.boot_id == now,
-            _ => true,
-        };
+        let same_boot = boot_id().map_or(true, |now| now == started);
         let cause = match status {
             _ if !same_boot => EndCause::HostRebooted,
             Some(EndCause::Exited(0)) => EndCause::Terminated,
             None if last_words.contains("terminating on signal") => EndCause::Terminated,
             Some(status) => status,
-            None if run.is_none() && last_words.is_empty() => return Ok(None),
             None => EndCause::Vanished,
         };
         let end = End { cause, last_words };
@@ -141,12 +153,15 @@ impl RunDir {
         Ok(())
     }
 
-    /// Forgets the last run, before a new one.
-    pub(crate) fn forget_run(&self) -> Result<(), ProcessError> {
-        for name in ["run.json", "exit.json"] {
-            remove_file(&self.file(name))?;
-        }
-        Ok(())
+    /// Notes that a process is about to be started: from here on it runs or has ended.
+    pub(super) fn note_start(&self) -> Result<(), ProcessError> {
+        let boot_id = boot_id().map_err(ProcessError::io("read", Path::new("/proc")))?;
+        self.write("started.json", &boot_id)
+    }
+
+    /// Takes that back: there was no process.
+    pub(super) fn forget_start(&self) -> Result<(), ProcessError> {
+        remove_file(&self.file("started.json"))
     }
 
     /// The last lines of QEMU's stderr, on one line.
@@ -182,6 +197,14 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), ProcessError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io("delete", path)(error)),
         _ => Ok(()),
     }
+}
+
+fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
+    deleted.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+fn only_the_lock_is_left(vm: &Path) -> bool {
+    fs::read_dir(vm).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == "run.lock"))
 }
 
 fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -60,8 +60,8 @@ pub(crate) struct Launch<'a> {
 
 /// Starts the process. When this returns, the child holds the lock and we do not; an error leaves no child behind.
 pub(crate) fn launch(dir: &RunDir, mut lock: RunLock, launch: Launch<'_>) -> Result<Process, ProcessError> {
-    lock.clear()?;
-    dir.forget_run()?;
+    lock.name(dir.epoch())?;
+    dir.note_start()?;
     let log_path = dir.file("qemu.log");
     let log = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log_path);
     let log = log.map_err(ProcessError::io("open", &log_path))?;
@@ -89,7 +89,13 @@ pub(crate) fn launch(dir: &RunDir, mut lock: RunLock, launch: Launch<'_>) -> Res
         });
     }
     let spawned = command.spawn();
-    let child = spawned.map_err(|source| ProcessError::Spawn { binary: launch.binary.to_owned(), source })?;
+    let child = match spawned {
+        Ok(child) => child,
+        Err(source) => {
+            dir.forget_start()?;
+            return Err(ProcessError::Spawn { binary: launch.binary.to_owned(), source });
+        }
+    };
     drop((lock, launch.listeners));
 
     // The child stays unreaped until the process below is waited for, so its pid cannot be another's.

@@ -21,7 +21,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
-        let dir = RunDir::new(temporary.path().join("vm")).unwrap();
+        let dir = RunDir::new(&temporary.path().join("vm"), 7).unwrap();
         dir.create().unwrap();
         Self { _temporary: temporary, dir }
     }
@@ -52,7 +52,7 @@ async fn runs_is_found_again_and_its_death_is_told() {
     assert_eq!(rustix::process::getsid(pid).unwrap(), pid.unwrap(), "a session of its own");
 
     let again = vm.start("/bin/sleep", &["60"]).unwrap_err();
-    assert!(matches!(again, ProcessError::AlreadyRuns { pid: Some(pid), .. } if pid == process.pid()), "{again}");
+    assert!(matches!(again, ProcessError::AlreadyRuns { holder: Some(holder), .. } if holder.pid == process.pid()), "{again}");
     assert!(matches!(vm.dir.remove(), Err(ProcessError::AlreadyRuns { .. })));
 
     let Found::Running(adopted) = vm.dir.inspect().unwrap() else { panic!("not found") };
@@ -66,11 +66,20 @@ async fn runs_is_found_again_and_its_death_is_told() {
     assert_eq!(end.cause, EndCause::Killed(9));
     assert!(end.cause.is_crash());
 
-    let process = vm.start("/bin/sleep", &["60"]).expect("a new run forgets the old one");
-    process.kill().unwrap();
-    process.ended().await.unwrap();
+    let later = RunDir::new(vm.dir.path().parent().unwrap(), 8).unwrap();
+    later.create().unwrap();
+    let lock = later.lock().unwrap();
+    let arguments = ["60".into()];
+    let launch_of = Launch { binary: Path::new("/bin/sleep"), arguments: &arguments, listeners: vec![] };
+    let process = launch(&later, lock, launch_of).unwrap();
+    let Found::Gone(_) = vm.dir.inspect().unwrap() else { panic!("the later start is not this one") };
+    assert!(matches!(later.inspect().unwrap(), Found::Running(_)));
     vm.dir.remove().unwrap();
     assert!(!vm.dir.path().exists());
+    process.kill().unwrap();
+    process.ended().await.unwrap();
+    later.remove().unwrap();
+    assert!(!later.path().parent().unwrap().exists(), "the VM's folder went with its last start");
 }
 
 #[tokio::test]
@@ -99,11 +108,13 @@ fn a_reused_pid_is_not_ours() {
     let vm = Fixture::new();
     drop(vm.dir.lock().unwrap());
     let own = Identity::of(std::process::id()).unwrap().unwrap();
+    vm.dir.note_start().unwrap();
     vm.dir.write("run.json", &Identity { start_time: own.start_time - 1, ..own.clone() }).unwrap();
     let Found::Gone(end) = vm.dir.inspect().unwrap() else { panic!("a stranger was adopted") };
     assert_eq!(end.cause, EndCause::Vanished);
 
-    vm.dir.forget_run().unwrap();
+    let vm = Fixture::new();
+    vm.dir.write("started.json", &"an earlier boot").unwrap();
     vm.dir.write("run.json", &Identity { boot_id: "an earlier boot".into(), ..own }).unwrap();
     let Found::Gone(end) = vm.dir.inspect().unwrap() else { panic!("a stranger was adopted") };
     assert_eq!(end.cause, EndCause::HostRebooted);
@@ -130,7 +141,7 @@ fn a_missing_binary_leaves_nothing_running() {
 
 #[test]
 fn a_path_too_long_for_sockets_is_refused_up_front() {
-    let error = RunDir::new(format!("/tmp/{}", "x".repeat(100))).unwrap_err();
+    let error = RunDir::new(Path::new(&format!("/tmp/{}", "x".repeat(100))), 1).unwrap_err();
     assert!(error.to_string().contains("the limit is 107"), "{error}");
 }
 
