@@ -114,16 +114,6 @@ impl Agent {
         self.count("guest-fsfreeze-thaw", deadline).await
     }
 
-    /// Whether the guest's file systems are frozen.
-    pub(crate) async fn is_frozen(&self, deadline: Duration) -> Result<bool, AgentError> {
-        let command = "guest-fsfreeze-status";
-        match self.call(command, json!({}), deadline).await?.as_str() {
-            Some("frozen") => Ok(true),
-            Some("thawed") => Ok(false),
-            _ => Err(AgentError::Nonsense { command: command.to_owned() }),
-        }
-    }
-
     /// The guest's NICs with their addresses.
     pub(crate) async fn interfaces(&self, deadline: Duration) -> Result<Vec<Interface>, AgentError> {
         let command = "guest-network-get-interfaces";

@@ -36,11 +36,6 @@ impl ConsoleReader {
         Self { path, file: None, offset, progress, patience: LOG_LAG }
     }
 
-    /// The offset of the next byte.
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
-    }
-
     /// The next bytes; `None` when QEMU is gone and all of the log was read. Dropping the future loses no byte.
     pub(crate) async fn read(&mut self) -> io::Result<Option<Bytes>> {
         loop {

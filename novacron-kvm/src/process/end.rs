@@ -35,17 +35,6 @@ pub(crate) struct End {
     pub(crate) last_words: String,
 }
 
-impl EndCause {
-    /// Whether this is an end that nobody wanted.
-    pub(crate) fn is_crash(&self) -> bool {
-        match self {
-            Self::GuestShutdown | Self::Requested | Self::Terminated => false,
-            Self::Exited(status) => *status != 0,
-            Self::StartFailed | Self::GuestPanic | Self::Killed(_) | Self::Vanished | Self::HostRebooted => true,
-        }
-    }
-}
-
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.cause {

@@ -27,21 +27,12 @@ impl Identity {
         let boot_id = boot_id()?;
         Ok(ProcessStat::read(pid)?.map(|stat| Self { pid, start_time: stat.start_time, boot_id }))
     }
-
-    /// Whether this very process lives; a zombie does not.
-    pub(crate) fn is_alive(&self) -> io::Result<bool> {
-        if boot_id()? != self.boot_id {
-            return Ok(false);
-        }
-        Ok(ProcessStat::read(self.pid)?.is_some_and(|stat| stat.start_time == self.start_time && !stat.dead))
-    }
 }
 
-/// The two fields of `/proc/<pid>/stat` that matter here.
+/// The field of `/proc/<pid>/stat` that matters here.
 #[derive(Debug, PartialEq, Eq)]
 struct ProcessStat {
     start_time: u64,
-    dead: bool,
 }
 
 impl ProcessStat {
@@ -58,10 +49,10 @@ impl ProcessStat {
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?;
-        // `state` is field 3, so field 22 is the 19th after it.
+        fields.next()?;
+        // The state is field 3, so field 22 is the 19th after it.
         let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { start_time, dead: matches!(state, "Z" | "X") })
+        Some(Self { start_time })
     }
 }
 
@@ -72,14 +63,6 @@ mod tests {
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
         let text = "7 (a) Z 1) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 99";
-        assert_eq!(ProcessStat::parse(text), Some(ProcessStat { start_time: 4711, dead: false }));
-    }
-
-    #[test]
-    fn knows_itself_and_not_an_earlier_one() {
-        let own = Identity::of(std::process::id()).unwrap().unwrap();
-        assert!(own.is_alive().unwrap());
-        assert!(!Identity { start_time: own.start_time - 1, ..own.clone() }.is_alive().unwrap());
-        assert!(!Identity { boot_id: "other".into(), ..own }.is_alive().unwrap());
+        assert_eq!(ProcessStat::parse(text), Some(ProcessStat { start_time: 4711 }));
     }
 }

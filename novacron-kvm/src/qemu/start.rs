@@ -151,6 +151,7 @@ async fn give_up(id: DomainId, dir: &RunDir, process: Process, reason: &str) -> 
     const OPERATION: &str = "qemu.start";
     // A QEMU that closes its monitor is about to exit, and its status says more than a kill's.
     let by_itself = tokio::time::timeout(Duration::from_secs(2), process.ended()).await;
+    let hung = by_itself.is_err();
     let status = match by_itself {
         Ok(status) => status,
         Err(_) => {
@@ -160,21 +161,16 @@ async fn give_up(id: DomainId, dir: &RunDir, process: Process, reason: &str) -> 
             process.ended().await
         }
     };
-    let hung = by_itself_failed(&status);
     note(dir, EndCause::StartFailed);
     let last_words = dir.last_words();
     let how = match status {
         Ok(Some(EndCause::Exited(code))) => format!("QEMU exited with status {code} at its start"),
-        Ok(Some(EndCause::Killed(9))) if hung => format!("QEMU did not come up ({reason}) and was killed"),
+        _ if hung => format!("QEMU did not come up ({reason}) and was killed"),
         Ok(Some(EndCause::Killed(signal))) => format!("QEMU was killed by signal {signal} at its start"),
         _ => format!("QEMU ended at its start ({reason})"),
     };
     let words = if last_words.is_empty() { String::new() } else { format!("; its last words: {last_words}") };
     error::start_failed(OPERATION, id, &format!("{how}{words}"))
-}
-
-fn by_itself_failed(status: &std::io::Result<Option<EndCause>>) -> bool {
-    matches!(status, Ok(Some(EndCause::Killed(9))))
 }
 
 fn note(dir: &RunDir, cause: EndCause) {

@@ -97,8 +97,9 @@ impl Slot {
 
 impl State {
     pub(super) fn new(config: Config) -> Self {
+        let folder = std::path::absolute(&config.folder).unwrap_or(config.folder);
         Self {
-            config,
+            config: Config { folder, ..config },
             events: broadcast::Sender::new(EVENT_BACKLOG),
             binary: OnceCell::new(),
             slots: Mutex::default(),
@@ -133,8 +134,7 @@ impl State {
     /// The domain's run directory.
     pub(super) fn dir(&self, id: DomainId, operation: &'static str) -> Result<RunDir> {
         self.own(operation)?;
-        let folder = std::path::absolute(&self.config.folder).unwrap_or_else(|_| self.config.folder.clone());
-        RunDir::new(&folder.join(id.vm.to_string()), id.epoch.0).map_err(|e| error::process(operation, e))
+        RunDir::new(&self.config.folder.join(id.vm.to_string()), id.epoch.0).map_err(|e| error::process(operation, e))
     }
 
     pub(super) fn slot(&self, id: DomainId) -> Arc<Slot> {
