@@ -42,6 +42,12 @@ impl ConsoleReader {
         }
     }
 
+    /// The offset of the next byte.
+    #[cfg(test)]
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The next bytes; `None` when QEMU is gone and all of the log was read. Dropping the future loses no byte.
     pub(crate) async fn read(&mut self) -> io::Result<Option<Bytes>> {
         loop {

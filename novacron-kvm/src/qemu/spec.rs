@@ -92,7 +92,7 @@ impl StoredSpec {
             problems.push(Problem {
                 field,
                 message: message.to_owned(),
-            })
+            });
         };
         if !(1..=super::MAX_VCPUS).contains(&self.vcpus) {
             problem("vcpus".into(), "QEMU's q35 machine takes 1 to 255");

@@ -201,7 +201,7 @@ impl Shared {
                 let _ = self.events.send(event);
             }
             Message::Greeting | Message::Other => {
-                tracing::debug!(?message, "unexpected line from QEMU")
+                tracing::debug!(?message, "unexpected line from QEMU");
             }
         }
     }
