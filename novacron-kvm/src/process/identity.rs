@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// The host's boot id, as the kernel tells it.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// A process, told from every other one that ever had its pid.
@@ -25,7 +27,11 @@ impl Identity {
     /// The identity of the process that has this pid now; `None` when there is none.
     pub(crate) fn of(pid: u32) -> io::Result<Option<Self>> {
         let boot_id = boot_id()?;
-        Ok(ProcessStat::read(pid)?.map(|stat| Self { pid, start_time: stat.start_time, boot_id }))
+        Ok(ProcessStat::read(pid)?.map(|stat| Self {
+            pid,
+            start_time: stat.start_time,
+            boot_id,
+        }))
     }
 }
 
@@ -38,9 +44,15 @@ struct ProcessStat {
 impl ProcessStat {
     fn read(pid: u32) -> io::Result<Option<Self>> {
         match fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(text) => Self::parse(&text).map(Some).ok_or_else(|| io::Error::other("/proc/<pid>/stat is malformed")),
+            Ok(text) => Self::parse(&text)
+                .map(Some)
+                .ok_or_else(|| io::Error::other("/proc/<pid>/stat is malformed")),
             // ESRCH: it ended between open and read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => Ok(None),
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -63,6 +75,9 @@ mod tests {
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
         let text = "7 (a) Z 1) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 99";
-        assert_eq!(ProcessStat::parse(text), Some(ProcessStat { start_time: 4711 }));
+        assert_eq!(
+            ProcessStat::parse(text),
+            Some(ProcessStat { start_time: 4711 })
+        );
     }
 }

@@ -28,19 +28,33 @@ impl RunLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self, ProcessError> {
         for _ in 0..TRIES {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600);
             let mut file = options.open(path).map_err(ProcessError::io("open", path))?;
             if try_lock(&file, FlockOperation::NonBlockingLockExclusive, path)? {
                 // Whoever deletes a run directory holds this lock: a lock on a file that is no longer there is void.
                 if is_at(&file, path) {
-                    return Ok(Self { file, path: path.to_owned() });
+                    return Ok(Self {
+                        file,
+                        path: path.to_owned(),
+                    });
                 }
             } else if !try_lock(&file, FlockOperation::NonBlockingLockShared, path)? {
-                return Err(ProcessError::AlreadyRuns { path: path.to_owned(), holder: read_holder(&mut file) });
+                return Err(ProcessError::AlreadyRuns {
+                    path: path.to_owned(),
+                    holder: read_holder(&mut file),
+                });
             }
             std::thread::yield_now();
         }
-        Err(ProcessError::AlreadyRuns { path: path.to_owned(), holder: None })
+        Err(ProcessError::AlreadyRuns {
+            path: path.to_owned(),
+            holder: None,
+        })
     }
 
     /// The locked file, to be inherited.
@@ -50,7 +64,10 @@ impl RunLock {
 
     /// Names the epoch that is about to run; the child writes its pid behind it.
     pub(crate) fn name(&mut self, epoch: u64) -> Result<(), ProcessError> {
-        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        let emptied = self
+            .file
+            .set_len(0)
+            .and_then(|()| self.file.seek(SeekFrom::Start(0)));
         let named = emptied.and_then(|_| self.file.write_all(format!("{epoch} ").as_bytes()));
         named.map_err(ProcessError::io("write", &self.path))
     }
@@ -98,7 +115,9 @@ fn try_lock(file: &File, operation: FlockOperation, path: &Path) -> Result<bool,
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(ours), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else { return false };
+    let (Ok(ours), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else {
+        return false;
+    };
     (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
@@ -106,7 +125,10 @@ fn read_holder(file: &mut File) -> Option<Holder> {
     let mut text = String::new();
     file.take(64).read_to_string(&mut text).ok()?;
     let (epoch, pid) = text.split_once(' ')?;
-    Some(Holder { epoch: epoch.parse().ok()?, pid: pid.parse().ok()? })
+    Some(Holder {
+        epoch: epoch.parse().ok()?,
+        pid: pid.parse().ok()?,
+    })
 }
 
 #[cfg(test)]

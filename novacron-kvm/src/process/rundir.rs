@@ -44,10 +44,17 @@ pub(crate) struct RunDir {
 impl RunDir {
     /// Names the directory of a start in the VM's; an error when its sockets could not be bound. Touches nothing.
     pub(crate) fn new(vm: &Path, epoch: u64) -> Result<Self, ProcessError> {
-        let dir = Self { path: vm.join(epoch.to_string()), lock: vm.join("run.lock"), epoch };
+        let dir = Self {
+            path: vm.join(epoch.to_string()),
+            lock: vm.join("run.lock"),
+            epoch,
+        };
         let longest = dir.file(LONGEST_SOCKET);
         if longest.as_os_str().len() > SOCKET_PATH_LIMIT {
-            return Err(ProcessError::PathTooLong { path: longest, limit: SOCKET_PATH_LIMIT });
+            return Err(ProcessError::PathTooLong {
+                path: longest,
+                limit: SOCKET_PATH_LIMIT,
+            });
         }
         Ok(dir)
     }
@@ -64,7 +71,10 @@ impl RunDir {
 
     /// Makes it, and its parents, for the owner only.
     pub(crate) fn create(&self) -> Result<(), ProcessError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path);
         made.map_err(ProcessError::io("make the folder", &self.path))
     }
 
@@ -81,13 +91,19 @@ impl RunDir {
     /// Deletes the directory with everything in it, and the VM's when it was the last; an error when it runs, nothing
     /// when it is not there.
     pub(crate) fn remove(&self) -> Result<(), ProcessError> {
-        let Some(vm) = self.lock.parent().filter(|vm| vm.exists()) else { return Ok(()) };
+        let Some(vm) = self.lock.parent().filter(|vm| vm.exists()) else {
+            return Ok(());
+        };
         let held_to_the_end = match self.lock() {
             // Another start of the VM runs: this one does not, and its folder stays nobody's.
-            Err(ProcessError::AlreadyRuns { holder: Some(holder), .. }) if holder.epoch != self.epoch => None,
+            Err(ProcessError::AlreadyRuns {
+                holder: Some(holder),
+                ..
+            }) if holder.epoch != self.epoch => None,
             taken => Some(taken?),
         };
-        absent_is_fine(fs::remove_dir_all(&self.path)).map_err(ProcessError::io("delete", &self.path))?;
+        absent_is_fine(fs::remove_dir_all(&self.path))
+            .map_err(ProcessError::io("delete", &self.path))?;
         if held_to_the_end.is_some() && only_the_lock_is_left(vm) {
             absent_is_fine(fs::remove_dir_all(vm)).map_err(ProcessError::io("delete", vm))?;
         }
@@ -99,20 +115,29 @@ impl RunDir {
         loop {
             match look(&self.lock)? {
                 LockState::Absent | LockState::Free => {
-                    return self.how_it_ended(None).map(|end| end.map_or(Found::Never, Found::Gone));
+                    return self
+                        .how_it_ended(None)
+                        .map(|end| end.map_or(Found::Never, Found::Gone));
                 }
                 LockState::Held(Some(holder)) if holder.epoch != self.epoch => {
-                    return self.how_it_ended(None).map(|end| end.map_or(Found::Never, Found::Gone));
+                    return self
+                        .how_it_ended(None)
+                        .map(|end| end.map_or(Found::Never, Found::Gone));
                 }
                 LockState::Held(None) => {
                     // Somebody is between taking the lock and running QEMU.
-                    return Err(ProcessError::AlreadyRuns { path: self.lock.clone(), holder: None });
+                    return Err(ProcessError::AlreadyRuns {
+                        path: self.lock.clone(),
+                        holder: None,
+                    });
                 }
                 LockState::Held(Some(holder)) => {
                     let process = Process::open(holder.pid);
                     // If the lock is still held by that pid, the descriptor that was opened between is its holder's.
                     if look(&self.lock)? == LockState::Held(Some(holder)) {
-                        return process.map(Found::Running).map_err(ProcessError::io("watch", Path::new("/proc")));
+                        return process
+                            .map(Found::Running)
+                            .map_err(ProcessError::io("watch", Path::new("/proc")));
                     }
                 }
             }
@@ -120,11 +145,16 @@ impl RunDir {
     }
 
     /// How the last run ended; `status` is what the process' own exit said. Notes it, so that it is told only once.
-    pub(crate) fn how_it_ended(&self, status: Option<EndCause>) -> Result<Option<End>, ProcessError> {
+    pub(crate) fn how_it_ended(
+        &self,
+        status: Option<EndCause>,
+    ) -> Result<Option<End>, ProcessError> {
         if let Some(end) = self.read::<End>("exit.json")? {
             return Ok(Some(end));
         }
-        let Some(started) = self.read::<String>("started.json")? else { return Ok(None) };
+        let Some(started) = self.read::<String>("started.json")? else {
+            return Ok(None);
+        };
         let last_words = self.last_words();
         let run = self.read::<Identity>("run.json")?;
         let status = match (status, &run) {
@@ -148,7 +178,13 @@ impl RunDir {
     /// Notes how the run ends, before it is ended; the first note stays.
     pub(crate) fn note_end(&self, cause: EndCause) -> Result<(), ProcessError> {
         if self.read::<End>("exit.json")?.is_none() {
-            self.write("exit.json", &End { cause, last_words: self.last_words() })?;
+            self.write(
+                "exit.json",
+                &End {
+                    cause,
+                    last_words: self.last_words(),
+                },
+            )?;
         }
         Ok(())
     }
@@ -182,7 +218,8 @@ impl RunDir {
     pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ProcessError> {
         let path = self.file(name);
         let json = serde_json::to_vec_pretty(value).map_err(io::Error::other);
-        json.and_then(|bytes| replace_file(&path, &bytes)).map_err(ProcessError::io("write", &path))
+        json.and_then(|bytes| replace_file(&path, &bytes))
+            .map_err(ProcessError::io("write", &path))
     }
 
     /// Writes a file for the owner only: whole or not at all, and durable.
@@ -194,23 +231,40 @@ impl RunDir {
 /// Deletes a file; none there is no error.
 pub(crate) fn remove_file(path: &Path) -> Result<(), ProcessError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io("delete", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ProcessError::io("delete", path)(error))
+        }
         _ => Ok(()),
     }
 }
 
 fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
-    deleted.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+    deleted.or_else(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    })
 }
 
 fn only_the_lock_is_left(vm: &Path) -> bool {
-    fs::read_dir(vm).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == "run.lock"))
+    fs::read_dir(vm).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .all(|entry| entry.file_name() == "run.lock")
+    })
 }
 
 fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)
@@ -224,6 +278,8 @@ fn tail(path: &Path) -> io::Result<String> {
     file.take(LAST_WORDS).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let words: Vec<String> = lines.map(|line| line.chars().filter(|c| !c.is_control()).collect()).collect();
+    let words: Vec<String> = lines
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect())
+        .collect();
     Ok(words[words.len().saturating_sub(8)..].join(" | "))
 }

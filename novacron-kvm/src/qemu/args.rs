@@ -46,7 +46,12 @@ impl Machine<'_> {
         self.channels(&mut line);
         for spare in 0..SPARE_PORTS {
             let slot = FIRST_SPARE_SLOT + spare;
-            line.device(&root_port(format!("hp{spare}"), 0x80 + spare, format!("{slot:#x}"), false));
+            line.device(&root_port(
+                format!("hp{spare}"),
+                0x80 + spare,
+                format!("{slot:#x}"),
+                false,
+            ));
         }
         self.disks(&mut line);
         for (nic, link) in self.spec.nics.iter().zip(self.links) {
@@ -63,12 +68,18 @@ impl Machine<'_> {
             line.arguments.push(flag.into());
         }
         let name = spec.name.replace(',', ",,");
-        line.add("-name", format!("guest={name},process=vm:{name},debug-threads=on"));
+        line.add(
+            "-name",
+            format!("guest={name},process=vm:{name},debug-threads=on"),
+        );
         line.add("-uuid", spec.id.vm.to_string());
-        line.add("-machine", match self.firmware {
-            Some(_) => "q35,pflash0=firmware,pflash1=variables",
-            None => "q35",
-        });
+        line.add(
+            "-machine",
+            match self.firmware {
+                Some(_) => "q35,pflash0=firmware,pflash1=variables",
+                None => "q35",
+            },
+        );
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
             Accel::Tcg => ("tcg,thread=multi", "max"),
@@ -94,7 +105,10 @@ impl Machine<'_> {
                 })
             };
             line.add("-blockdev", flash("firmware", code, true).to_string());
-            line.add("-blockdev", flash("variables", "variables.fd".as_ref(), false).to_string());
+            line.add(
+                "-blockdev",
+                flash("variables", "variables.fd".as_ref(), false).to_string(),
+            );
         }
         let Some(kernel) = &self.spec.kernel else {
             line.add("-boot", "strict=on");
@@ -109,15 +123,27 @@ impl Machine<'_> {
 
     fn channels(&self, line: &mut Line) {
         let [qmp, console, agent] = self.sockets;
-        line.add("-chardev", format!("socket,id=qmp,fd={qmp},server=on,wait=off"));
+        line.add(
+            "-chardev",
+            format!("socket,id=qmp,fd={qmp},server=on,wait=off"),
+        );
         line.add("-mon", "chardev=qmp,mode=control");
         let log = "logfile=console.log,logappend=on";
-        line.add("-chardev", format!("socket,id=console,fd={console},server=on,wait=off,{log}"));
+        line.add(
+            "-chardev",
+            format!("socket,id=console,fd={console},server=on,wait=off,{log}"),
+        );
         line.add("-serial", "chardev:console");
-        line.add("-chardev", format!("socket,id=agent,fd={agent},server=on,wait=off"));
+        line.add(
+            "-chardev",
+            format!("socket,id=agent,fd={agent},server=on,wait=off"),
+        );
         let bus = line.next_port();
         line.add("-device", format!("virtio-serial-pci,id=ports,bus={bus}"));
-        line.add("-device", format!("virtserialport,id=agent,bus=ports.0,chardev=agent,name={AGENT_PORT}"));
+        line.add(
+            "-device",
+            format!("virtserialport,id=agent,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
+        );
         line.add("-object", "rng-random,id=rng,filename=/dev/urandom");
         let bus = line.next_port();
         line.add("-device", format!("virtio-rng-pci,rng=rng,bus={bus}"));
@@ -140,7 +166,10 @@ impl Machine<'_> {
             });
             line.add("-blockdev", seed.to_string());
             let bus = line.next_port();
-            line.add("-device", format!("virtio-blk-pci,id=seed,bus={bus},drive=seed,serial=cidata"));
+            line.add(
+                "-device",
+                format!("virtio-blk-pci,id=seed,bus={bus},drive=seed,serial=cidata"),
+            );
         }
     }
 }
@@ -190,7 +219,8 @@ fn root_port(id: String, chassis: usize, address: String, first_of_slot: bool) -
 mod tests {
     use novacron_core::driver::DomainId;
     use novacron_core::model::{
-        ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortId, VmId, VolumeFormat, VolumeId,
+        ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortId, VmId,
+        VolumeFormat, VolumeId,
     };
     use uuid::Uuid;
 
@@ -229,7 +259,13 @@ mod tests {
 
     fn shown(spec: &StoredSpec, firmware: Option<&Ovmf>) -> String {
         let links = [Link::User(vec!["tcp:127.0.0.1:2222-:22".into()])];
-        let machine = Machine { spec, accel: Accel::Tcg, firmware, links: &links, sockets: [10, 11, 12] };
+        let machine = Machine {
+            spec,
+            accel: Accel::Tcg,
+            firmware,
+            links: &links,
+            sockets: [10, 11, 12],
+        };
         let arguments = machine.arguments();
         let words = arguments.iter().map(|word| word.to_str().unwrap());
         let mut text = String::new();
@@ -243,17 +279,43 @@ mod tests {
     #[test]
     fn a_machine_that_boots_from_its_disk() {
         let expected = include_str!("golden/disk.txt");
-        assert_eq!(shown(&spec(), None), expected.trim_end());
+        assert_eq!(
+            shown(&spec(), None),
+            expected.trim_end(),
+            "if that is meant, write it to golden/disk.txt"
+        );
     }
 
     #[test]
     fn a_kernel_replaces_the_boot_order_and_uefi_brings_its_flash() {
-        let kernel = KernelBoot { kernel: "/k,1".into(), initrd: Some("/i".into()), cmdline: "console=ttyS0".into() };
-        let ovmf = Ovmf { code: "/c.fd".into(), variables: "/v.fd".into() };
-        let line = shown(&StoredSpec { kernel: Some(kernel), ..spec() }, Some(&ovmf));
-        assert!(line.contains("-kernel /k,1\n-initrd /i\n-append console=ttyS0\n"), "{line}");
-        assert!(!line.contains("bootindex") && !line.contains("-boot"), "{line}");
-        assert!(line.contains("q35,pflash0=firmware,pflash1=variables"), "{line}");
+        let kernel = KernelBoot {
+            kernel: "/k,1".into(),
+            initrd: Some("/i".into()),
+            cmdline: "console=ttyS0".into(),
+        };
+        let ovmf = Ovmf {
+            code: "/c.fd".into(),
+            variables: "/v.fd".into(),
+        };
+        let line = shown(
+            &StoredSpec {
+                kernel: Some(kernel),
+                ..spec()
+            },
+            Some(&ovmf),
+        );
+        assert!(
+            line.contains("-kernel /k,1\n-initrd /i\n-append console=ttyS0\n"),
+            "{line}"
+        );
+        assert!(
+            !line.contains("bootindex") && !line.contains("-boot"),
+            "{line}"
+        );
+        assert!(
+            line.contains("q35,pflash0=firmware,pflash1=variables"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -261,9 +323,15 @@ mod tests {
         let mut full = spec();
         let disk = full.disks[0].clone();
         full.disks = (0..MAX_DEVICES as u128 - 1)
-            .map(|n| StoredDisk { volume: VolumeId::from_uuid(Uuid::from_u128(n)), ..disk.clone() })
+            .map(|n| StoredDisk {
+                volume: VolumeId::from_uuid(Uuid::from_u128(n)),
+                ..disk.clone()
+            })
             .collect();
         let line = shown(&full, None);
-        assert!(line.contains("addr=0xf.0x7") && line.matches("addr=0x10").count() == 1, "{line}");
+        assert!(
+            line.contains("addr=0xf.0x7") && line.matches("addr=0x10").count() == 1,
+            "{line}"
+        );
     }
 }

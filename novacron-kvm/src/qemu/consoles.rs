@@ -23,7 +23,12 @@ const CHUNK: usize = 16 << 10;
 
 #[async_trait]
 impl Consoles for QemuHypervisor {
-    async fn open(&self, call: Call, id: DomainId, history: usize) -> Result<Pin<Box<dyn Console>>> {
+    async fn open(
+        &self,
+        call: Call,
+        id: DomainId,
+        history: usize,
+    ) -> Result<Pin<Box<dyn Console>>> {
         const OPERATION: &str = "qemu.console";
         let log = self.state.dir(id, OPERATION)?.file("console.log");
         let length = std::fs::metadata(&log).map_or(0, |log| log.len());
@@ -31,14 +36,28 @@ impl Consoles for QemuHypervisor {
         match self.state.observe(call, id, OPERATION).await? {
             Seen::Live(live, _) => {
                 let hub = live.console().await.map_err(|e| {
-                    Error::new(ErrorKind::Unavailable, OPERATION, "the console cannot be connected").caused_by(e)
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        OPERATION,
+                        "the console cannot be connected",
+                    )
+                    .caused_by(e)
                 })?;
                 Ok(Box::pin(Stream::new(hub.reader(offset), Some(hub.input()))))
             }
-            Seen::Ended(_) => Ok(Box::pin(Stream::new(ConsoleHub::reader_of_ended(log, offset), None))),
+            Seen::Ended(_) => Ok(Box::pin(Stream::new(
+                ConsoleHub::reader_of_ended(log, offset),
+                None,
+            ))),
             Seen::Absent => Err(error::not_found(OPERATION, id)),
-            Seen::Defined(_) => Err(error::precondition(OPERATION, id, "the domain has not been started")),
-            Seen::Unknown(reason) => Err(Error::new(ErrorKind::Unavailable, OPERATION, reason).with("domain", id)),
+            Seen::Defined(_) => Err(error::precondition(
+                OPERATION,
+                id,
+                "the domain has not been started",
+            )),
+            Seen::Unknown(reason) => {
+                Err(Error::new(ErrorKind::Unavailable, OPERATION, reason).with("domain", id))
+            }
         }
     }
 }
@@ -65,7 +84,13 @@ impl Stream {
                 }
             }
         });
-        Self { output, unread: Bytes::new(), input, permit: None, pump: pump.abort_handle() }
+        Self {
+            output,
+            unread: Bytes::new(),
+            input,
+            permit: None,
+            pump: pump.abort_handle(),
+        }
     }
 }
 
@@ -76,7 +101,11 @@ impl Drop for Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {
             match ready!(self.output.poll_recv(cx)) {
                 Some(chunk) => self.unread = chunk?,
@@ -91,13 +120,23 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(input) = self.input.clone() else { return Poll::Ready(Err(gone())) };
-        let permit = self.permit.get_or_insert_with(|| Box::pin(input.reserve_owned()));
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Some(input) = self.input.clone() else {
+            return Poll::Ready(Err(gone()));
+        };
+        let permit = self
+            .permit
+            .get_or_insert_with(|| Box::pin(input.reserve_owned()));
         let permit = ready!(permit.as_mut().poll(cx));
         self.permit = None;
         let taken = &bytes[..bytes.len().min(CHUNK)];
-        permit.map_err(|_| gone())?.send(Bytes::copy_from_slice(taken));
+        permit
+            .map_err(|_| gone())?
+            .send(Bytes::copy_from_slice(taken));
         Poll::Ready(Ok(taken.len()))
     }
 

@@ -56,20 +56,27 @@ pub(super) fn layer_node(snapshot: SnapshotId) -> String {
 pub(super) fn is_our_node(node: &str) -> bool {
     node.len() == 27
         && node.starts_with(['v', 's'])
-        && node[1..].bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+        && node[1..]
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
 /// The 26 digits of a number in base 32.
 pub(super) fn base32(bits: u128) -> String {
     const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    (0..26).rev().map(|i| char::from(DIGITS[(bits >> (i * 5)) as usize & 31])).collect()
+    (0..26)
+        .rev()
+        .map(|i| char::from(DIGITS[(bits >> (i * 5)) as usize & 31]))
+        .collect()
 }
 
 /// The block node of a disk.
 pub(super) fn blockdev(disk: &StoredDisk) -> Value {
     let file = match &disk.source {
         StoredSource::File(path) => file(path),
-        StoredSource::BlockDevice(path) => json!({ "driver": "host_device", "filename": path, "locking": "on" }),
+        StoredSource::BlockDevice(path) => {
+            json!({ "driver": "host_device", "filename": path, "locking": "on" })
+        }
         StoredSource::Nbd { socket, export } => {
             json!({ "driver": "nbd", "server": { "type": "unix", "path": socket }, "export": export })
         }
@@ -132,7 +139,10 @@ pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
 
 /// The first 20 bytes of a name, cut between characters.
 fn serial(name: &str) -> String {
-    let end = (0..=name.len().min(20)).rev().find(|&i| name.is_char_boundary(i)).unwrap_or(0);
+    let end = (0..=name.len().min(20))
+        .rev()
+        .find(|&i| name.is_char_boundary(i))
+        .unwrap_or(0);
     name[..end].to_owned()
 }
 
@@ -147,7 +157,10 @@ pub(super) fn key_value(properties: &[(&str, String)]) -> String {
 
 /// Properties as the monitor takes them. Strings are what `device_add` takes for numbers, too.
 pub(super) fn arguments(properties: &[(&str, String)]) -> Value {
-    properties.iter().map(|(key, value)| ((*key).to_owned(), Value::from(value.clone()))).collect()
+    properties
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), Value::from(value.clone())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -171,6 +184,9 @@ mod tests {
     fn names_are_cut_between_characters() {
         assert_eq!(serial(&"ä".repeat(30)).len(), 20);
         assert_eq!(serial("root"), "root");
-        assert_eq!(key_value(&[("driver", "x".into()), ("serial", "a,b".into())]), "x,serial=a,,b");
+        assert_eq!(
+            key_value(&[("driver", "x".into()), ("serial", "a,b".into())]),
+            "x,serial=a,,b"
+        );
     }
 }

@@ -14,7 +14,11 @@ use crate::qmp::QmpError;
 /// The time that a call has left; an error when there is none, since then nothing was sent.
 pub(super) fn remaining(call: Call, operation: &'static str) -> Result<Duration> {
     match call.deadline.remaining() {
-        Duration::ZERO => Err(Error::new(ErrorKind::DeadlineExceeded, operation, "the deadline has passed")),
+        Duration::ZERO => Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            operation,
+            "the deadline has passed",
+        )),
         left => Ok(left),
     }
 }
@@ -23,20 +27,29 @@ pub(super) fn not_found(operation: &'static str, id: DomainId) -> Error {
     Error::new(ErrorKind::NotFound, operation, "no such domain").with("domain", id)
 }
 
-pub(super) fn precondition(operation: &'static str, id: DomainId, message: impl Into<String>) -> Error {
+pub(super) fn precondition(
+    operation: &'static str,
+    id: DomainId,
+    message: impl Into<String>,
+) -> Error {
     Error::new(ErrorKind::FailedPrecondition, operation, message.into()).with("domain", id)
 }
 
 pub(super) fn process(operation: &'static str, error: ProcessError) -> Error {
     let kind = match &error {
-        ProcessError::AlreadyRuns { holder: Some(_), .. } => ErrorKind::FailedPrecondition,
+        ProcessError::AlreadyRuns {
+            holder: Some(_), ..
+        } => ErrorKind::FailedPrecondition,
         ProcessError::AlreadyRuns { holder: None, .. } => ErrorKind::Unavailable,
         ProcessError::PathTooLong { .. } => ErrorKind::Invalid,
-        ProcessError::Spawn { source, .. } | ProcessError::Io { source, .. } => match source.kind() {
+        ProcessError::Spawn { source, .. } | ProcessError::Io { source, .. } => match source.kind()
+        {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
                 ErrorKind::PermissionDenied
             }
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::OutOfMemory => ErrorKind::Exhausted,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::OutOfMemory => {
+                ErrorKind::Exhausted
+            }
             std::io::ErrorKind::NotFound => ErrorKind::Unsupported,
             _ => ErrorKind::Internal,
         },
@@ -77,7 +90,9 @@ pub(super) fn qmp(operation: &'static str, error: QmpError, effect: bool) -> Err
 pub(super) fn agent(operation: &'static str, error: AgentError, effect: bool) -> Error {
     let kind = match &error {
         AgentError::Connect(_) => ErrorKind::Unavailable,
-        AgentError::Closed { .. } | AgentError::Deadline { .. } if effect => ErrorKind::OutcomeUnknown,
+        AgentError::Closed { .. } | AgentError::Deadline { .. } if effect => {
+            ErrorKind::OutcomeUnknown
+        }
         AgentError::Closed { .. } | AgentError::Deadline { .. } => ErrorKind::Unavailable,
         AgentError::Refused { .. } => ErrorKind::FailedPrecondition,
         AgentError::Nonsense { .. } => ErrorKind::Corrupt,

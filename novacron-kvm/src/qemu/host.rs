@@ -17,14 +17,19 @@ pub(super) fn host_id(state: &Path, operation: &'static str) -> Result<HostId> {
         return Ok(HostId::from_uuid(derived(text.as_bytes())));
     }
     let path = state.join("host-id");
-    if let Some(id) = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+    if let Some(id) = fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+    {
         return Ok(id);
     }
     let fresh = fs::read_to_string("/proc/sys/kernel/random/uuid");
     let written = fresh.and_then(|text| fs::write(&path, &text).map(|()| text));
     let text = written.map_err(|error| {
         let message = "/etc/machine-id holds no id, and none can be kept in the state folder";
-        Error::new(ErrorKind::PermissionDenied, operation, message).with("path", path.display()).caused_by(error)
+        Error::new(ErrorKind::PermissionDenied, operation, message)
+            .with("path", path.display())
+            .caused_by(error)
     })?;
     text.trim().parse()
 }
@@ -41,28 +46,43 @@ fn derived(bytes: &[u8]) -> Uuid {
 
 /// The host's memory.
 pub(super) fn memory() -> MiB {
-    MiB(kib_of(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") / 1024)
+    MiB(kib_of(
+        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        "MemTotal:",
+    ) / 1024)
 }
 
 /// Memory that a process holds, in bytes.
 pub(super) fn resident(pid: u32) -> u64 {
-    kib_of(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(), "VmRSS:") * 1024
+    kib_of(
+        &fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(),
+        "VmRSS:",
+    ) * 1024
 }
 
 fn kib_of(text: &str, field: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+    line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// CPU time of a thread, ns.
 pub(super) fn thread_ns(pid: u32, thread: u64) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).unwrap_or_default();
-    text.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).unwrap_or_default();
+    text.split_ascii_whitespace()
+        .next()
+        .and_then(|ns| ns.parse().ok())
+        .unwrap_or(0)
 }
 
 /// A counter of a network device of the host.
 pub(super) fn device_counter(device: &str, counter: &str) -> Option<u64> {
-    fs::read_to_string(format!("/sys/class/net/{device}/statistics/{counter}")).ok()?.trim().parse().ok()
+    fs::read_to_string(format!("/sys/class/net/{device}/statistics/{counter}"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

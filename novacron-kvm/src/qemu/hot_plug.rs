@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Duration, interval, timeout_at};
 
-use super::devices::{arguments, blockdev, disk_device, disk_id, link_id, nic_device, nic_id, volume_node};
+use super::devices::{
+    arguments, blockdev, disk_device, disk_id, link_id, nic_device, nic_id, volume_node,
+};
 use super::monitor::Monitor;
 use super::net::Link;
 use super::spec::{StoredDisk, StoredNic};
@@ -25,14 +27,20 @@ impl HotPlug for QemuHypervisor {
         let slot = self.state.slot(id);
         let _turn = slot.turn(call, OPERATION).await?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor { qmp: &live.qmp, call, operation: OPERATION };
+        let monitor = Monitor {
+            qmp: &live.qmp,
+            call,
+            operation: OPERATION,
+        };
         if monitor.devices().await?.contains(&disk_id(disk.volume)) {
             return Ok(());
         }
         monitor.close_unused().await?;
         let port = monitor.free_port().await?;
         monitor.tell("blockdev-add", blockdev(&disk)).await?;
-        let plugged = monitor.tell("device_add", arguments(&disk_device(&disk, &port))).await;
+        let plugged = monitor
+            .tell("device_add", arguments(&disk_device(&disk, &port)))
+            .await;
         if plugged.is_err() {
             monitor.close_unused().await?;
         }
@@ -44,7 +52,11 @@ impl HotPlug for QemuHypervisor {
         let slot = self.state.slot(id);
         let _turn = slot.turn(call, OPERATION).await?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor { qmp: &live.qmp, call, operation: OPERATION };
+        let monitor = Monitor {
+            qmp: &live.qmp,
+            call,
+            operation: OPERATION,
+        };
         unplug(monitor, &disk_id(volume)).await?;
         // QEMU lets go of the image a moment after it says that the device is gone.
         let mut look = interval(Duration::from_millis(20));
@@ -60,7 +72,11 @@ impl HotPlug for QemuHypervisor {
         let slot = self.state.slot(id);
         let _turn = slot.turn(call, OPERATION).await?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor { qmp: &live.qmp, call, operation: OPERATION };
+        let monitor = Monitor {
+            qmp: &live.qmp,
+            call,
+            operation: OPERATION,
+        };
         if monitor.devices().await?.contains(&nic_id(nic.port)) {
             return Ok(());
         }
@@ -69,7 +85,11 @@ impl HotPlug for QemuHypervisor {
         let port = monitor.free_port().await?;
         monitor.tell("netdev_add", link.arguments(nic.port)).await?;
         let plugged = match link.connect(OPERATION).await {
-            Ok(()) => monitor.tell("device_add", arguments(&nic_device(&nic, &port))).await,
+            Ok(()) => {
+                monitor
+                    .tell("device_add", arguments(&nic_device(&nic, &port)))
+                    .await
+            }
             refused => refused,
         };
         if plugged.is_err() {
@@ -83,17 +103,31 @@ impl HotPlug for QemuHypervisor {
         let slot = self.state.slot(id);
         let _turn = slot.turn(call, OPERATION).await?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor { qmp: &live.qmp, call, operation: OPERATION };
+        let monitor = Monitor {
+            qmp: &live.qmp,
+            call,
+            operation: OPERATION,
+        };
         unplug(monitor, &nic_id(port)).await?;
         drop_link(monitor, port).await
     }
 
-    async fn resize_disk(&self, call: Call, id: DomainId, volume: VolumeId, size: Bytes) -> Result<()> {
+    async fn resize_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        size: Bytes,
+    ) -> Result<()> {
         const OPERATION: &str = "qemu.resize_disk";
         let slot = self.state.slot(id);
         let _turn = slot.turn(call, OPERATION).await?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor { qmp: &live.qmp, call, operation: OPERATION };
+        let monitor = Monitor {
+            qmp: &live.qmp,
+            call,
+            operation: OPERATION,
+        };
         let top = monitor.top_layer(volume).await?;
         let top = top.ok_or_else(|| not_attached(OPERATION, volume))?;
         match top.size {
@@ -102,19 +136,36 @@ impl HotPlug for QemuHypervisor {
                 let message = format!("a disk only grows, and this one has {}", Bytes(present));
                 Err(Error::new(ErrorKind::Invalid, OPERATION, message).with("volume", volume))
             }
-            _ => monitor.tell("block_resize", json!({ "node-name": top.node, "size": size.0 })).await,
+            _ => {
+                monitor
+                    .tell(
+                        "block_resize",
+                        json!({ "node-name": top.node, "size": size.0 }),
+                    )
+                    .await
+            }
         }
     }
 }
 
 pub(super) fn not_attached(operation: &'static str, volume: VolumeId) -> Error {
-    Error::new(ErrorKind::NotFound, operation, "the volume is not attached to the domain").with("volume", volume)
+    Error::new(
+        ErrorKind::NotFound,
+        operation,
+        "the volume is not attached to the domain",
+    )
+    .with("volume", volume)
 }
 
 /// Asks the guest to let go of a device, and waits until it has.
 async fn unplug(monitor: Monitor<'_>, device: &str) -> Result<()> {
     let mut events = monitor.qmp.events();
-    if !monitor.devices().await?.iter().any(|present| present == device) {
+    if !monitor
+        .devices()
+        .await?
+        .iter()
+        .any(|present| present == device)
+    {
         return Ok(());
     }
     match monitor.tell("device_del", json!({ "id": device })).await {
@@ -130,29 +181,48 @@ async fn unplug(monitor: Monitor<'_>, device: &str) -> Result<()> {
                 Ok(event) if event.name == "DEVICE_DELETED" => return Ok(()),
                 Ok(event) if event.name == "DEVICE_UNPLUG_GUEST_ERROR" => {
                     let message = "the guest refused to let go of it";
-                    return Err(Error::new(ErrorKind::FailedPrecondition, operation, message));
+                    return Err(Error::new(
+                        ErrorKind::FailedPrecondition,
+                        operation,
+                        message,
+                    ));
                 }
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => {
-                    if !monitor.devices().await?.iter().any(|present| present == device) {
+                    if !monitor
+                        .devices()
+                        .await?
+                        .iter()
+                        .any(|present| present == device)
+                    {
                         return Ok(());
                     }
                 }
                 Err(RecvError::Closed) => {
-                    return Err(Error::new(ErrorKind::Unavailable, operation, "the domain has ended"));
+                    return Err(Error::new(
+                        ErrorKind::Unavailable,
+                        operation,
+                        "the domain has ended",
+                    ));
                 }
             }
         }
     };
-    timeout_at(monitor.call.deadline.instant(), wait).await.unwrap_or_else(|_| {
-        let message = "the guest has not let go of it; it stays attached";
-        Err(Error::new(ErrorKind::DeadlineExceeded, operation, message).with("device", device))
-    })
+    timeout_at(monitor.call.deadline.instant(), wait)
+        .await
+        .unwrap_or_else(|_| {
+            let message = "the guest has not let go of it; it stays attached";
+            Err(Error::new(ErrorKind::DeadlineExceeded, operation, message).with("device", device))
+        })
 }
 
 async fn drop_link(monitor: Monitor<'_>, port: PortId) -> Result<()> {
     let limit = error::remaining(monitor.call, monitor.operation)?;
-    match monitor.qmp.execute("netdev_del", json!({ "id": link_id(port) }), limit).await {
+    match monitor
+        .qmp
+        .execute("netdev_del", json!({ "id": link_id(port) }), limit)
+        .await
+    {
         Ok(_) => Ok(()),
         Err(e) if e.class() == Some("DeviceNotFound") => Ok(()),
         Err(e) => Err(error::qmp(monitor.operation, e, true)),

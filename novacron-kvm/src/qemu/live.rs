@@ -63,7 +63,15 @@ impl Live {
         };
         let watcher = tokio::spawn(watcher.run()).abort_handle();
         let agent = Agent::new(dir.file("ga"));
-        let live = Self { dir, process, qmp, agent, console: OnceCell::new(), over, watcher };
+        let live = Self {
+            dir,
+            process,
+            qmp,
+            agent,
+            console: OnceCell::new(),
+            over,
+            watcher,
+        };
         // The hub drains the console from now on; a console that cannot be connected is told when it is asked for.
         let _ = live.console().await;
         live
@@ -71,7 +79,8 @@ impl Live {
 
     /// The console.
     pub(super) async fn console(&self) -> std::io::Result<&ConsoleHub> {
-        let connect = async || ConsoleHub::connect(&self.dir.file("con"), self.dir.file("console.log")).await;
+        let connect =
+            async || ConsoleHub::connect(&self.dir.file("con"), self.dir.file("console.log")).await;
         self.console.get_or_try_init(connect).await
     }
 
@@ -146,7 +155,11 @@ impl Watcher {
             "RESUME" => self.push(GuestEvent::StateChanged),
             "RESET" => self.push(GuestEvent::Reset),
             "VSERPORT_CHANGE" if event.data.get("id").and_then(Value::as_str) == Some("agent") => {
-                let connected = event.data.get("open").and_then(Value::as_bool).unwrap_or(false);
+                let connected = event
+                    .data
+                    .get("open")
+                    .and_then(Value::as_bool)
+                    .unwrap_or(false);
                 self.push(GuestEvent::Agent { connected });
             }
             _ => {}
@@ -158,7 +171,12 @@ impl Watcher {
         match Status::of(&self.qmp, SOON).await {
             Ok(status) if status.is_shutdown() => {
                 let asked = self.dir.read::<bool>(ASKED).ok().flatten().unwrap_or(false);
-                self.end(if asked { EndCause::Requested } else { EndCause::GuestShutdown }).await;
+                self.end(if asked {
+                    EndCause::Requested
+                } else {
+                    EndCause::GuestShutdown
+                })
+                .await;
             }
             Ok(status) if status.is_panicked() => self.end(EndCause::GuestPanic).await,
             Ok(_) | Err(QmpError::Disconnected { .. }) => {}
@@ -177,7 +195,10 @@ impl Watcher {
 
     fn push(&self, event: GuestEvent) {
         // Nobody listening is no error.
-        let _ = self.events.send(HypervisorEvent { domain: self.id, event });
+        let _ = self.events.send(HypervisorEvent {
+            domain: self.id,
+            event,
+        });
     }
 }
 

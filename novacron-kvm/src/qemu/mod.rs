@@ -79,22 +79,33 @@ impl QemuHypervisor {
     /// Uses this binary.
     #[must_use]
     pub fn qemu(self, path: impl Into<PathBuf>) -> Self {
-        Self::with(Config { qemu: path.into(), ..self.state.config.clone() })
+        Self::with(Config {
+            qemu: path.into(),
+            ..self.state.config.clone()
+        })
     }
 
     /// Accelerates guests this way; the variable `NOVACRON_ACCEL` goes before.
     #[must_use]
     pub fn accel(self, choice: AccelChoice) -> Self {
-        Self::with(Config { accel: choice, ..self.state.config.clone() })
+        Self::with(Config {
+            accel: choice,
+            ..self.state.config.clone()
+        })
     }
 
     /// Reports this host id: two hypervisors on one machine can be two hosts.
     #[must_use]
     pub fn host_id(self, id: HostId) -> Self {
-        Self::with(Config { host: Some(id), ..self.state.config.clone() })
+        Self::with(Config {
+            host: Some(id),
+            ..self.state.config.clone()
+        })
     }
 
     fn with(config: Config) -> Self {
-        Self { state: Arc::new(State::new(config)) }
+        Self {
+            state: Arc::new(State::new(config)),
+        }
     }
 }

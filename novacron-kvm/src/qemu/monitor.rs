@@ -19,7 +19,10 @@ impl Status {
     /// Asks for it.
     pub(super) async fn of(qmp: &Qmp, limit: Duration) -> Result<Self, QmpError> {
         let answer = qmp.execute("query-status", json!({}), limit).await?;
-        let word = answer.get("status").and_then(Value::as_str).unwrap_or("none");
+        let word = answer
+            .get("status")
+            .and_then(Value::as_str)
+            .unwrap_or("none");
         Ok(Self(word.to_owned()))
     }
 
@@ -39,8 +42,10 @@ impl Status {
             "running" => DomainState::Running,
             // `suspended` (to memory, by the guest itself) wakes up by itself: it runs.
             "suspended" => DomainState::Running,
-            "prelaunch" | "paused" | "io-error" | "inmigrate" | "postmigrate" | "finish-migrate" | "save-vm"
-            | "restore-vm" | "watchdog" | "debug" | "colo" => DomainState::Paused,
+            "prelaunch" | "paused" | "io-error" | "inmigrate" | "postmigrate"
+            | "finish-migrate" | "save-vm" | "restore-vm" | "watchdog" | "debug" | "colo" => {
+                DomainState::Paused
+            }
             other => DomainState::Unknown(format!("QEMU's status is `{other}`")),
         }
     }
@@ -58,21 +63,30 @@ impl Monitor<'_> {
     /// Asks; nothing changes.
     pub(super) async fn ask(&self, command: &str, arguments: Value) -> Result<Value> {
         let limit = error::remaining(self.call, self.operation)?;
-        self.qmp.execute(command, arguments, limit).await.map_err(|e| error::qmp(self.operation, e, false))
+        self.qmp
+            .execute(command, arguments, limit)
+            .await
+            .map_err(|e| error::qmp(self.operation, e, false))
     }
 
     /// Changes something.
     pub(super) async fn tell(&self, command: &str, arguments: Value) -> Result<()> {
         let limit = error::remaining(self.call, self.operation)?;
         let told = self.qmp.execute(command, arguments, limit).await;
-        told.map(drop).map_err(|e| error::qmp(self.operation, e, true))
+        told.map(drop)
+            .map_err(|e| error::qmp(self.operation, e, true))
     }
 
     /// The names in a folder of QEMU's object tree.
     async fn names(&self, path: &str) -> Result<Vec<String>> {
         let list = self.ask("qom-list", json!({ "path": path })).await?;
         let name = |entry: &Value| entry.get("name")?.as_str().map(str::to_owned);
-        Ok(list.as_array().into_iter().flatten().filter_map(name).collect())
+        Ok(list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(name)
+            .collect())
     }
 
     /// The ids of the devices that are there now.
@@ -91,33 +105,52 @@ impl Monitor<'_> {
     pub(super) async fn free_port(&self) -> Result<String> {
         for spare in 0..super::args::SPARE_PORTS {
             let port = format!("hp{spare}");
-            let inside = self.names(&format!("/machine/peripheral/{port}/{port}")).await?;
+            let inside = self
+                .names(&format!("/machine/peripheral/{port}/{port}"))
+                .await?;
             if !inside.iter().any(|name| name.starts_with("child[")) {
                 return Ok(port);
             }
         }
-        let message = format!("all {} places for hot-plug are taken", super::args::SPARE_PORTS);
+        let message = format!(
+            "all {} places for hot-plug are taken",
+            super::args::SPARE_PORTS
+        );
         Err(Error::new(ErrorKind::Exhausted, self.operation, message))
     }
 
     /// What a volume's device has at the top now.
     pub(super) async fn top_layer(&self, volume: VolumeId) -> Result<Option<TopLayer>> {
         let list = self.ask("query-block", json!({})).await?;
-        let entry = list.as_array().into_iter().flatten().find(|entry| is_of(entry, volume));
+        let entry = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| is_of(entry, volume));
         let inserted = entry.and_then(|entry| entry.get("inserted"));
         Ok(inserted.and_then(|inserted| {
             Some(TopLayer {
                 node: inserted.get("node-name")?.as_str()?.to_owned(),
-                size: inserted.pointer("/image/virtual-size").and_then(Value::as_u64),
+                size: inserted
+                    .pointer("/image/virtual-size")
+                    .and_then(Value::as_u64),
             })
         }))
     }
 
     /// The block nodes of ours, by name.
     pub(super) async fn nodes(&self) -> Result<Vec<String>> {
-        let list = self.ask("query-named-block-nodes", json!({ "flat": true })).await?;
+        let list = self
+            .ask("query-named-block-nodes", json!({ "flat": true }))
+            .await?;
         let name = |node: &Value| node.get("node-name")?.as_str().map(str::to_owned);
-        Ok(list.as_array().into_iter().flatten().filter_map(name).filter(|name| is_our_node(name)).collect())
+        Ok(list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(name)
+            .filter(|name| is_our_node(name))
+            .collect())
     }
 
     /// Closes every block node of ours that nothing uses: what a detach leaves (a chain of layers, top first), or an
@@ -128,7 +161,11 @@ impl Monitor<'_> {
             let mut progress = false;
             for node in &nodes {
                 let limit = error::remaining(self.call, self.operation)?;
-                match self.qmp.execute("blockdev-del", json!({ "node-name": node }), limit).await {
+                match self
+                    .qmp
+                    .execute("blockdev-del", json!({ "node-name": node }), limit)
+                    .await
+                {
                     Ok(_) => progress = true,
                     Err(QmpError::Refused { .. }) => {}
                     Err(e) => return Err(error::qmp(self.operation, e, true)),
@@ -156,5 +193,8 @@ pub(super) fn is_of(entry: &Value, volume: VolumeId) -> bool {
 /// The id of the device of such an entry.
 pub(super) fn device_of(entry: &Value) -> Option<&str> {
     let path = entry.get("qdev")?.as_str()?;
-    Some(path.strip_prefix("/machine/peripheral/").map_or(path, |rest| rest.split('/').next().unwrap_or(rest)))
+    Some(
+        path.strip_prefix("/machine/peripheral/")
+            .map_or(path, |rest| rest.split('/').next().unwrap_or(rest)),
+    )
 }

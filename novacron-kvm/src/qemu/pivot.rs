@@ -27,8 +27,15 @@ impl DiskPivot for QemuHypervisor {
         let slot = self.state.slot(id);
         let _turn = slot.turn(call, OPERATION).await?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor { qmp: &live.qmp, call, operation: OPERATION };
-        let top = monitor.top_layer(volume).await?.ok_or_else(|| not_attached(OPERATION, volume))?;
+        let monitor = Monitor {
+            qmp: &live.qmp,
+            call,
+            operation: OPERATION,
+        };
+        let top = monitor
+            .top_layer(volume)
+            .await?
+            .ok_or_else(|| not_attached(OPERATION, volume))?;
         let node = layer_node(snapshot);
         // A layer that nothing uses is what an earlier try left; one that is used took the pivot already.
         if top.node == node || monitor.close_unused().await?.contains(&node) {

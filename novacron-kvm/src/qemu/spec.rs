@@ -4,9 +4,12 @@
 
 use std::path::PathBuf;
 
-use novacron_core::driver::{Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment};
+use novacron_core::driver::{
+    Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
+};
 use novacron_core::model::{
-    Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId, VolumeFormat, VolumeId,
+    Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId, VolumeFormat,
+    VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -67,25 +70,42 @@ impl StoredSpec {
             memory: spec.memory,
             firmware: spec.firmware,
             kernel: spec.kernel.clone(),
-            disks: spec.disks.iter().map(|disk| StoredDisk::of(disk, operation)).collect::<Result<_>>()?,
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| StoredDisk::of(disk, operation))
+                .collect::<Result<_>>()?,
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
         };
         let problems = stored.problems();
-        if problems.is_empty() { Ok(stored) } else { Err(Error::invalid(operation, problems)) }
+        if problems.is_empty() {
+            Ok(stored)
+        } else {
+            Err(Error::invalid(operation, problems))
+        }
     }
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let mut problem = |field: String, message: &str| problems.push(Problem { field, message: message.to_owned() });
+        let mut problem = |field: String, message: &str| {
+            problems.push(Problem {
+                field,
+                message: message.to_owned(),
+            });
+        };
         if !(1..=super::MAX_VCPUS).contains(&self.vcpus) {
             problem("vcpus".into(), "QEMU's q35 machine takes 1 to 255");
         }
         if self.memory.0 == 0 {
             problem("memory".into(), "must not be zero");
         }
-        if self.name.is_empty() || self.name.len() > 255 || self.name.chars().any(char::is_control) {
-            problem("name".into(), "must be 1 to 255 bytes without control characters");
+        if self.name.is_empty() || self.name.len() > 255 || self.name.chars().any(char::is_control)
+        {
+            problem(
+                "name".into(),
+                "must be 1 to 255 bytes without control characters",
+            );
         }
         let mut volumes = std::collections::BTreeSet::new();
         for (i, disk) in self.disks.iter().enumerate() {
@@ -100,7 +120,10 @@ impl StoredSpec {
             }
         }
         if self.disks.len() + self.nics.len() > super::args::MAX_DEVICES {
-            problem("disks".into(), "more disks and NICs than the machine has places for");
+            problem(
+                "disks".into(),
+                "more disks and NICs than the machine has places for",
+            );
         }
         problems
     }
@@ -119,28 +142,52 @@ impl StoredSpec {
 impl StoredDisk {
     /// What is kept of a disk.
     pub(super) fn of(disk: &DiskAttachment, operation: &'static str) -> Result<Self> {
-        let Attachment { source, format, epoch, .. } = &disk.attachment;
+        let Attachment {
+            source,
+            format,
+            epoch,
+            ..
+        } = &disk.attachment;
         let source = match source {
             AttachmentSource::File(path) => StoredSource::File(text(path, operation)?),
-            AttachmentSource::BlockDevice(path) => StoredSource::BlockDevice(text(path, operation)?),
-            AttachmentSource::Nbd { socket, export } => {
-                StoredSource::Nbd { socket: text(socket, operation)?, export: export.clone() }
+            AttachmentSource::BlockDevice(path) => {
+                StoredSource::BlockDevice(text(path, operation)?)
             }
+            AttachmentSource::Nbd { socket, export } => StoredSource::Nbd {
+                socket: text(socket, operation)?,
+                export: export.clone(),
+            },
             other => {
                 let message = format!("QEMU is not told how to reach a volume by {other:?}");
                 return Err(Error::new(ErrorKind::Unsupported, operation, message));
             }
         };
         let (name, volume) = (disk.name.clone(), disk.volume);
-        Ok(Self { name, volume, source, format: *format, epoch: *epoch })
+        Ok(Self {
+            name,
+            volume,
+            source,
+            format: *format,
+            epoch: *epoch,
+        })
     }
 }
 
 impl StoredNic {
     /// What is kept of a NIC.
     pub(super) fn of(nic: &NicAttachment) -> Self {
-        let NicAttachment { port, mac, network, forwards } = nic;
-        Self { port: *port, mac: *mac, network: network.clone(), forwards: forwards.clone() }
+        let NicAttachment {
+            port,
+            mac,
+            network,
+            forwards,
+        } = nic;
+        Self {
+            port: *port,
+            mac: *mac,
+            network: network.clone(),
+            forwards: forwards.clone(),
+        }
     }
 }
 

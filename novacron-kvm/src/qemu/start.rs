@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use novacron_core::driver::{Call, DomainId, DomainSpec};
+use novacron_core::driver::{Call, DomainId, DomainSpec, GuestEvent};
 use novacron_core::model::Firmware;
 use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
@@ -20,7 +20,7 @@ use crate::qmp::Qmp;
 use crate::seed::Seed;
 
 /// How long QEMU may take from its start to its monitor's greeting.
-const GREETING: Duration = Duration::from_secs(60);
+const GREETING: Duration = Duration::from_secs(20);
 
 /// Writes the domain down.
 pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Result<()> {
@@ -39,7 +39,10 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
     let _turn = slot.turn(call, OPERATION).await?;
     let present = StoredSpec::read(&dir).map_err(|e| error::process(OPERATION, e))?;
     if let Some(other) = present.as_ref().filter(|present| present.id != id) {
-        let message = format!("this start of the VM belongs to cluster {}", other.id.cluster);
+        let message = format!(
+            "this start of the VM belongs to cluster {}",
+            other.id.cluster
+        );
         return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, message).with("domain", id));
     }
     let same_seed = || std::fs::read(dir.file("seed.iso")).ok() == seed;
@@ -60,7 +63,7 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
     blocking(OPERATION, write).await
 }
 
-/// Starts QEMU. Runs to its end even if its caller leaves.
+/// Starts QEMU. The caller's deadline counts until there is a process; then QEMU's own time to come up does.
 pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result<()> {
     const OPERATION: &str = "qemu.start";
     let slot = state.slot(id);
@@ -79,18 +82,33 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     };
     let _connecting = slot.connecting.lock().await;
     let binary = state.binary(OPERATION).await?.path.clone();
-    let accel = state.config.accel.resolve().map_err(|e| error::accel(OPERATION, e))?;
+    let accel = state
+        .config
+        .accel
+        .resolve()
+        .map_err(|e| error::accel(OPERATION, e))?;
     let firmware = firmware(spec.firmware)?;
-    let links = spec.nics.iter().map(|nic| Link::plan(nic, OPERATION)).collect::<Result<Vec<_>>>()?;
-    let limit = error::remaining(call, OPERATION)?.min(GREETING);
+    let links = spec
+        .nics
+        .iter()
+        .map(|nic| Link::plan(nic, OPERATION))
+        .collect::<Result<Vec<_>>>()?;
+    error::remaining(call, OPERATION)?;
 
     let dir = state.dir(id, OPERATION)?;
-    let plan = Plan { dir: dir.clone(), spec, binary, accel, firmware, links: links.clone() };
+    let plan = Plan {
+        dir: dir.clone(),
+        spec,
+        binary,
+        accel,
+        firmware,
+        links: links.clone(),
+    };
     let process = blocking(OPERATION, move || plan.launch()).await?;
 
     let path = dir.file("qmp");
     let greeted = tokio::select! {
-        greeted = Qmp::connect(&path, limit) => greeted,
+        greeted = Qmp::connect(&path, GREETING) => greeted,
         _ = process.ended() => Err(crate::qmp::QmpError::Disconnected { command: "greeting".to_owned() }),
     };
     let qmp = match greeted {
@@ -106,6 +124,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
             return Err(refused);
         }
     }
+    state.push(id, GuestEvent::StateChanged);
     Ok(())
 }
 
@@ -113,7 +132,8 @@ fn firmware(firmware: Firmware) -> Result<Option<Ovmf>> {
     match firmware {
         Firmware::Bios => Ok(None),
         Firmware::Uefi => Ovmf::find().map(Some).ok_or_else(|| {
-            let message = "no UEFI firmware on this host; on Debian and Ubuntu: apt-get install ovmf";
+            let message =
+                "no UEFI firmware on this host; on Debian and Ubuntu: apt-get install ovmf";
             Error::new(ErrorKind::Unsupported, "qemu.start", message)
         }),
     }
@@ -130,19 +150,45 @@ struct Plan {
 
 impl Plan {
     fn launch(self) -> Result<Process, ProcessError> {
-        let Self { dir, spec, binary, accel, firmware, links } = self;
+        let Self {
+            dir,
+            spec,
+            binary,
+            accel,
+            firmware,
+            links,
+        } = self;
         let lock = dir.lock()?;
         if let Some(ovmf) = &firmware {
-            let template = std::fs::read(&ovmf.variables).map_err(ProcessError::io("read", &ovmf.variables))?;
+            let template = std::fs::read(&ovmf.variables)
+                .map_err(ProcessError::io("read", &ovmf.variables))?;
             dir.write_bytes("variables.fd", &template)?;
         }
         let listeners = ["qmp", "con", "ga"].map(|name| Listener::bind(&dir, name));
         let [qmp, console, agent] = listeners;
         let listeners = vec![qmp?, console?, agent?];
-        let sockets = [listeners[0].number(), listeners[1].number(), listeners[2].number()];
-        let machine = Machine { spec: &spec, accel, firmware: firmware.as_ref(), links: &links, sockets };
+        let sockets = [
+            listeners[0].number(),
+            listeners[1].number(),
+            listeners[2].number(),
+        ];
+        let machine = Machine {
+            spec: &spec,
+            accel,
+            firmware: firmware.as_ref(),
+            links: &links,
+            sockets,
+        };
         let arguments = machine.arguments();
-        launch(&dir, lock, Launch { binary: &binary, arguments: &arguments, listeners })
+        launch(
+            &dir,
+            lock,
+            Launch {
+                binary: &binary,
+                arguments: &arguments,
+                listeners,
+            },
+        )
     }
 }
 
@@ -166,10 +212,16 @@ async fn give_up(id: DomainId, dir: &RunDir, process: Process, reason: &str) -> 
     let how = match status {
         Ok(Some(EndCause::Exited(code))) => format!("QEMU exited with status {code} at its start"),
         _ if hung => format!("QEMU did not come up ({reason}) and was killed"),
-        Ok(Some(EndCause::Killed(signal))) => format!("QEMU was killed by signal {signal} at its start"),
+        Ok(Some(EndCause::Killed(signal))) => {
+            format!("QEMU was killed by signal {signal} at its start")
+        }
         _ => format!("QEMU ended at its start ({reason})"),
     };
-    let words = if last_words.is_empty() { String::new() } else { format!("; its last words: {last_words}") };
+    let words = if last_words.is_empty() {
+        String::new()
+    } else {
+        format!("; its last words: {last_words}")
+    };
     error::start_failed(OPERATION, id, &format!("{how}{words}"))
 }
 
@@ -186,6 +238,8 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|e| error::process(operation, e)),
-        Err(error) => Err(Error::new(ErrorKind::Internal, operation, "a worker ended early").caused_by(error)),
+        Err(error) => {
+            Err(Error::new(ErrorKind::Internal, operation, "a worker ended early").caused_by(error))
+        }
     }
 }

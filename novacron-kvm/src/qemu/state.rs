@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use novacron_core::driver::{Call, DomainId, HypervisorEvent};
+use novacron_core::driver::{Call, DomainId, GuestEvent, HypervisorEvent};
 use novacron_core::model::{Epoch, Exit, HostId, VmId};
 use novacron_core::{Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -73,7 +73,10 @@ pub(super) enum Seen {
 
 impl Slot {
     fn current(&self) -> Option<Arc<Live>> {
-        lock(&self.live).as_ref().filter(|live| !live.is_over()).cloned()
+        lock(&self.live)
+            .as_ref()
+            .filter(|live| !live.is_over())
+            .cloned()
     }
 
     pub(super) fn set(&self, live: Arc<Live>) {
@@ -87,11 +90,21 @@ impl Slot {
     }
 
     /// Waits for the right to change the domain.
-    pub(super) async fn turn(&self, call: Call, operation: &'static str) -> Result<OwnedMutexGuard<()>> {
+    pub(super) async fn turn(
+        &self,
+        call: Call,
+        operation: &'static str,
+    ) -> Result<OwnedMutexGuard<()>> {
         let left = error::remaining(call, operation)?;
-        timeout(left, Arc::clone(&self.turn).lock_owned()).await.map_err(|_| {
-            Error::new(ErrorKind::DeadlineExceeded, operation, "another call on the domain is under way")
-        })
+        timeout(left, Arc::clone(&self.turn).lock_owned())
+            .await
+            .map_err(|_| {
+                Error::new(
+                    ErrorKind::DeadlineExceeded,
+                    operation,
+                    "another call on the domain is under way",
+                )
+            })
     }
 }
 
@@ -114,18 +127,35 @@ impl State {
             return Ok(());
         }
         let folder = &self.config.folder;
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|e| error::process(operation, ProcessError::io("make the folder", folder)(e)))?;
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder);
+        made.map_err(|e| {
+            error::process(operation, ProcessError::io("make the folder", folder)(e))
+        })?;
         let path = folder.join("lock");
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = opened.map_err(|e| error::process(operation, ProcessError::io("open", &path)(e)))?;
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path);
+        let mut file =
+            opened.map_err(|e| error::process(operation, ProcessError::io("open", &path)(e)))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();
             let _ = (&file).take(32).read_to_string(&mut holder);
             let message = format!("the state folder is used by process {}", holder.trim());
-            return Err(Error::new(ErrorKind::FailedPrecondition, operation, message).with("path", folder.display()));
+            return Err(
+                Error::new(ErrorKind::FailedPrecondition, operation, message)
+                    .with("path", folder.display()),
+            );
         }
-        let written = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         written.map_err(|e| error::process(operation, ProcessError::io("write", &path)(e)))?;
         *owned = Some(file);
         Ok(())
@@ -134,11 +164,17 @@ impl State {
     /// The domain's run directory.
     pub(super) fn dir(&self, id: DomainId, operation: &'static str) -> Result<RunDir> {
         self.own(operation)?;
-        RunDir::new(&self.config.folder.join(id.vm.to_string()), id.epoch.0).map_err(|e| error::process(operation, e))
+        RunDir::new(&self.config.folder.join(id.vm.to_string()), id.epoch.0)
+            .map_err(|e| error::process(operation, e))
     }
 
     pub(super) fn slot(&self, id: DomainId) -> Arc<Slot> {
         Arc::clone(lock(&self.slots).entry(id).or_default())
+    }
+
+    pub(super) fn push(&self, domain: DomainId, event: GuestEvent) {
+        // Nobody listening is no error.
+        let _ = self.events.send(HypervisorEvent { domain, event });
     }
 
     pub(super) fn forget(&self, id: DomainId) {
@@ -147,7 +183,10 @@ impl State {
 
     /// The binary, asked once; a failure is asked again.
     pub(super) async fn binary(&self, operation: &'static str) -> Result<&QemuBinary> {
-        let probed = self.binary.get_or_try_init(|| QemuBinary::probe(&self.config.qemu)).await;
+        let probed = self
+            .binary
+            .get_or_try_init(|| QemuBinary::probe(&self.config.qemu))
+            .await;
         probed.map_err(|e| error::probe(operation, e))
     }
 
@@ -158,25 +197,52 @@ impl State {
         for vm in names::<VmId>(&self.config.folder) {
             for epoch in names::<u64>(&self.config.folder.join(vm.to_string())) {
                 let dir = RunDir::new(&self.config.folder.join(vm.to_string()), epoch);
-                let spec = dir.and_then(|dir| StoredSpec::read(&dir)).map_err(|e| error::process(operation, e))?;
-                ids.extend(spec.map(|spec| spec.id).filter(|id| id.vm == vm && id.epoch == Epoch(epoch)));
+                let spec = dir
+                    .and_then(|dir| StoredSpec::read(&dir))
+                    .map_err(|e| error::process(operation, e))?;
+                ids.extend(
+                    spec.map(|spec| spec.id)
+                        .filter(|id| id.vm == vm && id.epoch == Epoch(epoch)),
+                );
             }
         }
         Ok(ids)
     }
 
     /// Looks at a domain, connecting to it if it runs and finishing its end if its guest has ended.
-    pub(super) async fn observe(&self, call: Call, id: DomainId, operation: &'static str) -> Result<Seen> {
+    pub(super) async fn observe(
+        &self,
+        call: Call,
+        id: DomainId,
+        operation: &'static str,
+    ) -> Result<Seen> {
         let dir = self.dir(id, operation)?;
         let limit = error::remaining(call, operation)?.min(LOOK);
         let looked = timeout(limit + limit / 4, self.look(id, &dir, limit, operation)).await;
-        looked.unwrap_or_else(|_| Ok(Seen::Unknown(format!("QEMU did not answer within {limit:?}"))))
+        let seen = looked.unwrap_or_else(|_| {
+            Ok(Seen::Unknown(format!(
+                "QEMU did not answer within {limit:?}"
+            )))
+        })?;
+        if let Seen::Unknown(_) = seen {
+            // Not known for want of time is the caller's deadline, not a state.
+            error::remaining(call, operation)?;
+        }
+        Ok(seen)
     }
 
-    async fn look(&self, id: DomainId, dir: &RunDir, limit: Duration, operation: &'static str) -> Result<Seen> {
+    async fn look(
+        &self,
+        id: DomainId,
+        dir: &RunDir,
+        limit: Duration,
+        operation: &'static str,
+    ) -> Result<Seen> {
         loop {
             let stored = StoredSpec::read(dir).map_err(|e| error::process(operation, e))?;
-            let Some(spec) = stored.filter(|spec| spec.id == id) else { return Ok(Seen::Absent) };
+            let Some(spec) = stored.filter(|spec| spec.id == id) else {
+                return Ok(Seen::Absent);
+            };
             let live = match self.connected(id, dir, limit).await {
                 Ok(Connected::Live(live)) => live,
                 Ok(Connected::Not(Found::Gone(end))) => return Ok(Seen::Ended(end)),
@@ -192,9 +258,16 @@ impl State {
         }
     }
 
-    async fn connected(&self, id: DomainId, dir: &RunDir, limit: Duration) -> Result<Connected, String> {
+    async fn connected(
+        &self,
+        id: DomainId,
+        dir: &RunDir,
+        limit: Duration,
+    ) -> Result<Connected, String> {
         let slot = self.slot(id);
-        let _one = timeout(limit, slot.connecting.lock()).await.map_err(|_| "it is being started".to_owned())?;
+        let _one = timeout(limit, slot.connecting.lock())
+            .await
+            .map_err(|_| "it is being started".to_owned())?;
         if let Some(live) = slot.current() {
             return Ok(Connected::Live(live));
         }
@@ -218,22 +291,49 @@ impl State {
     }
 
     /// Keeps a connection that was just made; `connecting` must be held.
-    pub(super) async fn take_up(&self, id: DomainId, dir: &RunDir, process: Process, qmp: Qmp) -> Arc<Live> {
+    pub(super) async fn take_up(
+        &self,
+        id: DomainId,
+        dir: &RunDir,
+        process: Process,
+        qmp: Qmp,
+    ) -> Arc<Live> {
         let slot = self.slot(id);
         let process = Arc::new(process);
-        let live = Live::new(id, dir.clone(), process, qmp, Arc::downgrade(&slot), self.events.clone()).await;
+        let live = Live::new(
+            id,
+            dir.clone(),
+            process,
+            qmp,
+            Arc::downgrade(&slot),
+            self.events.clone(),
+        )
+        .await;
         let live = Arc::new(live);
         slot.set(Arc::clone(&live));
         live
     }
 
     /// The connections of a domain that must have been started.
-    pub(super) async fn live(&self, call: Call, id: DomainId, operation: &'static str) -> Result<(Arc<Live>, Status)> {
+    pub(super) async fn live(
+        &self,
+        call: Call,
+        id: DomainId,
+        operation: &'static str,
+    ) -> Result<(Arc<Live>, Status)> {
         match self.observe(call, id, operation).await? {
             Seen::Live(live, status) => Ok((live, status)),
             Seen::Absent => Err(error::not_found(operation, id)),
-            Seen::Defined(_) => Err(error::precondition(operation, id, "the domain has not been started")),
-            Seen::Ended(end) => Err(error::precondition(operation, id, format!("the domain has ended: {end}"))),
+            Seen::Defined(_) => Err(error::precondition(
+                operation,
+                id,
+                "the domain has not been started",
+            )),
+            Seen::Ended(end) => Err(error::precondition(
+                operation,
+                id,
+                format!("the domain has ended: {end}"),
+            )),
             Seen::Unknown(reason) => {
                 Err(Error::new(ErrorKind::Unavailable, operation, reason).with("domain", id))
             }
@@ -252,19 +352,25 @@ pub(super) fn exit(end: &End) -> Exit {
         EndCause::GuestShutdown => Exit::GuestShutdown,
         EndCause::GuestPanic => Exit::Panicked,
         EndCause::Requested => Exit::Requested,
-        EndCause::StartFailed => Exit::StartFailed { detail: end.to_string() },
+        EndCause::StartFailed => Exit::StartFailed {
+            detail: end.to_string(),
+        },
         EndCause::Terminated
         | EndCause::Exited(_)
         | EndCause::Killed(_)
         | EndCause::Vanished
-        | EndCause::HostRebooted => Exit::Crashed { detail: end.to_string() },
+        | EndCause::HostRebooted => Exit::Crashed {
+            detail: end.to_string(),
+        },
     }
 }
 
 /// The entries of a folder whose names parse; none if it is not there.
 fn names<T: std::str::FromStr>(folder: &std::path::Path) -> Vec<T> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use novacron_core::driver::{
-    Attachment, AttachmentSource, Call, Console, DiskAttachment, Domain, DomainId, DomainSpec, DomainState,
-    GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
+    Attachment, AttachmentSource, Call, Console, DiskAttachment, Domain, DomainId, DomainSpec,
+    DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
 };
 use novacron_core::model::{
-    ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId, Protocol, VmId,
-    VolumeFormat, VolumeId,
+    ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId,
+    Protocol, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
 use novacron_kvm::QemuHypervisor;
@@ -22,51 +22,64 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 /// Long enough for a slow machine to boot a guest in software.
-pub const BOOT: Duration = Duration::from_secs(120);
-pub const SOON: Duration = Duration::from_secs(30);
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-pub fn call() -> Call {
+pub(crate) fn call() -> Call {
     Call::within(SOON)
 }
 
 /// The folder with the guest's kernel and initial RAM disk; built on the first use.
-pub fn guest_dir() -> PathBuf {
+pub(crate) fn guest_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("NOVACRON_GUEST_DIR") {
         return dir.into();
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned();
     let dir = root.join("target/guest");
     std::fs::create_dir_all(&dir).unwrap();
     let lock = std::fs::File::create(root.join("target/guest.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     if !dir.join("vmlinuz").exists() || !dir.join("initrd.img").exists() {
         let script = root.join("examples/guest/build.sh");
-        let status = Command::new(script).arg("--direct").arg(&dir).status().unwrap();
-        assert!(status.success(), "the test guest cannot be built; see the words of build.sh above");
+        let status = Command::new(script)
+            .arg("--direct")
+            .arg(&dir)
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "the test guest cannot be built; see the words of build.sh above"
+        );
     }
     dir
 }
 
 /// A folder for one test.
-pub struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
     ids: SeededIds,
 }
 
 impl Bench {
-    pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), ids: SeededIds::from_os() }
+    pub(crate) fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            ids: SeededIds::from_os(),
+        }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.path().join("state")
     }
 
-    pub fn hypervisor(&self) -> QemuHypervisor {
+    pub(crate) fn hypervisor(&self) -> QemuHypervisor {
         QemuHypervisor::new(self.state())
     }
 
@@ -74,7 +87,7 @@ impl Bench {
         SystemClock.now()
     }
 
-    pub fn domain_id(&self) -> DomainId {
+    pub(crate) fn domain_id(&self) -> DomainId {
         DomainId {
             cluster: ClusterId::generate(self.now(), &self.ids),
             vm: VmId::generate(self.now(), &self.ids),
@@ -83,7 +96,7 @@ impl Bench {
     }
 
     /// A guest that boots the test kernel.
-    pub fn guest(&self) -> DomainSpec {
+    pub(crate) fn guest(&self) -> DomainSpec {
         let dir = guest_dir();
         DomainSpec {
             id: self.domain_id(),
@@ -103,7 +116,7 @@ impl Bench {
     }
 
     /// An empty qcow2 disk.
-    pub fn disk(&self, name: &str, size: &str) -> DiskAttachment {
+    pub(crate) fn disk(&self, name: &str, size: &str) -> DiskAttachment {
         let path = self.path().join(format!("{name}.qcow2"));
         qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size]);
         DiskAttachment {
@@ -119,7 +132,7 @@ impl Bench {
     }
 
     /// A NIC in user mode, with this port of the host leading to port 80.
-    pub fn nic(&self, forward: Option<u16>) -> NicAttachment {
+    pub(crate) fn nic(&self, forward: Option<u16>) -> NicAttachment {
         let rule = |host_port| PortForward {
             protocol: Protocol::Tcp,
             host_addr: "127.0.0.1".parse().unwrap(),
@@ -135,24 +148,38 @@ impl Bench {
     }
 
     /// The folders of domains that are left.
-    pub fn left(&self) -> Vec<String> {
-        let names = std::fs::read_dir(self.state()).into_iter().flatten().flatten();
-        names.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name != "lock").collect()
+    pub(crate) fn left(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.state())
+            .into_iter()
+            .flatten()
+            .flatten();
+        names
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .filter(|name| name != "lock")
+            .collect()
     }
 
     /// The pid of a VM's QEMU.
-    pub fn pid(&self, id: DomainId) -> u32 {
-        let text = std::fs::read_to_string(self.state().join(id.vm.to_string()).join("run.lock")).unwrap();
+    pub(crate) fn pid(&self, id: DomainId) -> u32 {
+        let text =
+            std::fs::read_to_string(self.state().join(id.vm.to_string()).join("run.lock")).unwrap();
         text.split(' ').nth(1).unwrap().parse().unwrap()
     }
 }
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        for vm in std::fs::read_dir(self.state()).into_iter().flatten().flatten() {
+        for vm in std::fs::read_dir(self.state())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let text = std::fs::read_to_string(vm.path().join("run.lock")).unwrap_or_default();
-            let Some(pid) = text.split(' ').nth(1).and_then(|pid| pid.parse().ok()) else { continue };
-            let here = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.path()));
+            let Some(pid) = text.split(' ').nth(1).and_then(|pid| pid.parse().ok()) else {
+                continue;
+            };
+            let here = std::fs::read_link(format!("/proc/{pid}/cwd"))
+                .is_ok_and(|cwd| cwd.starts_with(self.path()));
             if here {
                 kill(pid);
             }
@@ -160,42 +187,58 @@ impl Drop for Bench {
     }
 }
 
-pub fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
-pub fn qemu_img(arguments: &[&str]) -> String {
-    let output = Command::new("qemu-img").args(arguments).output().expect("apt-get install qemu-utils");
+pub(crate) fn qemu_img(arguments: &[&str]) -> String {
+    let output = Command::new("qemu-img")
+        .args(arguments)
+        .output()
+        .expect("apt-get install qemu-utils");
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "qemu-img {arguments:?}: {words}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn file_of(disk: &DiskAttachment) -> PathBuf {
+pub(crate) fn file_of(disk: &DiskAttachment) -> PathBuf {
     match &disk.attachment.source {
         AttachmentSource::File(path) => path.clone(),
         other => panic!("{other:?}"),
     }
 }
 
-pub async fn domain(hypervisor: &QemuHypervisor, id: DomainId) -> Domain {
-    hypervisor.inspect(call(), id).await.unwrap().expect("it is defined")
+pub(crate) async fn domain(hypervisor: &QemuHypervisor, id: DomainId) -> Domain {
+    hypervisor
+        .inspect(call(), id)
+        .await
+        .unwrap()
+        .expect("it is defined")
 }
 
-pub async fn state(hypervisor: &QemuHypervisor, id: DomainId) -> DomainState {
+pub(crate) async fn state(hypervisor: &QemuHypervisor, id: DomainId) -> DomainState {
     domain(hypervisor, id).await.state
 }
 
 /// Waits for an event of a domain.
-pub async fn wait_event(events: &mut BoxStream<'static, HypervisorEvent>, id: DomainId, wanted: GuestEvent) {
-    let wanted = HypervisorEvent { domain: id, event: wanted };
+pub(crate) async fn wait_event(
+    events: &mut BoxStream<'static, HypervisorEvent>,
+    id: DomainId,
+    wanted: GuestEvent,
+) {
+    let wanted = HypervisorEvent {
+        domain: id,
+        event: wanted,
+    };
     let seen = async { while events.next().await.expect("the stream goes on") != wanted {} };
-    timeout(SOON, seen).await.unwrap_or_else(|_| panic!("no {wanted:?}"));
+    timeout(SOON, seen)
+        .await
+        .unwrap_or_else(|_| panic!("no {wanted:?}"));
 }
 
 /// Waits until a domain has ended, led by the events.
-pub async fn wait_end(
+pub(crate) async fn wait_end(
     hypervisor: &QemuHypervisor,
     events: &mut BoxStream<'static, HypervisorEvent>,
     id: DomainId,
@@ -209,20 +252,28 @@ pub async fn wait_end(
 }
 
 /// The guest's shell on its console.
-pub struct Shell {
+pub(crate) struct Shell {
     console: Pin<Box<dyn Console>>,
     seen: String,
 }
 
 impl Shell {
     /// Opens it with all of the history.
-    pub async fn open(hypervisor: &QemuHypervisor, id: DomainId) -> Self {
-        let console = hypervisor.consoles().unwrap().open(call(), id, usize::MAX).await.unwrap();
-        Self { console, seen: String::new() }
+    pub(crate) async fn open(hypervisor: &QemuHypervisor, id: DomainId) -> Self {
+        let console = hypervisor
+            .consoles()
+            .unwrap()
+            .open(call(), id, usize::MAX)
+            .await
+            .unwrap();
+        Self {
+            console,
+            seen: String::new(),
+        }
     }
 
     /// Waits for text; what came before it, and it.
-    pub async fn wait(&mut self, text: &str, limit: Duration) -> String {
+    pub(crate) async fn wait(&mut self, text: &str, limit: Duration) -> String {
         let found = async {
             loop {
                 if let Some(at) = self.seen.find(text) {
@@ -231,8 +282,13 @@ impl Shell {
                 }
                 let mut chunk = [0; 4096];
                 let count = self.console.read(&mut chunk).await.unwrap();
-                assert!(count > 0, "the console ended without {text:?}: {}", self.seen);
-                self.seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
+                assert!(
+                    count > 0,
+                    "the console ended without {text:?}: {}",
+                    self.seen
+                );
+                self.seen
+                    .push_str(&String::from_utf8_lossy(&chunk[..count]));
             }
         };
         match timeout(limit, found).await {
@@ -242,7 +298,7 @@ impl Shell {
     }
 
     /// Waits for the ready line and the prompt; the guest's boot id.
-    pub async fn ready(&mut self) -> String {
+    pub(crate) async fn ready(&mut self) -> String {
         let start = self.wait("NOVACRON-GUEST-READY", BOOT).await;
         drop(start);
         let rest = self.wait("# ", SOON).await;
@@ -251,7 +307,11 @@ impl Shell {
     }
 
     /// Opens the console of a guest that booted earlier, past its history; the boot id that stands there.
-    pub async fn again(hypervisor: &QemuHypervisor, id: DomainId, tag: &str) -> (Self, String) {
+    pub(crate) async fn again(
+        hypervisor: &QemuHypervisor,
+        id: DomainId,
+        tag: &str,
+    ) -> (Self, String) {
         let mut shell = Self::open(hypervisor, id).await;
         let boot_id = shell.ready().await;
         shell.send(&format!("echo m\"\"ark-{tag}\n")).await;
@@ -260,28 +320,39 @@ impl Shell {
         (shell, boot_id)
     }
 
-    pub async fn send(&mut self, text: &str) {
+    pub(crate) async fn send(&mut self, text: &str) {
         self.console.write_all(text.as_bytes()).await.unwrap();
     }
 
     /// Runs a command; what it printed.
-    pub async fn run(&mut self, command: &str) -> String {
+    pub(crate) async fn run(&mut self, command: &str) -> String {
         self.send(&format!("{command}; echo d\"\"one=$?\n")).await;
         let output = self.wait("done=", SOON).await;
         let status = self.wait("# ", SOON).await;
-        assert_eq!(status.trim_end_matches("# ").trim(), "0", "`{command}`: {output}");
-        output.trim_end_matches("done=").replace('\r', "").trim().to_owned()
+        assert_eq!(
+            status.trim_end_matches("# ").trim(),
+            "0",
+            "`{command}`: {output}"
+        );
+        output
+            .trim_end_matches("done=")
+            .replace('\r', "")
+            .trim()
+            .to_owned()
     }
 
     /// Reads to the end.
-    pub async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         let mut rest = Vec::new();
-        timeout(SOON, self.console.read_to_end(&mut rest)).await.expect("the console ends").unwrap();
+        timeout(SOON, self.console.read_to_end(&mut rest))
+            .await
+            .expect("the console ends")
+            .unwrap();
     }
 }
 
 /// Defines, starts and resumes a guest, and waits until it is ready.
-pub async fn boot(hypervisor: &QemuHypervisor, spec: &DomainSpec) -> (Shell, String) {
+pub(crate) async fn boot(hypervisor: &QemuHypervisor, spec: &DomainSpec) -> (Shell, String) {
     hypervisor.define(call(), spec).await.unwrap();
     hypervisor.start(call(), spec.id).await.unwrap();
     hypervisor.resume(call(), spec.id).await.unwrap();
