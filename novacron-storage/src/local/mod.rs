@@ -192,12 +192,25 @@ fn missing(operation: &'static str, id: ArtefactId) -> Error {
 /// How long past its deadline a change may take to kill its child and to clean up.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// An error if the deadline has passed already.
+fn in_time(op: &'static str, call: Call) -> Result<()> {
+    if call.deadline.remaining().is_zero() {
+        return Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            op,
+            "the deadline passed before the call",
+        ));
+    }
+    Ok(())
+}
+
 /// A call that changes nothing, ended at its deadline also when the file system hangs.
 async fn reading<T>(
     op: &'static str,
     call: Call,
     work: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
+    in_time(op, call)?;
     match tokio::time::timeout_at(call.deadline.instant(), work).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
@@ -214,6 +227,7 @@ async fn changing<T>(
     call: Call,
     work: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
+    in_time(op, call)?;
     match tokio::time::timeout_at(call.deadline.instant() + GRACE, work).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
