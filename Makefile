@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo deps test verify fix sim sim-bugs bench-core doc
+.PHONY: help demo deps test verify fix sim sim-bugs bench-core doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance
@@ -72,8 +72,35 @@ sim: ## the simulation of the real runtime: make sim SEEDS=2000
 	@if cargo nextest --version >/dev/null 2>&1; then run="nextest run"; else run="test"; fi; set -x; \
 	NOVACRON_SIM_SEEDS=$(SEEDS) cargo $$run --locked --release -p novacron-core --features conformance --test simulation
 
+sim-bugs: ## put each known bug of docs/guides/bugs back, and see the simulation find it
+	@found=0; for patch in docs/guides/bugs/*.patch; do \
+	  dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	  git ls-files -z | xargs -0 cp --parents -t "$$dir"; \
+	  patch="$$PWD/$$patch"; target="$${CARGO_TARGET_DIR:-$$PWD/target}/sim-bugs"; name=$$(basename "$$patch" .patch); \
+	  sim="cargo test --locked --release -p novacron-core --features conformance --test simulation"; \
+	  ( cd "$$dir"; git apply --unidiff-zero "$$patch"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); \
+	    $$sim --no-run; \
+	    if $$sim > sim.log 2>&1; then echo "$$name: NOT FOUND in $(SEEDS) seeds"; exit 1; fi; \
+	    tail -n 30 sim.log; echo "$$name: found" ); \
+	  rm -rf "$$dir"; found=$$((found + 1)); \
+	done; echo "$$found of $$found bugs were found"
+
 bench-core: ## the numbers of docs/SPECIFICATION.md for the core
 	cargo bench --locked -p novacron-benches
 
 doc: ## the API's documentation
 	cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
+
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv: ## the oldest Rust that is promised
+	cargo +$(MSRV) check --locked --workspace --features $(CORE_FEATURES)
+
+# In this order: each needs the ones before it to be in the registry.
+PUBLISHED := novacron-core novacron-kvm novacron-storage novacron-sched novacron-cloud
+BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null)
+semver: ## the public API against the release before (needs cargo-semver-checks)
+	@if [ -z "$(BASE)" ]; then echo "there is no earlier release to compare with"; \
+	else cargo semver-checks $(addprefix --package ,$(PUBLISHED)) --baseline-rev $(BASE); fi
+
+publish: ## publish every crate, the core first
+	for crate in $(PUBLISHED); do cargo publish --locked -p $$crate; done
