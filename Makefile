@@ -72,18 +72,22 @@ sim: ## the simulation of the real runtime: make sim SEEDS=2000
 	@if cargo nextest --version >/dev/null 2>&1; then run="nextest run"; else run="test"; fi; set -x; \
 	NOVACRON_SIM_SEEDS=$(SEEDS) cargo $$run --locked --release -p novacron-core --features conformance --test simulation
 
-sim-bugs: ## put each known bug of docs/guides/bugs back, and see the simulation find it
-	@found=0; for patch in docs/guides/bugs/*.patch; do \
-	  dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
-	  git ls-files -z | xargs -0 cp --parents -t "$$dir"; \
-	  patch="$$PWD/$$patch"; target="$${CARGO_TARGET_DIR:-$$PWD/target}/sim-bugs"; name=$$(basename "$$patch" .patch); \
-	  sim="cargo test --locked --release -p novacron-core --features conformance --test simulation"; \
-	  ( cd "$$dir"; git apply --unidiff-zero "$$patch"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); \
-	    $$sim --no-run; \
-	    if $$sim > sim.log 2>&1; then echo "$$name: NOT FOUND in $(SEEDS) seeds"; exit 1; fi; \
-	    tail -n 30 sim.log; echo "$$name: found" ); \
-	  rm -rf "$$dir"; found=$$((found + 1)); \
-	done; echo "$$found of $$found bugs were found"
+sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the simulation find it
+	@target="$${CARGO_TARGET_DIR:-$$PWD/target}/sim-bugs"; log=$$(mktemp); dir=; missed=0; \
+	trap 'rm -rf "$$log" $$dir' EXIT; \
+	sim="cargo test --locked -p novacron-core --features conformance --test simulation"; \
+	look() { \
+	  ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim --no-run ); \
+	  if ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim ) > "$$log" 2>&1; then \
+	    echo "$$1: NOT FOUND in $(SEEDS) seeds"; missed=1; \
+	  else grep -E '^seed ' "$$log" | head -n 3; grep -E 'NOVACRON_SIM_SEED=' "$$log" || tail -n 20 "$$log"; echo "$$1: found"; fi; }; \
+	for patch in docs/guides/bugs/*.patch; do \
+	  dir=$$(mktemp -d); git ls-files -z | xargs -0 cp --parents -t "$$dir"; \
+	  patch="$$PWD/$$patch"; ( cd "$$dir"; git apply --unidiff-zero "$$patch" ); \
+	  look "$$(basename "$$patch" .patch)" "$$dir"; rm -rf "$$dir"; \
+	done; \
+	export NOVACRON_SIM_SYNC_EVERY=3; look durability "$$PWD"; \
+	exit $$missed
 
 bench-core: ## the numbers of docs/SPECIFICATION.md for the core
 	cargo bench --locked -p novacron-benches
