@@ -629,7 +629,11 @@ impl Runtime {
             }
             // Listening begins before the list is read, so that nothing falls between the two.
             if let Command::Observe { node } = &command
-                && self.world.nodes.get_mut(node).is_some_and(|seen| std::mem::take(&mut seen.deaf))
+                && self
+                    .world
+                    .nodes
+                    .get_mut(node)
+                    .is_some_and(|seen| std::mem::take(&mut seen.deaf))
             {
                 self.listen(node.clone());
             }
