@@ -99,15 +99,15 @@ impl Pool {
     ) -> Result<()> {
         const OP: &str = "storage.snapshot-delete";
         let artefact = ArtefactId::Volume(id);
-        let there = self.read(OP, artefact).await?;
-        let known = there.is_some_and(|record| {
-            record.snapshot(snapshot).is_some()
-                || record.prepared.is_some_and(|p| p.snapshot == snapshot)
-        });
+        let Some(record) = self.read(OP, artefact).await? else {
+            return Ok(());
+        };
+        let known = record.snapshot(snapshot).is_some()
+            || record.prepared.is_some_and(|p| p.snapshot == snapshot);
+        let mut owned = self.own(OP, artefact, call.deadline, known).await?;
         if !known {
             return Ok(());
         }
-        let mut owned = self.own(OP, artefact, call.deadline, true).await?;
         owned.record.snapshots.retain(|s| s.id != snapshot);
         if let Some(prepared) = owned.record.prepared.take_if(|p| p.snapshot == snapshot) {
             let path = owned.dir.join(&prepared.layer);
