@@ -1,4 +1,5 @@
 //! The core's suite for hypervisors, on real guests.
+#![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
 
@@ -13,7 +14,7 @@ use novacron_core::conformance::hypervisor::{Ability, GuestAct, HypervisorFixtur
 use novacron_core::driver::{DiskAttachment, DomainId, DomainSpec, Hypervisor, NicAttachment};
 use novacron_core::model::{Bytes, SnapshotId};
 use novacron_kvm::QemuHypervisor;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 struct Fixture {
@@ -108,16 +109,21 @@ impl HypervisorFixture for Fixture {
             GuestAct::PowerOff => match self.current() {
                 Some(hypervisor) => Shell::open(&hypervisor, id).await.send("poweroff\n").await,
                 None => {
-                    let socket = self
-                        .bench
-                        .state()
-                        .join(format!("{}/{}/con", id.vm, id.epoch));
-                    UnixStream::connect(socket)
-                        .await
-                        .unwrap()
-                        .write_all(b"poweroff\n")
+                    let socket = format!("{}/{}/con", id.vm, id.epoch);
+                    let mut console = UnixStream::connect(self.bench.state().join(socket))
                         .await
                         .unwrap();
+                    // QEMU drops what the guest has not read yet when its client goes.
+                    console
+                        .write_all(b"echo g\"\"oes; poweroff\n")
+                        .await
+                        .unwrap();
+                    let (mut heard, mut chunk) = (String::new(), [0; 256]);
+                    while !heard.contains("goes") {
+                        let count = console.read(&mut chunk).await.unwrap();
+                        assert!(count > 0, "the console ended: {heard}");
+                        heard.push_str(&String::from_utf8_lossy(&chunk[..count]));
+                    }
                 }
             },
         }

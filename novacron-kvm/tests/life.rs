@@ -45,7 +45,7 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
     let stored =
         std::fs::read_to_string(bench.state().join(id.vm.to_string()).join("1/spec.json")).unwrap();
     assert!(!stored.contains("s3cret"), "a secret is in the spec's file");
-    let events = hypervisor.events();
+    let mut events = hypervisor.events();
     hypervisor.start(call(), id).await.unwrap();
     hypervisor.start(call(), id).await.unwrap();
     assert_eq!(state(&hypervisor, id).await, DomainState::Paused);
@@ -155,7 +155,6 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
         (&DomainOwner::NovaCron(id), &DomainState::Running)
     );
     assert!(listed[0].disks.contains(&data.volume) && listed[0].nics == [spec.nics[0].port]);
-    let events = hypervisor.events();
     let (mut shell, first_boot) = Shell::again(&hypervisor, id, "one").await;
     assert_eq!(first_boot, boot_id, "the history is still there");
     assert_eq!(
@@ -205,9 +204,9 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
     assert!(agent.thaw(call(), id).await.unwrap() >= 1);
 
     // Once more replaced, then the disk and a NIC go.
-    drop((shell, events, hypervisor));
+    drop((shell, hypervisor));
     let hypervisor = bench.hypervisor();
-    let events = hypervisor.events();
+    let mut events = hypervisor.events();
     let (mut shell, _) = Shell::again(&hypervisor, id, "two").await;
     shell.run("umount /mnt").await;
     let plug = hypervisor.hot_plug().unwrap();

@@ -1,5 +1,10 @@
 //! A folder, a hypervisor and real guests for the tests. Whatever QEMU a test leaves behind is killed by its pid.
 #![allow(dead_code, reason = "no test file uses all of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "to panic is to fail the test"
+)]
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
