@@ -124,7 +124,7 @@ impl Vms {
                     match inner.peek(|cache| pick_pool(cache, pool.as_ref())) {
                         Ok(pool) => draft = make(made(pool, VolumeSource::Blank, *size)?, draft)?,
                         Err(message) => {
-                            problems.push(problem(format!("disks[{i}].source.pool"), message))
+                            problems.push(problem(format!("disks[{i}].source.pool"), message));
                         }
                     }
                 }
@@ -160,7 +160,7 @@ impl Vms {
                     match inner.read(|cache| attachable(cache, *volume, None)).await? {
                         Ok(()) => {}
                         Err(message) => {
-                            problems.push(problem(format!("disks[{i}].source.volume"), message))
+                            problems.push(problem(format!("disks[{i}].source.volume"), message));
                         }
                     }
                     draft

@@ -390,7 +390,7 @@ impl Runtime {
                     run.adapted = Some((id.epoch, assignment.generation));
                 }
                 (Ok(Report::Retired(proof)), Command::Retire { .. }) => {
-                    run.retired = Some((id.epoch, proof.clone()))
+                    run.retired = Some((id.epoch, proof.clone()));
                 }
                 (_, Command::Stop { .. }) => run.asked_at = Some(now),
                 _ => {}
@@ -421,13 +421,13 @@ impl Runtime {
                 self.outcomes.insert(key.clone(), Outcome::Gone);
             }
             (_, Ok(Report::Sized(size))) => {
-                drop(self.outcomes.insert(key.clone(), Outcome::Done(Some(size))))
+                drop(self.outcomes.insert(key.clone(), Outcome::Done(Some(size))));
             }
             (Command::TakeSnapshot { .. } | Command::Act { .. }, Ok(_)) => {
                 self.outcomes.insert(key.clone(), Outcome::Done(None));
             }
             (Command::DropSnapshot { .. }, Ok(_)) => {
-                drop(self.outcomes.insert(key.clone(), Outcome::Gone))
+                drop(self.outcomes.insert(key.clone(), Outcome::Gone));
             }
             (
                 Command::Create { .. }

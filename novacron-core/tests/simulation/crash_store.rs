@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 /// The disk: what is left when a process dies.
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     store: Mutex<MemoryStore>,
     /// With durability taken out: the disk falls back to this when the process dies.
     synced: Mutex<Option<MemoryStore>>,
@@ -24,7 +24,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub fn new(store: MemoryStore, sync_every: Option<u64>) -> Arc<Self> {
+    pub(crate) fn new(store: MemoryStore, sync_every: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             store: Mutex::new(store),
             synced: Mutex::default(),
@@ -33,7 +33,7 @@ impl Disk {
     }
 
     /// A new process's connection, which dies with its `dies_at`th commit: before it is applied, or after.
-    pub fn connect(self: &Arc<Self>, dies_at: Option<(u64, bool)>) -> CrashStore {
+    pub(crate) fn connect(self: &Arc<Self>, dies_at: Option<(u64, bool)>) -> CrashStore {
         if let Some(synced) = self.synced.lock().unwrap().take() {
             *self.store.lock().unwrap() = synced;
         }
@@ -50,7 +50,7 @@ impl Disk {
 }
 
 #[derive(Clone, Debug)]
-pub struct CrashStore {
+pub(crate) struct CrashStore {
     store: MemoryStore,
     disk: Arc<Disk>,
     dies_at: Option<(u64, bool)>,
@@ -61,7 +61,7 @@ pub struct CrashStore {
 
 impl CrashStore {
     /// Returns when the process has died.
-    pub async fn died(&self) {
+    pub(crate) async fn died(&self) {
         self.died.notified().await;
     }
 

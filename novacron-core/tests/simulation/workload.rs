@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 
 /// What the user knows of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told<T> {
+pub(crate) enum Told<T> {
     /// The last request was acknowledged.
     Sure(T),
     /// The process died over the last request.
@@ -20,7 +20,7 @@ pub enum Told<T> {
 
 /// Everything the user was told.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     /// The power asked for last; none after a delete.
     pub vms: BTreeMap<VmId, Told<Option<Power>>>,
     /// Whether it should exist.
@@ -65,7 +65,7 @@ impl Ledger {
     }
 
     /// One random request.
-    pub async fn step(&mut self, cluster: &Cluster, world: &SimWorld, rng: &mut StdRng) {
+    pub(crate) async fn step(&mut self, cluster: &Cluster, world: &SimWorld, rng: &mut StdRng) {
         self.serial += 1;
         let serial = self.serial;
         let choice = rng.random_range(0..100);

@@ -4,7 +4,7 @@ use novacron_core::model::Power;
 use novacron_core::sim::SimWorld;
 use novacron_core::{Cluster, Phase};
 
-pub async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), String> {
+pub(crate) async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), String> {
     for view in cluster
         .vms()
         .list(None, usize::MAX)

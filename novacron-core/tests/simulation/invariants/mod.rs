@@ -1,9 +1,9 @@
 //! What must hold, one file each: during the faults, or after healing.
 
-pub mod converges;
-pub mod no_overcommit;
-pub mod nothing_left;
-pub mod nothing_lost;
-pub mod one_writer;
-pub mod operations_end;
-pub mod runs_once;
+pub(crate) mod converges;
+pub(crate) mod no_overcommit;
+pub(crate) mod nothing_left;
+pub(crate) mod nothing_lost;
+pub(crate) mod one_writer;
+pub(crate) mod operations_end;
+pub(crate) mod runs_once;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use novacron_core::{Cluster, MiB};
 
-pub async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
+pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
     for view in cluster
         .vms()
@@ -12,7 +12,7 @@ pub async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
         .await
         .map_err(|e| e.to_string())?
     {
-        if let Some(claim) = view.claim.filter(|c| c.is_held()) {
+        if let Some(claim) = view.claim.filter(novacron_core::model::Claim::is_held) {
             *used.entry(claim.place.to_string()).or_default() += view.vm.machine.memory.0;
         }
     }

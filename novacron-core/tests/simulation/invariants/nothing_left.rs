@@ -2,7 +2,7 @@
 
 use novacron_core::sim::SimWorld;
 
-pub fn check(world: &SimWorld) -> Result<(), String> {
+pub(crate) fn check(world: &SimWorld) -> Result<(), String> {
     let left = world.artefacts();
     if left.domains.is_empty() && left.volumes.is_empty() {
         return Ok(());

@@ -4,7 +4,7 @@ use novacron_core::{Cluster, ErrorKind};
 
 use crate::workload::{Ledger, Told};
 
-pub async fn check(cluster: &Cluster, ledger: &Ledger) -> Result<(), String> {
+pub(crate) async fn check(cluster: &Cluster, ledger: &Ledger) -> Result<(), String> {
     for (id, told) in &ledger.vms {
         let Told::Sure(wanted) = told else { continue };
         match (cluster.vms().by_id(*id).get().await, wanted) {

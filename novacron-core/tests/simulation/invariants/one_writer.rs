@@ -2,7 +2,7 @@
 
 use novacron_core::sim::{SimWorld, ViolationKind};
 
-pub fn check(world: &SimWorld) -> Result<(), String> {
+pub(crate) fn check(world: &SimWorld) -> Result<(), String> {
     match world
         .violations()
         .iter()

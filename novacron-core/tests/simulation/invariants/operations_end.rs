@@ -3,7 +3,7 @@
 use novacron_core::Cluster;
 use novacron_core::model::OperationState;
 
-pub async fn check(cluster: &Cluster) -> Result<(), String> {
+pub(crate) async fn check(cluster: &Cluster) -> Result<(), String> {
     let operations = cluster
         .operations(None, usize::MAX)
         .await
