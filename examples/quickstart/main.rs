@@ -18,22 +18,39 @@ use std::process::ExitCode;
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     if std::env::args_os().len() > 1 {
         usage();
         return ExitCode::from(2);
     }
     log_to_stderr();
-    let passed = match site::Site::of_child() {
-        Some((life, site)) => steps::run(life, site).await,
-        None => supervisor::run().await,
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
     };
+    let passed = runtime.block_on(async {
+        match site::Site::of_child() {
+            Some((life, site)) => steps::run(life, site).await,
+            None => supervisor::run().await,
+        }
+    });
+    // Not waited for: a thread of the runtime's may sit in a read of standard input.
+    runtime.shutdown_background();
     if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+#[expect(clippy::print_stderr, reason = "the output of a program for people")]
+fn fail(error: &std::io::Error) -> ExitCode {
+    eprintln!("quickstart: no runtime: {error}");
+    ExitCode::FAILURE
 }
 
 /// NovaCron's own log, if `QUICKSTART_LOG` asks for it (`info`, `debug`, …).

@@ -1,5 +1,11 @@
 //! The control loop from the outside, on simulated drivers and a paused clock.
 
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test program: a panic is its way to fail"
+)]
 #![cfg(feature = "sim")]
 
 use std::path::PathBuf;

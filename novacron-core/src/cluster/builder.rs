@@ -21,13 +21,16 @@ use crate::records::{self, ClusterRecord, Stored, decode, encode};
 use crate::store::{Key, Op, Precondition, Store};
 use crate::time::{Clock, IdSource, SeededIds, SystemClock};
 
+/// A pool's name, the nodes that reach it (all if none), and its backend.
+type NamedPool = (String, Option<Vec<String>>, Arc<dyn StorageBackend>);
+
 /// Builds a [`Cluster`]. Names are checked when it is built, all at once.
 #[derive(Debug)]
 pub struct Builder {
     name: String,
     store: Option<Arc<dyn Store>>,
     nodes: Vec<(String, Arc<dyn Hypervisor>)>,
-    pools: Vec<(String, Option<Vec<String>>, Arc<dyn StorageBackend>)>,
+    pools: Vec<NamedPool>,
     scheduler: Arc<dyn Scheduler>,
     authorizer: Arc<dyn Authorizer>,
     secrets: Arc<dyn SecretSource>,

@@ -8,6 +8,13 @@
 //! `NOVACRON_SIM_SEEDS=n` runs n seeds, `NOVACRON_SIM_SEED=s` the one that failed. `NOVACRON_SIM_SYNC_EVERY=n` takes the
 //! durability of commit out: the store is synced with every n-th commit only, and the simulation must find it.
 
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test program: a panic is its way to fail"
+)]
+
 mod crash_store;
 mod invariants;
 mod workload;
