@@ -1,0 +1,46 @@
+//! One VM from its spec to a booted guest and back, on two QEMU nodes of this machine.
+//!
+//! The program is two processes. The one that you start is the [`supervisor`]: it shows the progress, and kills the
+//! other one in the middle with SIGKILL. The other one is the host application ([`steps`]): it holds the cluster, and is
+//! what a program of your own would look like. Begin there.
+
+mod console;
+mod guest_disk;
+mod leftovers;
+mod report;
+mod site;
+mod steps;
+mod supervisor;
+
+use std::process::ExitCode;
+
+/// What can go wrong here is told to a person, so one type for all of it will do.
+type Error = Box<dyn std::error::Error + Send + Sync>;
+type Result<T> = std::result::Result<T, Error>;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    log_to_stderr();
+    let passed = match site::Site::of_child() {
+        Some((life, site)) => steps::run(life, site).await,
+        None => supervisor::run().await,
+    };
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// NovaCron's own log, if `QUICKSTART_LOG` asks for it (`info`, `debug`, …).
+fn log_to_stderr() {
+    let level = std::env::var("QUICKSTART_LOG")
+        .ok()
+        .and_then(|l| l.parse::<tracing_subscriber::filter::LevelFilter>().ok());
+    if let Some(level) = level {
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .init();
+    }
+}

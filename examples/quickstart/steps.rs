@@ -1,0 +1,513 @@
+//! The host application: what a program of your own would do with NovaCron, step by step.
+//!
+//! Each step is a method that returns what it checked. [`App::first_life`] and [`App::second_life`] say in which order;
+//! between the two the supervisor kills the process.
+
+use std::time::Duration;
+
+use novacron_core::cluster::{
+    Cluster, ImageSpec, OperationHandle, VmHandle, VmView, VolumeHandle, VolumeSpec,
+};
+use novacron_core::driver::{Call, Hypervisor, StorageBackend};
+use novacron_core::model::{
+    CloudInit, ImageSource, NetworkKind, NicSpec, NodeId, NodeState, SnapshotId,
+};
+use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
+
+use crate::console::{Console, Ready};
+use crate::report::{Line, chain, step};
+use crate::site::{Life, NODES, Site};
+use crate::{Result, leftovers};
+
+const VM: &str = "quickstart";
+const HOSTNAME: &str = "hello-novacron";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAM demo@example";
+const GREETING: &str = "written by the seed";
+/// The hot-attached volume: its name, and the serial number of the disk in the guest.
+const DATA: &str = "data";
+
+/// Runs one life of the host application. Whether all its steps passed.
+pub(crate) async fn run(life: Life, site: Site) -> bool {
+    let mut app = App {
+        site,
+        cluster: None,
+        vm: None,
+        console: None,
+    };
+    let outcome = match life {
+        Life::First => app.first_life().await,
+        Life::Second => app.second_life().await,
+    };
+    if let Err(error) = &outcome {
+        Line::Fail(chain(error)).say();
+        app.tell_what_is_known().await;
+    }
+    outcome.is_ok()
+}
+
+struct App {
+    site: Site,
+    cluster: Option<Cluster>,
+    vm: Option<VmHandle>,
+    console: Option<Console>,
+}
+
+impl App {
+    async fn first_life(&mut self) -> Result<()> {
+        step("open a cluster of two nodes", secs(30), self.open()).await?;
+        step("import the image", secs(60), self.import()).await?;
+        step("create a network and a VM", secs(60), self.create()).await?;
+        step("wait for the guest's ready line", secs(120), self.boot()).await?;
+        step(
+            "run a command on the serial console",
+            secs(30),
+            self.look_around(),
+        )
+        .await?;
+        step("attach a volume while it runs", secs(120), self.attach()).await?;
+        let mut snapshot = None;
+        step(
+            "take a snapshot while it runs",
+            secs(60),
+            self.snapshot(&mut snapshot),
+        )
+        .await?;
+        step("damage the data", secs(60), self.damage()).await?;
+        let snapshot = snapshot.ok_or("there is no snapshot")?;
+        step("restore the snapshot", secs(240), self.restore(snapshot)).await?;
+        self.write_notes().await?;
+        Line::Kill.say();
+        // The supervisor kills this process here, with the control loop and the guest running.
+        std::future::pending().await
+    }
+
+    async fn second_life(&mut self) -> Result<()> {
+        step("adopt the running guest", secs(60), self.adopt()).await?;
+        step(
+            "move the stopped VM to beta",
+            secs(240),
+            self.move_to_beta(),
+        )
+        .await?;
+        step("delete everything", secs(120), self.delete()).await?;
+        step("look for what is left", secs(60), self.prove_empty()).await
+    }
+
+    // ---- the first life
+
+    async fn open(&mut self) -> Result<String> {
+        let cluster = self.site.cluster().await?;
+        self.cluster = Some(cluster.clone());
+        cluster.nodes().wait_available(soon(20)).await?;
+        let nodes = cluster.nodes().list().await?;
+        let mut seen = Vec::new();
+        for node in &nodes {
+            let status = node
+                .status
+                .as_ref()
+                .filter(|s| s.state == NodeState::Available);
+            let host = status
+                .and_then(|s| s.host.as_ref())
+                .ok_or_else(|| format!("{} does not answer", node.node.id))?;
+            seen.push(format!(
+                "{} ({}, {})",
+                node.node.id, host.capabilities.hypervisor, host.capabilities.acceleration
+            ));
+        }
+        ensure(seen.len() == NODES.len(), || format!("nodes: {seen:?}"))?;
+        Ok(format!("{} answer", seen.join(" and ")))
+    }
+
+    async fn import(&mut self) -> Result<String> {
+        let source = ImageSource::File(self.site.disk.clone());
+        let spec = ImageSpec {
+            name: "guest".to_owned(),
+            source,
+            sha256: None,
+            pool: None,
+        };
+        let image = self.cluster()?.images().create(spec).await?;
+        let operation = image.operation().ok_or("the import has no operation")?;
+        operation.wait(soon(50)).await?;
+        Ok(format!("image {} is available", image.id()))
+    }
+
+    async fn create(&mut self) -> Result<String> {
+        let cluster = self.cluster()?;
+        let network = cluster.networks().create("nat", NetworkKind::User).await?;
+        let user_data = format!(
+            "#cloud-config\n\
+             ssh_authorized_keys:\n  - {KEY}\n\
+             write_files:\n  - path: /root/greeting\n    permissions: '0600'\n    content: |\n      {GREETING}\n"
+        );
+        let spec = VmSpec::new(VM)
+            .memory(MiB(192))
+            .vcpus(1)
+            .image("guest")
+            .nic(NicSpec {
+                network,
+                mac: None,
+                forwards: Vec::new(),
+            })
+            .cloud_init(CloudInit {
+                hostname: Some(HOSTNAME.to_owned()),
+                user_data,
+                ..CloudInit::default()
+            })
+            .node(NodeId::new("alpha")?);
+        let vm = cluster.vms().create(spec).await?;
+        std::fs::write(self.site.dir.join("network"), network.to_string())?;
+        self.vm = Some(vm.clone());
+        let view = vm.wait_for(Phase::Running, soon(50)).await?;
+        expect_place(&view, "alpha")
+    }
+
+    async fn boot(&mut self) -> Result<String> {
+        let ready = self.ready().await?;
+        Ok(format!(
+            "its host name is {}, from the seed",
+            ready.hostname
+        ))
+    }
+
+    async fn look_around(&mut self) -> Result<String> {
+        let console = self.console()?;
+        let kernel = console.run("uname -sr").await?;
+        let greeting = console.run("cat /root/greeting").await?;
+        ensure(greeting == GREETING, || {
+            format!("/root/greeting says {greeting:?}")
+        })?;
+        let keys = console.run("cat /root/.ssh/authorized_keys").await?;
+        ensure(keys == KEY, || format!("authorized_keys says {keys:?}"))?;
+        Ok(format!("the seed's file and key are there, under {kernel}"))
+    }
+
+    async fn attach(&mut self) -> Result<String> {
+        let volume = self
+            .cluster()?
+            .volumes()
+            .create(VolumeSpec::new(DATA, Bytes::mib(64)))
+            .await?;
+        volume
+            .operation()
+            .ok_or("the volume has no operation")?
+            .wait(soon(30))
+            .await?;
+        done(self.vm()?.attach(DATA, volume.id()).await?, 30).await?;
+        let disk = self.find_disk().await?;
+        let console = self.console()?;
+        console.run(&format!("mkfs.ext4 -q {disk}")).await?;
+        console.run(&format!("mount -t ext4 {disk} /mnt")).await?;
+        console
+            .run("dd if=/dev/urandom of=/mnt/data bs=64k count=64 2>/dev/null")
+            .await?;
+        let sum = console
+            .run("cd /mnt && sha256sum data | tee data.sha256; sync; cd")
+            .await?;
+        Ok(format!(
+            "{disk}: ext4, 4 MiB written, SHA-256 {}…",
+            sum.get(..12).unwrap_or(&sum)
+        ))
+    }
+
+    async fn snapshot(&mut self, taken: &mut Option<SnapshotId>) -> Result<String> {
+        let (boot_id, before) = self.clock().await?;
+        self.console()?.run("sync").await?;
+        let volume = self.volume().await?;
+        let snapshot = self
+            .cluster()?
+            .snapshots()
+            .create("before-damage", volume.id())
+            .await?;
+        snapshot
+            .operation()
+            .ok_or("the snapshot has no operation")?
+            .wait(soon(50))
+            .await?;
+        *taken = Some(snapshot.id());
+        let (same, after) = self.clock().await?;
+        ensure(same == boot_id && after >= before, || {
+            "the guest has started anew".to_owned()
+        })?;
+        Ok("taken, and the guest ran on".to_owned())
+    }
+
+    async fn damage(&mut self) -> Result<String> {
+        let console = self.console()?;
+        console
+            .run("dd if=/dev/zero of=/mnt/data bs=64k count=8 conv=notrunc 2>/dev/null && sync")
+            .await?;
+        let answer = console
+            .try_run("cd /mnt && sha256sum -c data.sha256; code=$?; cd; (exit $code)")
+            .await?;
+        ensure(answer.code != 0, || {
+            format!("the checksum does not notice: {}", answer.text)
+        })?;
+        Ok("the checksum is wrong now".to_owned())
+    }
+
+    async fn restore(&mut self, snapshot: SnapshotId) -> Result<String> {
+        let (before, _) = self.clock().await?;
+        let volume = self.volume().await?;
+        self.stop().await?;
+        let vm = self.vm()?;
+        done(vm.restore(volume.id(), snapshot).await?, 30).await?;
+        done(vm.start().await?, 60).await?;
+        let ready = self.ready().await?;
+        ensure(ready.boot_id != before, || {
+            "the guest was not started anew".to_owned()
+        })?;
+        self.mount_and_check().await?;
+        Ok("stopped, restored, started: the checksum is right again".to_owned())
+    }
+
+    /// What the second life has to find again: the guest's boot, and how long it had been up.
+    async fn write_notes(&mut self) -> Result<()> {
+        let (boot_id, uptime) = self.clock().await?;
+        Ok(std::fs::write(
+            self.site.notes(),
+            format!("{boot_id} {uptime}"),
+        )?)
+    }
+
+    // ---- the second life
+
+    async fn adopt(&mut self) -> Result<String> {
+        let notes = std::fs::read_to_string(self.site.notes())?;
+        let (boot_id, before) = parse_clock(&notes)?;
+        let cluster = self.site.cluster().await?;
+        self.cluster = Some(cluster.clone());
+        cluster.nodes().wait_available(soon(20)).await?;
+        let vm = cluster.vms().by_name(VM).await?;
+        self.vm = Some(vm.clone());
+        let view = vm.wait_for(Phase::Running, soon(30)).await?;
+        expect_place(&view, "alpha")?;
+        self.console = Some(Console::open(&vm, 0).await?);
+        let (same, after) = self.clock().await?;
+        ensure(same == boot_id, || {
+            format!("it was boot {boot_id}, it is {same}")
+        })?;
+        ensure(after >= before + 2.0, || {
+            format!("its uptime was {before} s, it is {after} s")
+        })?;
+        self.check_data().await?;
+        Ok(format!(
+            "the same boot id, uptime went on from {before:.1} s to {after:.1} s, the checksum is right"
+        ))
+    }
+
+    async fn move_to_beta(&mut self) -> Result<String> {
+        self.stop().await?;
+        let vm = self.vm()?;
+        done(vm.move_to(NodeId::new("beta")?).await?, 30).await?;
+        done(vm.start().await?, 60).await?;
+        let place = expect_place(&vm.get().await?, "beta")?;
+        self.ready().await?;
+        self.mount_and_check().await?;
+        Ok(format!("{place}, the checksum is right there too"))
+    }
+
+    async fn delete(&mut self) -> Result<String> {
+        let cluster = self.cluster()?;
+        let (vm, volume) = (self.vm()?, self.volume().await?);
+        self.console = None;
+        done(vm.delete().await?, 60).await?;
+        self.vm = None;
+        done(volume.delete().await?, 30).await?;
+        done(cluster.images().by_name("guest").await?.delete().await?, 30).await?;
+        let network = std::fs::read_to_string(self.site.dir.join("network"))?;
+        cluster.networks().delete(network.parse()?).await?;
+
+        ensure(cluster.vms().list(None, 10).await?.is_empty(), || {
+            "there is still a VM".to_owned()
+        })?;
+        ensure(cluster.volumes().list(None, 10).await?.is_empty(), || {
+            "there is still a volume".to_owned()
+        })?;
+        let image = cluster.images().by_name("guest").await;
+        ensure(
+            image.is_err_and(|e| e.kind() == ErrorKind::NotFound),
+            || "there is still the image".to_owned(),
+        )?;
+        Ok("VM, volume with its snapshot, image and network are gone from the records".to_owned())
+    }
+
+    /// Looks at the world itself, not at the records: domains, artefacts, files, processes.
+    async fn prove_empty(&mut self) -> Result<String> {
+        if let Some(cluster) = self.cluster.take() {
+            cluster.shutdown(soon(20)).await?;
+        }
+        let mut files = leftovers::files(&self.site.pool_dir())?;
+        for (name, host) in NODES {
+            let domains = self.site.hypervisor(name, host).await?.list(call()).await?;
+            ensure(domains.is_empty(), || {
+                format!("{name} still has {domains:?}")
+            })?;
+            files.extend(leftovers::files(&self.site.node_dir(name))?);
+        }
+        let artefacts = self.site.storage().await?.list(call()).await?;
+        ensure(artefacts.is_empty(), || {
+            format!("the pool still has {artefacts:?}")
+        })?;
+        ensure(files.is_empty(), || format!("files are left: {files:?}"))?;
+        let guests = leftovers::guests(&self.site.dir)?;
+        ensure(guests.is_empty(), || format!("QEMU still runs: {guests:?}"))?;
+        Ok(
+            "no domain, no artefact, no file in the nodes' and the pool's folders, no QEMU process"
+                .to_owned(),
+        )
+    }
+
+    // ---- what several steps need
+
+    /// Opens the console of a guest that was just started, and waits for its ready line.
+    async fn ready(&mut self) -> Result<Ready> {
+        let vm = self.vm()?;
+        let console = self.console.insert(Console::open(&vm, 1 << 20).await?);
+        let ready = console.ready().await?;
+        ensure(ready.hostname == HOSTNAME, || {
+            format!("the guest calls itself {:?}", ready.hostname)
+        })?;
+        Ok(ready)
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        self.console()?.run("umount /mnt").await?;
+        let vm = self.vm()?;
+        done(vm.stop().await?, 90).await?;
+        self.console = None;
+        let phase = vm.get().await?.phase;
+        ensure(phase == Phase::Stopped, || format!("it is {phase}"))
+    }
+
+    /// The guest's boot id, and how long it has been up.
+    async fn clock(&mut self) -> Result<(String, f64)> {
+        parse_clock(
+            &self
+                .console()?
+                .run("cat /proc/sys/kernel/random/boot_id /proc/uptime")
+                .await?,
+        )
+    }
+
+    /// The device of the attached volume, by the disk's serial number.
+    async fn find_disk(&mut self) -> Result<String> {
+        let look = format!(
+            "cd /sys/block; for t in $(seq 60); do for d in *; do [ \"$(cat $d/serial 2>/dev/null)\" = {DATA} ] && echo /dev/$d && break 2; done; sleep 0.5; done; cd"
+        );
+        let disk = self.console()?.run(&look).await?;
+        ensure(disk.starts_with("/dev/"), || {
+            format!("the guest sees no disk with the serial {DATA:?}")
+        })?;
+        Ok(disk)
+    }
+
+    async fn mount_and_check(&mut self) -> Result<()> {
+        let disk = self.find_disk().await?;
+        self.console()?
+            .run(&format!("mount -t ext4 {disk} /mnt"))
+            .await?;
+        self.check_data().await
+    }
+
+    /// The data's checksum, read from the disk and not from the guest's memory.
+    async fn check_data(&mut self) -> Result<()> {
+        let line = "echo 3 >/proc/sys/vm/drop_caches; cd /mnt && sha256sum -c data.sha256 && cd";
+        let answer = self.console()?.run(line).await?;
+        ensure(answer.contains("data: OK"), || {
+            format!("sha256sum says {answer:?}")
+        })
+    }
+
+    async fn volume(&self) -> Result<VolumeHandle> {
+        let cluster = self.cluster()?;
+        let volumes = cluster.volumes().list(None, 10).await?;
+        let found = volumes.iter().find(|v| v.volume.meta.name.as_str() == DATA);
+        Ok(cluster
+            .volumes()
+            .by_id(found.ok_or("there is no volume")?.volume.id))
+    }
+
+    fn cluster(&self) -> Result<Cluster> {
+        Ok(self.cluster.clone().ok_or("the cluster is not open")?)
+    }
+
+    fn vm(&self) -> Result<VmHandle> {
+        Ok(self.vm.clone().ok_or("there is no VM")?)
+    }
+
+    fn console(&mut self) -> Result<&mut Console> {
+        Ok(self.console.as_mut().ok_or("the console is not open")?)
+    }
+
+    /// After a failure: the VM's phase and reason, and the end of its console.
+    async fn tell_what_is_known(&mut self) {
+        if let Some(vm) = &self.vm {
+            let text = match tokio::time::timeout(secs(10), vm.get()).await {
+                Ok(Ok(view)) => format!("the VM is {}: {}", view.phase, view.reason),
+                Ok(Err(error)) => format!("the VM: {error}"),
+                Err(_) => "the VM's record could not be read in time".to_owned(),
+            };
+            Line::Note(text).say();
+        }
+        if let Some(console) = &self.console {
+            Line::Note("its console ends with:".to_owned()).say();
+            let tail = console.tail();
+            let lines: Vec<_> = tail.lines().collect();
+            for line in &lines[lines.len().saturating_sub(20)..] {
+                Line::Note((*line).to_owned()).say();
+            }
+        }
+    }
+}
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise().into())
+    }
+}
+
+/// That the VM is where it should be.
+fn expect_place(view: &VmView, node: &str) -> Result<String> {
+    let place = view.place.as_ref().map(ToString::to_string);
+    ensure(
+        view.phase == Phase::Running && place.as_deref() == Some(node),
+        || {
+            format!(
+                "it is {} at {place:?}, not running on {node}: {}",
+                view.phase, view.reason
+            )
+        },
+    )?;
+    let epoch = view.run.as_ref().map_or(0, |run| run.epoch.0);
+    Ok(format!("running on {node}, start {epoch}"))
+}
+
+/// `<boot id> <uptime> …`
+fn parse_clock(text: &str) -> Result<(String, f64)> {
+    let mut words = text.split_whitespace();
+    match (words.next(), words.next().map(str::parse)) {
+        (Some(boot_id), Some(Ok(uptime))) => Ok((boot_id.to_owned(), uptime)),
+        _ => Err(format!("no boot id and uptime in {text:?}").into()),
+    }
+}
+
+async fn done(operation: OperationHandle, limit: u64) -> Result<()> {
+    operation.wait(soon(limit)).await?;
+    Ok(())
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn soon(n: u64) -> Deadline {
+    Deadline::after(secs(n))
+}
+
+fn call() -> Call {
+    Call::within(secs(20))
+}
