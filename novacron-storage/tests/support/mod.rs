@@ -1,5 +1,9 @@
 //! A pool in a temporary folder, and ways to put bytes into volumes and get them out.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test binary uses its own part; to panic is to report"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
