@@ -35,10 +35,11 @@ pub(crate) fn of_io(
 
 /// What a program's last words say about the kind of its failure, if anything.
 pub(crate) fn kind_of_words(words: &str) -> Option<ErrorKind> {
-    const WORDS: [(&str, ErrorKind); 10] = [
+    const WORDS: [(&str, ErrorKind); 11] = [
         ("No space left on device", ErrorKind::Exhausted),
         ("Disk quota exceeded", ErrorKind::Exhausted),
         ("File too large", ErrorKind::Exhausted),
+        ("is too large for file format", ErrorKind::Exhausted),
         ("Cannot allocate memory", ErrorKind::Exhausted),
         ("Permission denied", ErrorKind::PermissionDenied),
         ("Read-only file system", ErrorKind::PermissionDenied),

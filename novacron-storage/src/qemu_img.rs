@@ -68,7 +68,7 @@ impl Ended {
         let mut lines: Vec<&str> = self
             .stderr
             .lines()
-            .map(str::trim)
+            .map(|line| line.trim().trim_start_matches("qemu-img: "))
             .filter(|l| !l.is_empty())
             .collect();
         lines.dedup();

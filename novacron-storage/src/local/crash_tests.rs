@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use novacron_core::model::{Bytes, ClusterId, ImageId, ImageSource};

@@ -14,7 +14,9 @@ use novacron_core::model::{ClusterId, ImageId, SnapshotId, VolumeFormat, VolumeI
 use novacron_core::{Deadline, Error, ErrorKind, Problem, Result};
 
 use super::import::digest_of;
-use super::layout::{CLUSTER, DATA_LOCK, LOCK, begin, cluster_of, discard, new_file, sync_file};
+use super::layout::{
+    CLUSTER, DATA_LOCK, LOCK, begin, cluster_of, new_file, remove_tree, sync_file, unname,
+};
 use super::lock::Want;
 use super::record::{Layer, Record};
 use super::volume::sweep;
@@ -124,10 +126,9 @@ impl Pool {
     async fn undo(self: &Arc<Self>, making: Making, request: &CreateVolume, error: Error) -> Error {
         let (pool, id, cluster) = (Arc::clone(self), request.id, request.cluster);
         let undone = blocking(OP, move || {
-            let making = making;
-            let undone = discard(OP, &pool.layout, id, cluster);
+            let part = unname(OP, &pool.layout, id, cluster)?;
             drop(making);
-            undone
+            remove_tree(OP, &part)
         })
         .await;
         match undone {

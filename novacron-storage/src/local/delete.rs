@@ -4,7 +4,7 @@ use novacron_core::driver::{ArtefactId, Call};
 use novacron_core::model::{ClusterId, ImageId};
 use novacron_core::{Error, ErrorKind, Result};
 
-use super::layout::{Layout, cluster_of, discard, remove_tree};
+use super::layout::{Layout, cluster_of, remove_tree, unname};
 use super::lock::Want;
 use super::record::Record;
 use super::{Pool, writer};
@@ -33,8 +33,9 @@ impl Pool {
                 }
                 refuse_used(&dir)?;
                 let cluster = cluster_of(&dir).unwrap_or(ClusterId::from_uuid(uuid::Uuid::nil()));
-                discard(OP, &layout, id, cluster)?;
+                unname(OP, &layout, id, cluster)?;
             }
+            drop(held);
             for part in layout.parts(OP, id)? {
                 remove_tree(OP, &part)?;
             }

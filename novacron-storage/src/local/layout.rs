@@ -284,34 +284,32 @@ pub(super) fn begin(
     ))
 }
 
-/// Takes an artefact's name away, then removes what it had.
-pub(super) fn discard(
+/// Takes an artefact's name away: whoever waits for its lock finds nothing. What it had is removed by
+/// [`remove_tree`] of the path returned, after the locks are given back, since NFS keeps a name for an open file.
+pub(super) fn unname(
     op: &'static str,
     layout: &Layout,
     id: ArtefactId,
     cluster: ClusterId,
-) -> Result<()> {
+) -> Result<PathBuf> {
     let dir = layout.dir(id);
     let part = layout.part(id, cluster);
     remove_tree(op, &part)?;
     match fs::rename(&dir, &part) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(()) => sync_dir(op, &layout.kind(id))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(of_io(op, "cannot remove the folder", &dir, e)),
     }
-    sync_dir(op, &layout.kind(id))?;
     crate::crash::point("delete.renamed");
-    remove_tree(op, &part)?;
-    sync_dir(op, &layout.kind(id))
+    Ok(part)
 }
 
-/// Removes a directory and what is in it; one that is not there is no error.
+/// Removes a directory and what is in it, durably; one that is not there is no error.
 pub(super) fn remove_tree(op: &'static str, dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(of_io(op, "cannot remove the folder", dir, e))
-        }
-        _ => Ok(()),
+        Ok(()) => dir.parent().map_or(Ok(()), |above| sync_dir(op, above)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(of_io(op, "cannot remove the folder", dir, e)),
     }
 }
 

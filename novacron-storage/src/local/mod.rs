@@ -53,6 +53,7 @@ mod crash_tests;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -192,40 +193,78 @@ fn missing(operation: &'static str, id: ArtefactId) -> Error {
     )
 }
 
+/// How long past its deadline a change may take to kill its child and to clean up.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A call that changes nothing, ended at its deadline also when the file system hangs.
+async fn reading<T>(
+    op: &'static str,
+    call: Call,
+    work: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    match tokio::time::timeout_at(call.deadline.instant(), work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            op,
+            "the deadline passed; does the file system answer?",
+        )),
+    }
+}
+
+/// A call that changes something. It watches the deadline itself; this is for a file system that hangs.
+async fn changing<T>(
+    op: &'static str,
+    call: Call,
+    work: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    match tokio::time::timeout_at(call.deadline.instant() + GRACE, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            ErrorKind::OutcomeUnknown,
+            op,
+            "the deadline passed and the file system does not answer",
+        )),
+    }
+}
+
 #[async_trait]
 impl StorageBackend for LocalStorage {
     async fn probe(&self, call: Call) -> Result<PoolInfo> {
-        self.pool.probe(call).await
+        reading("storage.probe", call, self.pool.probe(call)).await
     }
 
-    async fn list(&self, _call: Call) -> Result<Vec<Artefact>> {
+    async fn list(&self, call: Call) -> Result<Vec<Artefact>> {
+        const OP: &str = "storage.list";
         let layout = self.pool.layout.clone();
-        blocking("storage.list", move || layout.list()).await
+        reading(OP, call, blocking(OP, move || layout.list())).await
     }
 
     async fn create(&self, call: Call, request: &CreateVolume) -> Result<VolumeInfo> {
-        Arc::clone(&self.pool).create(call, request).await
+        let work = Arc::clone(&self.pool).create(call, request);
+        changing("storage.create", call, work).await
     }
 
-    async fn inspect(&self, _call: Call, id: ArtefactId) -> Result<Option<VolumeInfo>> {
-        self.pool.inspect("storage.inspect", id).await
+    async fn inspect(&self, call: Call, id: ArtefactId) -> Result<Option<VolumeInfo>> {
+        const OP: &str = "storage.inspect";
+        reading(OP, call, self.pool.inspect(OP, id)).await
     }
 
     async fn resize(&self, call: Call, id: VolumeId, size: model::Bytes) -> Result<VolumeInfo> {
-        self.pool.resize(call, id, size).await
+        changing("storage.resize", call, self.pool.resize(call, id, size)).await
     }
 
     async fn delete(&self, call: Call, id: ArtefactId) -> Result<()> {
-        self.pool.delete(call, id).await
+        changing("storage.delete", call, self.pool.delete(call, id)).await
     }
 
     async fn attach(
         &self,
-        _call: Call,
+        call: Call,
         id: VolumeId,
         request: &AttachRequest,
     ) -> Result<Attachment> {
-        self.pool.attach(id, request).await
+        reading("storage.attach", call, self.pool.attach(id, request)).await
     }
 
     async fn detach(&self, _call: Call, _id: VolumeId, _request: &AttachRequest) -> Result<()> {
@@ -238,19 +277,23 @@ impl StorageBackend for LocalStorage {
         id: VolumeId,
         snapshot: SnapshotId,
     ) -> Result<Attachment> {
-        self.pool.snapshot_prepare(call, id, snapshot).await
+        let work = self.pool.snapshot_prepare(call, id, snapshot);
+        changing("storage.snapshot-prepare", call, work).await
     }
 
     async fn snapshot_commit(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
-        self.pool.snapshot_commit(call, id, snapshot).await
+        let work = self.pool.snapshot_commit(call, id, snapshot);
+        changing("storage.snapshot-commit", call, work).await
     }
 
     async fn snapshot_delete(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
-        self.pool.snapshot_delete(call, id, snapshot).await
+        let work = self.pool.snapshot_delete(call, id, snapshot);
+        changing("storage.snapshot-delete", call, work).await
     }
 
     async fn restore(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
-        self.pool.restore(call, id, snapshot).await
+        let work = self.pool.restore(call, id, snapshot);
+        changing("storage.restore", call, work).await
     }
 
     fn transfer(&self) -> Option<&dyn VolumeTransfer> {
@@ -266,6 +309,7 @@ impl VolumeTransfer for LocalStorage {
         id: ArtefactId,
         snapshot: Option<SnapshotId>,
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
-        Arc::clone(&self.pool).export(call, id, snapshot).await
+        let work = Arc::clone(&self.pool).export(call, id, snapshot);
+        reading("storage.export", call, work).await
     }
 }

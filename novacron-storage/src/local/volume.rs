@@ -217,7 +217,9 @@ pub(super) fn sweep(op: &'static str, dir: &std::path::Path, keep: &[String]) ->
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name();
-        if name.to_str().is_some_and(|n| keep.iter().any(|k| k == n)) {
+        // NFS names a removed file that is still open so.
+        let ours = |n: &str| keep.iter().any(|k| k == n) || n.starts_with(".nfs");
+        if name.to_str().is_some_and(ours) {
             continue;
         }
         tracing::info!(path = %entry.path().display(), "removing what an interrupted call left behind");
