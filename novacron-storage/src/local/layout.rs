@@ -1,0 +1,338 @@
+//! Where things are, and what is there.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use novacron_core::driver::{Artefact, ArtefactId};
+use novacron_core::model::{self, ClusterId, ImageId, VolumeId};
+use novacron_core::{Error, ErrorKind, Result};
+
+use crate::failure::of_io;
+
+/// The record of what is in an artefact's directory.
+pub(super) const RECORD: &str = "volume.json";
+/// Whose an artefact is.
+pub(super) const CLUSTER: &str = "cluster";
+/// Held by whoever changes the artefact.
+pub(super) const LOCK: &str = "lock";
+/// Held by whoever reads the layers or removes one.
+pub(super) const DATA_LOCK: &str = "data.lock";
+/// The copy of a source from outside.
+pub(super) const SOURCE: &str = "source";
+
+/// The folders of a pool.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+/// A directory of an artefact.
+#[derive(Debug)]
+struct Entry {
+    id: ArtefactId,
+    /// Whose it is, by the name of a directory that is being made or removed.
+    part_of: Option<ClusterId>,
+    path: PathBuf,
+}
+
+impl Layout {
+    /// Makes what is missing.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        const OP: &str = "storage.open";
+        let fail = |what: &'static str| move |e| of_io(OP, what, dir, e);
+        for kind in ["volumes", "images"] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(dir.join(kind))
+                .map_err(fail("cannot make the pool's folders"))?;
+        }
+        let root = dir
+            .canonicalize()
+            .map_err(fail("cannot find the pool's folder"))?;
+        sync_dir(OP, &root)?;
+        Ok(Self { root })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn kind(&self, id: ArtefactId) -> PathBuf {
+        self.root.join(match id {
+            ArtefactId::Volume(_) => "volumes",
+            ArtefactId::Image(_) => "images",
+        })
+    }
+
+    /// An artefact's directory.
+    pub(super) fn dir(&self, id: ArtefactId) -> PathBuf {
+        self.kind(id).join(uuid_of(id))
+    }
+
+    /// The directory's name while it is being made or removed.
+    pub(super) fn part(&self, id: ArtefactId, cluster: ClusterId) -> PathBuf {
+        self.kind(id)
+            .join(format!("{}.{cluster}.part", uuid_of(id)))
+    }
+
+    /// Every directory of an artefact that is being made or removed.
+    pub(super) fn parts(&self, op: &'static str, id: ArtefactId) -> Result<Vec<PathBuf>> {
+        let entries = self.entries(op, &self.kind(id), id)?;
+        Ok(entries
+            .into_iter()
+            .filter(|e| e.id == id && e.part_of.is_some())
+            .map(|e| e.path)
+            .collect())
+    }
+
+    /// Every whole directory of a volume.
+    pub(super) fn volumes(&self, op: &'static str) -> Result<Vec<(ArtefactId, PathBuf)>> {
+        let like = ArtefactId::Volume(VolumeId::from_uuid(uuid::Uuid::nil()));
+        let entries = self.entries(op, &self.kind(like), like)?;
+        Ok(entries
+            .into_iter()
+            .filter(|e| e.part_of.is_none())
+            .map(|e| (e.id, e.path))
+            .collect())
+    }
+
+    fn entries(&self, op: &'static str, dir: &Path, like: ArtefactId) -> Result<Vec<Entry>> {
+        let fail = |e| of_io(op, "cannot list the pool", dir, e);
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(dir).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if let Some((id, part_of)) = parse_name(&entry.file_name(), like) {
+                let path = entry.path();
+                entries.push(Entry { id, part_of, path });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Everything in the pool, also what is half made.
+    pub(super) fn list(&self) -> Result<Vec<Artefact>> {
+        const OP: &str = "storage.list";
+        let nil = uuid::Uuid::nil();
+        let mut found: Vec<Artefact> = Vec::new();
+        for like in [
+            ArtefactId::Volume(VolumeId::from_uuid(nil)),
+            ArtefactId::Image(ImageId::from_uuid(nil)),
+        ] {
+            for entry in self.entries(OP, &self.kind(like), like)? {
+                let stored = match stored(&entry.path) {
+                    Ok(stored) => stored,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(of_io(OP, "cannot look into", &entry.path, e)),
+                };
+                let cluster = entry.part_of.or_else(|| cluster_of(&entry.path));
+                let cluster = cluster.unwrap_or_else(|| {
+                    tracing::warn!(artefact = %entry.id, "nothing says whose this artefact is");
+                    ClusterId::from_uuid(nil)
+                });
+                match found
+                    .iter_mut()
+                    .find(|a| a.id == entry.id && a.cluster == cluster)
+                {
+                    Some(same) => same.stored.0 += stored,
+                    None => found.push(Artefact {
+                        cluster,
+                        id: entry.id,
+                        stored: model::Bytes(stored),
+                    }),
+                }
+            }
+        }
+        found.sort_by_key(|a| a.id);
+        Ok(found)
+    }
+}
+
+fn uuid_of(id: ArtefactId) -> String {
+    match id {
+        ArtefactId::Volume(id) => id.to_string(),
+        ArtefactId::Image(id) => id.to_string(),
+    }
+}
+
+/// `<uuid>` or `<uuid>.<cluster>.part`; anything else is not ours.
+fn parse_name(name: &OsStr, like: ArtefactId) -> Option<(ArtefactId, Option<ClusterId>)> {
+    let name = name.to_str()?;
+    let (uuid, cluster) = match name.strip_suffix(".part") {
+        Some(rest) => {
+            let (uuid, cluster) = rest.split_once('.')?;
+            (uuid, Some(cluster.parse::<ClusterId>().ok()?))
+        }
+        None => (name, None),
+    };
+    let id = match like {
+        ArtefactId::Volume(_) => ArtefactId::Volume(uuid.parse().ok()?),
+        ArtefactId::Image(_) => ArtefactId::Image(uuid.parse().ok()?),
+    };
+    (uuid_of(id) == uuid).then_some((id, cluster))
+}
+
+/// Whose the artefact in `dir` is.
+pub(super) fn cluster_of(dir: &Path) -> Option<ClusterId> {
+    let mut text = String::new();
+    let file = File::open(dir.join(CLUSTER)).ok()?;
+    file.take(64).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The bytes that the files in `dir` take up.
+pub(super) fn stored(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        match entry?.metadata() {
+            Ok(meta) => bytes += meta.blocks() * 512,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(op: &'static str, dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| of_io(op, "cannot sync the folder", dir, e))
+}
+
+/// Makes a file's bytes durable.
+pub(super) fn sync_file(op: &'static str, file: &Path) -> Result<()> {
+    File::open(file)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| of_io(op, "cannot sync the file", file, e))
+}
+
+/// An empty file that only its owner may read, for `qemu-img` to fill.
+pub(super) fn new_file(op: &'static str, path: &Path) -> Result<File> {
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| of_io(op, "cannot make the file", path, e))
+}
+
+/// Makes an artefact's directory, so that it has its name only once it says whose it is.
+pub(super) fn begin(
+    op: &'static str,
+    layout: &Layout,
+    id: ArtefactId,
+    cluster: ClusterId,
+) -> Result<PathBuf> {
+    let dir = layout.dir(id);
+    let part = layout.part(id, cluster);
+    let fail = |what: &'static str| {
+        let part = part.clone();
+        move |e| of_io(op, what, &part, e)
+    };
+    // More than one round only when another process makes or removes the same one.
+    for _ in 0..16 {
+        if dir.is_dir() {
+            return Ok(dir);
+        }
+        match fs::DirBuilder::new().mode(0o711).create(&part) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                remove_tree(op, &part)?;
+                continue;
+            }
+            Err(e) => return Err(fail("cannot make the folder")(e)),
+        }
+        crate::crash::point("create.part-made");
+        let filled = new_file(op, &part.join(CLUSTER)).and_then(|mut file| {
+            writeln!(file, "{cluster}")
+                .and_then(|()| file.sync_all())
+                .map_err(fail("cannot write the cluster's id"))?;
+            new_file(op, &part.join(LOCK))?;
+            new_file(op, &part.join(DATA_LOCK))?;
+            sync_dir(op, &part)
+        });
+        match filled {
+            Ok(()) => {}
+            // Another process took it for a leftover.
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) => {
+                let _ = remove_tree(op, &part);
+                return Err(e);
+            }
+        }
+        match fs::rename(&part, &dir) {
+            Ok(()) => {
+                sync_dir(op, &layout.kind(id))?;
+                crate::crash::point("create.stamped");
+                return Ok(dir);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(_) if dir.is_dir() => remove_tree(op, &part)?,
+            Err(e) => return Err(fail("cannot name the folder")(e)),
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        op,
+        format!("another process makes and removes {id} at the same time"),
+    ))
+}
+
+/// Takes an artefact's name away: whoever waits for its lock finds nothing. What it had is removed by
+/// [`remove_tree`] of the path returned, after the locks are given back, since NFS keeps a name for an open file.
+pub(super) fn unname(
+    op: &'static str,
+    layout: &Layout,
+    id: ArtefactId,
+    cluster: ClusterId,
+) -> Result<PathBuf> {
+    let dir = layout.dir(id);
+    let part = layout.part(id, cluster);
+    remove_tree(op, &part)?;
+    match fs::rename(&dir, &part) {
+        Ok(()) => sync_dir(op, &layout.kind(id))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(of_io(op, "cannot remove the folder", &dir, e)),
+    }
+    crate::crash::point("delete.renamed");
+    Ok(part)
+}
+
+/// Removes a directory and what is in it, durably; one that is not there is no error.
+pub(super) fn remove_tree(op: &'static str, dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => dir.parent().map_or(Ok(()), |above| sync_dir(op, above)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(of_io(op, "cannot remove the folder", dir, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_taken() {
+        let like = ArtefactId::Volume(VolumeId::from_uuid(uuid::Uuid::nil()));
+        let uuid = "018b0000-0000-7000-8000-000000000001";
+        let parse = |name: &str| parse_name(OsStr::new(name), like);
+        assert!(matches!(parse(uuid), Some((ArtefactId::Volume(_), None))));
+        let part = format!("{uuid}.{uuid}.part");
+        assert!(matches!(parse(&part), Some((_, Some(_)))));
+        for foreign in [
+            "lost+found",
+            "018B0000-0000-7000-8000-000000000001",
+            "018b0000000070008000000000000001",
+            "018b0000-0000-7000-8000-000000000001.part",
+            "..",
+        ] {
+            assert!(parse(foreign).is_none(), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Volumes and images as files in a folder.
+//!
+//! ```text
+//! <dir>/volumes/<uuid>/  cluster        whose it is; written before the directory gets its name
+//! <dir>/images/<uuid>/   volume.json    what is there: the commit point of every change
+//!                        lock           held by whoever changes the artefact
+//!                        data.lock      held by whoever reads its layers, or removes one
+//!                        base.qcow2     the first layer (or base.raw)
+//!                        <snapshot>.qcow2      the layer above a snapshot
+//!                        <snapshot>-<n>.qcow2  the layer above a snapshot that was restored
+//!   <uuid>.<cluster>.part/              being made or being removed; `list` shows it, `delete` removes it
+//! ```
+//! A change makes new files beside the old ones, syncs them, then replaces `volume.json` by an atomic rename; files
+//! that it does not name are swept by the next change. A directory without `volume.json` is half made. A linked clone
+//! is a qcow2 layer over `../../images/<uuid>/…`, so a pool can be moved as a whole.
+//!
+//! Which call excludes which, across tasks (an async lock) and across processes and hosts of a shared folder (`flock`):
+//!
+//! | call | `lock` | `data.lock` |
+//! |---|---|---|
+//! | create | exclusive | its source's: shared |
+//! | resize, snapshot_prepare, snapshot_commit | exclusive | |
+//! | snapshot_delete, restore, delete | exclusive | exclusive |
+//! | export | | shared |
+//! | probe, list, inspect, attach, detach | | |
+//!
+//! So a backup that reads a snapshot for an hour keeps nobody from taking the next one. A guest that runs is seen by
+//! the locks that QEMU holds on the image itself ([`writer`]); the pool keeps no list of who is attached.
+//!
+//! A call whose future is dropped leaves what a crash would: its child is killed, its lock is free once the child is
+//! gone, and the next call on the artefact sweeps.
+
+mod chain;
+mod copy;
+mod create;
+mod delete;
+mod export;
+mod import;
+mod layout;
+mod lock;
+mod merge;
+mod record;
+mod snapshot;
+mod volume;
+mod writer;
+
+#[cfg(feature = "http")]
+mod http;
+
+#[cfg(test)]
+mod crash_tests;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use novacron_core::driver::{
+    Artefact, ArtefactId, AttachRequest, Attachment, AttachmentSource, Call, CreateVolume,
+    PoolInfo, StorageBackend, VolumeInfo, VolumeTransfer,
+};
+use novacron_core::model::{self, Epoch, SnapshotId, VolumeFormat, VolumeId};
+use novacron_core::{Error, ErrorKind, Result};
+
+use self::layout::Layout;
+pub(crate) use self::lock::Held;
+use self::lock::Locks;
+use crate::failure::of_io;
+use crate::qemu_img::QemuImg;
+use crate::task::blocking;
+
+/// Volumes and images in a folder, of one node or shared by several.
+///
+/// Cheap to clone; every clone is the same pool. Which nodes reach the folder is said to the cluster, not here.
+#[derive(Clone, Debug)]
+pub struct LocalStorage {
+    pool: Arc<Pool>,
+}
+
+/// How a [`LocalStorage`] is opened.
+#[derive(Clone, Debug)]
+pub struct LocalStorageBuilder {
+    dir: PathBuf,
+    qemu_img: PathBuf,
+    max_size: model::Bytes,
+}
+
+/// What every call works on.
+#[derive(Debug)]
+struct Pool {
+    layout: Layout,
+    qemu: QemuImg,
+    max_size: u64,
+    locks: Locks,
+    /// The epoch of each volume's last attachment, for the answer of `snapshot_prepare`.
+    epochs: Mutex<HashMap<VolumeId, Epoch>>,
+}
+
+impl LocalStorage {
+    /// Opens the pool in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`] for a folder that cannot be written.
+    pub async fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        Self::builder(dir).open().await
+    }
+
+    /// Opens a pool with other settings than the usual ones.
+    pub fn builder(dir: impl Into<PathBuf>) -> LocalStorageBuilder {
+        LocalStorageBuilder {
+            dir: dir.into(),
+            qemu_img: "qemu-img".into(),
+            max_size: model::Bytes(64 << 40),
+        }
+    }
+
+    /// The folder, as an absolute path.
+    pub fn dir(&self) -> &Path {
+        self.pool.layout.root()
+    }
+}
+
+impl LocalStorageBuilder {
+    /// Which `qemu-img` to run; by default the one in `PATH`.
+    #[must_use]
+    pub fn qemu_img(mut self, program: impl Into<PathBuf>) -> Self {
+        self.qemu_img = program.into();
+        self
+    }
+
+    /// The largest disk that is made or let in; by default 64 TiB.
+    #[must_use]
+    pub fn max_size(mut self, size: model::Bytes) -> Self {
+        self.max_size = size;
+        self
+    }
+
+    /// Opens the pool.
+    ///
+    /// # Errors
+    /// As [`LocalStorage::open`].
+    pub async fn open(self) -> Result<LocalStorage> {
+        let dir = self.dir;
+        let layout = blocking("storage.open", move || Layout::open(&dir)).await?;
+        Ok(LocalStorage {
+            pool: Arc::new(Pool {
+                layout,
+                qemu: QemuImg::new(self.qemu_img),
+                max_size: self.max_size.0,
+                locks: Locks::default(),
+                epochs: Mutex::default(),
+            }),
+        })
+    }
+}
+
+impl Pool {
+    fn attachment(&self, id: VolumeId, path: PathBuf, format: VolumeFormat) -> Attachment {
+        let epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        Attachment {
+            source: AttachmentSource::File(path),
+            format,
+            epoch: epochs.get(&id).copied().unwrap_or(Epoch(0)),
+            enforces_writer: false,
+        }
+    }
+
+    async fn probe(&self, call: Call) -> Result<PoolInfo> {
+        const OP: &str = "storage.probe";
+        self.qemu.answers(OP, call.deadline).await?;
+        let root = self.layout.root().to_owned();
+        blocking(OP, move || {
+            let stat = rustix::fs::statvfs(&root)
+                .map_err(|e| of_io(OP, "cannot ask the file system", &root, e.into()))?;
+            Ok(PoolInfo {
+                capacity: model::Bytes(stat.f_blocks.saturating_mul(stat.f_frsize)),
+                free: model::Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)),
+            })
+        })
+        .await
+    }
+}
+
+/// What is said of something that is not there, or not made completely.
+fn missing(operation: &'static str, id: ArtefactId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        operation,
+        format!("there is no {id} in the pool"),
+    )
+}
+
+/// How long past its deadline a change may take to kill its child and to clean up.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A call that changes nothing, ended at its deadline also when the file system hangs.
+async fn reading<T>(
+    op: &'static str,
+    call: Call,
+    work: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    match tokio::time::timeout_at(call.deadline.instant(), work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            op,
+            "the deadline passed; does the file system answer?",
+        )),
+    }
+}
+
+/// A call that changes something. It watches the deadline itself; this is for a file system that hangs.
+async fn changing<T>(
+    op: &'static str,
+    call: Call,
+    work: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    match tokio::time::timeout_at(call.deadline.instant() + GRACE, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            ErrorKind::OutcomeUnknown,
+            op,
+            "the deadline passed and the file system does not answer",
+        )),
+    }
+}
+
+#[async_trait]
+impl StorageBackend for LocalStorage {
+    async fn probe(&self, call: Call) -> Result<PoolInfo> {
+        reading("storage.probe", call, self.pool.probe(call)).await
+    }
+
+    async fn list(&self, call: Call) -> Result<Vec<Artefact>> {
+        const OP: &str = "storage.list";
+        let layout = self.pool.layout.clone();
+        reading(OP, call, blocking(OP, move || layout.list())).await
+    }
+
+    async fn create(&self, call: Call, request: &CreateVolume) -> Result<VolumeInfo> {
+        let work = Arc::clone(&self.pool).create(call, request);
+        changing("storage.create", call, work).await
+    }
+
+    async fn inspect(&self, call: Call, id: ArtefactId) -> Result<Option<VolumeInfo>> {
+        const OP: &str = "storage.inspect";
+        reading(OP, call, self.pool.inspect(OP, id)).await
+    }
+
+    async fn resize(&self, call: Call, id: VolumeId, size: model::Bytes) -> Result<VolumeInfo> {
+        changing("storage.resize", call, self.pool.resize(call, id, size)).await
+    }
+
+    async fn delete(&self, call: Call, id: ArtefactId) -> Result<()> {
+        changing("storage.delete", call, self.pool.delete(call, id)).await
+    }
+
+    async fn attach(
+        &self,
+        call: Call,
+        id: VolumeId,
+        request: &AttachRequest,
+    ) -> Result<Attachment> {
+        reading("storage.attach", call, self.pool.attach(id, request)).await
+    }
+
+    async fn detach(&self, _call: Call, _id: VolumeId, _request: &AttachRequest) -> Result<()> {
+        Ok(())
+    }
+
+    async fn snapshot_prepare(
+        &self,
+        call: Call,
+        id: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<Attachment> {
+        let work = self.pool.snapshot_prepare(call, id, snapshot);
+        changing("storage.snapshot-prepare", call, work).await
+    }
+
+    async fn snapshot_commit(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
+        let work = self.pool.snapshot_commit(call, id, snapshot);
+        changing("storage.snapshot-commit", call, work).await
+    }
+
+    async fn snapshot_delete(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
+        let work = self.pool.snapshot_delete(call, id, snapshot);
+        changing("storage.snapshot-delete", call, work).await
+    }
+
+    async fn restore(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
+        let work = self.pool.restore(call, id, snapshot);
+        changing("storage.restore", call, work).await
+    }
+
+    fn transfer(&self) -> Option<&dyn VolumeTransfer> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl VolumeTransfer for LocalStorage {
+    async fn export(
+        &self,
+        call: Call,
+        id: ArtefactId,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let work = Arc::clone(&self.pool).export(call, id, snapshot);
+        reading("storage.export", call, work).await
+    }
+}
