@@ -1,1 +1,5 @@
 //! QEMU (and libvirt) hypervisors for NovaCron
+#![deny(missing_docs)]
+
+mod lines;
+mod qmp;
