@@ -2,4 +2,5 @@
 #![deny(missing_docs)]
 
 mod lines;
+mod process;
 mod qmp;
