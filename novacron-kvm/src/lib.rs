@@ -1,6 +1,9 @@
 //! QEMU (and libvirt) hypervisors for NovaCron
 #![deny(missing_docs)]
 
+pub mod accel;
 mod lines;
+mod probe;
 mod process;
 mod qmp;
+pub mod seed;
