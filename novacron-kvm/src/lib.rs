@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 
 pub mod accel;
+mod agent;
+mod console;
 mod lines;
 mod probe;
 mod process;
