@@ -62,7 +62,9 @@ async fn a_program_runs_and_old_answers_are_skipped() {
     let asked = std::sync::atomic::AtomicUsize::new(0);
     let guest = Guest::new(b"{\"return\": 1}\n{\"ret".to_vec(), move |command, _| match command {
         "guest-exec" => b"{\"return\":{\"pid\":7}}\n".to_vec(),
-        _ if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2 => b"{\"return\":{\"exited\":false}}\n".to_vec(),
+        _ if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2 => {
+            b"{\"return\":{\"exited\":false}}\n".to_vec()
+        }
         _ => b"{\"return\":{\"exited\":true,\"exitcode\":3,\"out-data\":\"aGk=\"}}\n".to_vec(),
     });
     let request =
@@ -88,7 +90,11 @@ async fn a_refusal_carries_the_agents_words_and_addresses_are_read() {
     let guest = Guest::new(vec![], |command, _| match command {
         "guest-network-get-interfaces" => br#"{"return":[{"name":"eth0","hardware-address":"52:54:00:00:00:01",
             "ip-addresses":[{"ip-address":"10.0.2.15"},{"ip-address":"nonsense"}]},{"no":"name"}]}"#
-            .iter().copied().filter(|&byte| byte != b'\n').chain([b'\n']).collect(),
+            .iter()
+            .copied()
+            .filter(|&byte| byte != b'\n')
+            .chain([b'\n'])
+            .collect(),
         _ => b"{\"error\":{\"class\":\"GenericError\",\"desc\":\"not\\u0007 allowed\"}}\n".to_vec(),
     });
     let agent = guest.agent();

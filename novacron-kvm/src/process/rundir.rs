@@ -77,9 +77,7 @@ impl RunDir {
         }
         let _held_to_the_end = self.lock()?;
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ProcessError::io("delete", &self.path)(error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io("delete", &self.path)(error)),
             _ => Ok(()),
         }
     }

@@ -74,12 +74,16 @@ async fn runs_is_found_again_and_its_death_is_told() {
 }
 
 #[tokio::test]
+#[allow(deprecated, reason = "see `Process::ended`")]
 async fn a_zombie_is_gone_and_is_reaped_by_whoever_looks() {
     let vm = Fixture::new();
     let process = vm.start("/bin/sh", &["-c", "echo 'no such option: -frob' >&2; exit 3"]).unwrap();
     let pid = process.pid();
     // Wait for the end without reaping.
-    let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid as i32).unwrap(), rustix::process::PidfdFlags::empty());
+    let pidfd = rustix::process::pidfd_open(
+        rustix::process::Pid::from_raw(pid as i32).unwrap(),
+        rustix::process::PidfdFlags::empty(),
+    );
     let watched = tokio::io::unix::AsyncFd::with_interest(pidfd.unwrap(), tokio::io::Interest::READABLE).unwrap();
     let _ = timeout(SOON, watched.readable()).await.unwrap().unwrap();
     assert!(std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z "));

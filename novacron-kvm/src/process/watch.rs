@@ -38,6 +38,10 @@ impl Process {
     }
 
     /// Resolves when the process has ended (then it holds no lock any more), with its status if it was our child.
+    #[allow(
+        deprecated,
+        reason = "a borrowed descriptor stays the same one; the replacement is unsafe and needs a newer tokio"
+    )]
     pub(crate) async fn ended(&self) -> io::Result<Option<EndCause>> {
         let Some(pidfd) = &self.pidfd else { return Ok(None) };
         let watched = AsyncFd::with_interest(pidfd.as_fd(), Interest::READABLE)?;

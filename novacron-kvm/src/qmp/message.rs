@@ -75,10 +75,7 @@ mod tests {
         );
         assert_eq!(
             Message::decode(br#"{"id": 7, "error": {"class": "GenericError", "desc": "no"}}"#),
-            Message::Reply {
-                id: 7,
-                outcome: Err(Refusal { class: "GenericError".into(), description: "no".into() })
-            }
+            Message::Reply { id: 7, outcome: Err(Refusal { class: "GenericError".into(), description: "no".into() }) }
         );
         assert_eq!(
             Message::decode(br#"{"timestamp": {}, "event": "STOP"}"#),
