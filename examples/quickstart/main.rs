@@ -20,6 +20,10 @@ type Result<T> = std::result::Result<T, Error>;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
+    if std::env::args_os().len() > 1 {
+        usage();
+        return ExitCode::from(2);
+    }
     log_to_stderr();
     let passed = match site::Site::of_child() {
         Some((life, site)) => steps::run(life, site).await,
@@ -43,4 +47,11 @@ fn log_to_stderr() {
             .with_writer(std::io::stderr)
             .init();
     }
+}
+
+#[expect(clippy::print_stderr, reason = "the output of a program for people")]
+fn usage() {
+    eprintln!(
+        "quickstart takes no arguments: it runs one VM from its spec to a booted guest and back"
+    );
 }

@@ -1,9 +1,8 @@
 //! Where everything of one demonstration lies, and how the supervisor tells it to its children.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use novacron_core::cluster::Cluster;
-use novacron_core::model::HostId;
 use novacron_core::store::SqliteStore;
 use novacron_kvm::QemuHypervisor;
 use novacron_storage::LocalStorage;
@@ -80,11 +79,8 @@ impl Site {
     }
 
     /// A node's hypervisor.
-    pub(crate) async fn hypervisor(&self, name: &str, host: &str) -> Result<QemuHypervisor> {
-        Ok(QemuHypervisor::builder(self.node_dir(name))
-            .host_id(host.parse::<HostId>()?)
-            .open()
-            .await?)
+    pub(crate) fn hypervisor(&self, name: &str, host: &str) -> Result<QemuHypervisor> {
+        Ok(QemuHypervisor::new(self.node_dir(name)).host_id(host.parse()?))
     }
 
     /// The shared pool.
@@ -94,17 +90,13 @@ impl Site {
 
     /// The cluster: its records in SQLite, two nodes, one pool that both reach.
     pub(crate) async fn cluster(&self) -> Result<Cluster> {
-        let store = SqliteStore::open(self.database()).await?;
+        let store = SqliteStore::open(self.dir.join("cluster.db")).await?;
         let mut builder = Cluster::builder("quickstart")
             .store(store)
             .storage("shared", self.storage().await?);
         for (name, host) in NODES {
-            builder = builder.node(name, self.hypervisor(name, host).await?);
+            builder = builder.node(name, self.hypervisor(name, host)?);
         }
         Ok(builder.build().await?)
-    }
-
-    fn database(&self) -> impl AsRef<Path> + use<> {
-        self.dir.join("cluster.db")
     }
 }

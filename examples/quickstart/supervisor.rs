@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::report::{Line, Table, chain, within};
@@ -25,7 +26,7 @@ pub(crate) async fn run() -> bool {
         Ok(dir) => {
             let outcome = tokio::select! {
                 outcome = demonstrate(&mut table, dir.path()) => outcome,
-                _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+                _ = interrupted() => Err("interrupted".into()),
             };
             clean_up(&mut table, dir, outcome.is_ok())
                 .await
@@ -39,6 +40,17 @@ pub(crate) async fn run() -> bool {
         table.take(Line::Fail(chain(error)));
     }
     table.show() && outcome.is_ok()
+}
+
+/// Ends when somebody presses Ctrl-C or asks the program to end.
+async fn interrupted() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
 }
 
 async fn demonstrate(table: &mut Table, dir: &Path) -> Result<()> {
@@ -76,7 +88,13 @@ async fn clean_up(table: &mut Table, dir: tempfile::TempDir, passed: bool) -> Re
         if table.is_amid_step() {
             table.take(Line::Fail("it ended before the step did".to_owned()));
         }
-        let ended = leftovers::end_guests(&path)?;
+        // The host process has just been killed; what it was starting may appear a moment later.
+        let mut ended = 0;
+        let mut rounds = tokio::time::interval(Duration::from_millis(200));
+        for _ in 0..5 {
+            rounds.tick().await;
+            ended += leftovers::end_guests(&path)?;
+        }
         table.take(Line::Note(format!(
             "ended {ended} guests, removed {}",
             path.display()
@@ -110,7 +128,7 @@ impl Host {
     fn start(site: &Site, life: Life) -> Result<Self> {
         let mut command = site.child(life)?;
         let mut process = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;

@@ -1,0 +1,52 @@
+//! What can go wrong with a process and its run directory.
+
+use std::path::{Path, PathBuf};
+
+/// Why a process could not be started, found or watched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProcessError {
+    /// The lock is held: this VM runs.
+    #[error("it already runs on this host: {} is locked{}", path.display(), pid.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    AlreadyRuns {
+        /// The lock file.
+        path: PathBuf,
+        /// Who holds it, when that is known.
+        pid: Option<u32>,
+    },
+    /// A unix socket's path would not fit into the kernel's 108 bytes.
+    #[error(
+        "the run directory's path is too long for unix sockets: {} has {} bytes and the limit is {limit}; use a shorter state folder",
+        path.display(), path.as_os_str().len()
+    )]
+    PathTooLong {
+        /// The longest socket path.
+        path: PathBuf,
+        /// The longest that works.
+        limit: usize,
+    },
+    /// The binary could not be started.
+    #[error("cannot start {}", binary.display())]
+    Spawn {
+        /// The binary.
+        binary: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+impl ProcessError {
+    /// A closure for `map_err`.
+    pub(crate) fn io<E: Into<std::io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source: source.into() }
+    }
+}

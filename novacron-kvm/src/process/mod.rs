@@ -1,0 +1,43 @@
+//! One QEMU process: started detached, found again, told dead from alive.
+//!
+//! QEMU is a plain child in a session of its own (`setsid`), so that neither a closing terminal nor the end of the host
+//! application touches it; while we live, we alone reap it (by pidfd, never by `wait(-1)`), and after our end init does.
+//! Its stdio goes to files in its run directory:
+//!
+//! | file | written by | says |
+//! |---|---|---|
+//! | `run.lock` | the child, before exec | held (flock) for as long as QEMU lives, on a descriptor that it inherited; holds its pid |
+//! | `run.json` | us, after the spawn | pid, start time, host boot id |
+//! | `exit.json` | whoever learns the end | how it ended, when that was seen |
+//! | `qemu.log` | QEMU | stdout and stderr of this start: its last words |
+//!
+//! **The lock is the truth.** If it is held, QEMU lives, and the pid in it is QEMU's (a second start of the same VM
+//! fails on it, whatever any database says). If it is free, QEMU is gone: a reused pid or a zombie cannot mislead us.
+//! Our own copy of the descriptor is closed as soon as the child runs.
+//!
+//! **A poweroff that nobody saw.** QEMU runs with `-action shutdown=pause,panic=pause`: a guest that powers off while
+//! no host application is there leaves a paused QEMU with status `shutdown`, which the next owner finds, notes in
+//! `exit.json`, and quits. So a free lock without `exit.json` always means that QEMU itself died: a crash, a `kill -9`,
+//! or a host reboot (told by the boot id). The price: until an owner returns, such a guest keeps its memory. Turned
+//! down: a second monitor that logs events to a file, since a guest can make QEMU emit events without bound; and
+//! letting QEMU exit on its own, since then an exit code of nobody's child would have to tell the difference.
+//!
+//! Needs Linux 5.4 (pidfd). Does not know QMP, arguments or domains.
+
+mod end;
+mod error;
+mod identity;
+mod lock;
+mod rundir;
+mod spawn;
+mod watch;
+
+pub(crate) use end::{End, EndCause};
+pub(crate) use error::ProcessError;
+pub(crate) use identity::boot_id;
+pub(crate) use rundir::{Found, RunDir};
+pub(crate) use spawn::{Launch, Listener, launch};
+pub(crate) use watch::Process;
+
+#[cfg(test)]
+mod tests;
