@@ -79,6 +79,11 @@ impl RunPhase {
         !matches!(self, Self::Assigned | Self::Stopped)
     }
 
+    /// Whether an operator's word can end it: not while it is seen to run.
+    pub(crate) fn may_be_confirmed_stopped(self) -> bool {
+        matches!(self, Self::Starting | Self::Stopping | Self::Unknown)
+    }
+
     /// The phase after `event`. Total: every pair has an answer.
     ///
     /// # Errors

@@ -2,11 +2,13 @@
 
 #![cfg(feature = "sim")]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use novacron_core::cluster::VolumeSpec;
-use novacron_core::model::{DiskSource, NodeId, PoolId, Power};
+use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
+use novacron_core::model::{DiskSource, Epoch, NodeId, PoolId, Power, VmId, VolumeId};
 use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
 use novacron_core::{
@@ -34,6 +36,21 @@ impl Site {
             store: MemoryStore::new(Arc::new(clock)),
             clock,
             seed: 0,
+        }
+    }
+
+    /// The file that the volume's writes go to now.
+    async fn layer(&self, volume: VolumeId) -> PathBuf {
+        let storage = SimStorage::new(&self.world, PoolId::new("shared").unwrap());
+        let request = AttachRequest {
+            node: NodeId::new("node-0").unwrap(),
+            vm: VmId::from_uuid(volume.uuid()),
+            epoch: Epoch(1),
+        };
+        let call = Call::within(Duration::from_secs(5));
+        match storage.attach(call, volume, &request).await.unwrap().source {
+            AttachmentSource::File(path) => path,
+            other => panic!("not a file: {other:?}"),
         }
     }
 
@@ -137,15 +154,14 @@ async fn volumes_are_attached_snapshotted_restored_and_detached() {
     assert_eq!(refused.kind(), ErrorKind::Invalid);
     assert!(refused.message().contains("is attached to VM"), "{refused}");
 
-    let pool = PoolId::new("shared").unwrap();
-    assert!(site.world.write(&pool, volume.id(), 7));
+    assert!(site.world.write(&site.layer(volume.id()).await, 7));
     let snapshot = cluster
         .snapshots()
         .create("before", volume.id())
         .await
         .unwrap();
     snapshot.operation().unwrap().wait(soon()).await.unwrap();
-    assert!(site.world.write(&pool, volume.id(), 9));
+    assert!(site.world.write(&site.layer(volume.id()).await, 9));
 
     let in_use = vm
         .restore(volume.id(), snapshot.id())
@@ -162,7 +178,7 @@ async fn volumes_are_attached_snapshotted_restored_and_detached() {
         .wait(soon())
         .await
         .unwrap();
-    assert_eq!(site.world.read(&pool, volume.id()), Some(7));
+    assert_eq!(site.world.read(&site.layer(volume.id()).await), Some(7));
 
     volume
         .grow(Bytes::gib(3))

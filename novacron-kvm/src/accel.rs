@@ -75,7 +75,11 @@ impl AccelChoice {
         choice.settle(&cpuinfo, || open_device(Path::new("/dev/kvm")))
     }
 
-    fn settle(self, cpuinfo: &str, open: impl FnOnce() -> Result<(), String>) -> Result<Accel, AccelError> {
+    fn settle(
+        self,
+        cpuinfo: &str,
+        open: impl FnOnce() -> Result<(), String>,
+    ) -> Result<Accel, AccelError> {
         if self == Self::Tcg {
             return Ok(Accel::Tcg);
         }
@@ -100,12 +104,17 @@ fn cpu_can(cpuinfo: &str) -> bool {
         return true;
     }
     let mut flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
-    flags.next().is_some_and(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+    flags.next().is_some_and(|line| {
+        line.split_ascii_whitespace()
+            .any(|flag| flag == "vmx" || flag == "svm")
+    })
 }
 
 fn open_device(path: &Path) -> Result<(), String> {
     let opened: std::io::Result<File> = OpenOptions::new().read(true).write(true).open(path);
-    opened.map(drop).map_err(|error| format!("{} does not open: {error}", path.display()))
+    opened
+        .map(drop)
+        .map_err(|error| format!("{} does not open: {error}", path.display()))
 }
 
 #[cfg(test)]

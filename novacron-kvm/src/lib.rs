@@ -1,6 +1,6 @@
 //! QEMU hypervisors for NovaCron: a `qemu-system-*` binary driven over QMP, no daemon, no root needed.
 //!
-//! The parts, each with its design in its module's header: `process` (QEMU started detached, found again by its run
+//! [`QemuHypervisor`] implements the core's `Hypervisor`. The parts, each with its design in its module's header: `process` (QEMU started detached, found again by its run
 //! lock), `qmp` (its monitor), `console` (the serial console), `agent` (the guest agent), [`seed`] (the cloud-init
 //! CD), [`accel`] (KVM or TCG), `probe` (what the binary can do).
 //!
@@ -19,7 +19,6 @@
 //! guests in. An application that wants them counted apart puts each QEMU into a scope of its own
 //! (`StartTransientUnit` on systemd's bus, with the pid) right after the start.
 #![deny(missing_docs)]
-#![allow(dead_code, unused_imports, reason = "the parts of QemuHypervisor, which is not put together yet")]
 
 pub mod accel;
 mod agent;
@@ -27,5 +26,8 @@ mod console;
 mod lines;
 mod probe;
 mod process;
+mod qemu;
 mod qmp;
 pub mod seed;
+
+pub use qemu::QemuHypervisor;

@@ -28,7 +28,12 @@ pub(crate) struct LineDecoder {
 impl LineDecoder {
     /// A decoder for lines of at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::new(), scanned: 0, limit, discarding: false }
+        Self {
+            buffer: BytesMut::new(),
+            scanned: 0,
+            limit,
+            discarding: false,
+        }
     }
 
     /// Takes in what was read.
@@ -39,7 +44,9 @@ impl LineDecoder {
     /// The next whole line, without its line ending; `None` until more bytes are pushed. Empty lines are skipped.
     pub(crate) fn next_line(&mut self) -> Option<Result<Bytes, TooLong>> {
         loop {
-            let newline = self.buffer[self.scanned..].iter().position(|&byte| byte == b'\n');
+            let newline = self.buffer[self.scanned..]
+                .iter()
+                .position(|&byte| byte == b'\n');
             let Some(offset) = newline else {
                 self.scanned = self.buffer.len();
                 if self.buffer.len() > self.limit {

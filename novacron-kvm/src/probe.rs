@@ -12,7 +12,11 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 /// The oldest QEMU that is taken.
-pub(crate) const OLDEST: Version = Version { major: 6, minor: 2, micro: 0 };
+pub(crate) const OLDEST: Version = Version {
+    major: 6,
+    minor: 2,
+    micro: 0,
+};
 
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -83,10 +87,16 @@ impl QemuBinary {
         let version = parse_version(&banner).ok_or_else(|| ProbeError::Broken {
             path: path.to_owned(),
             argument: "-version",
-            reason: format!("no version in `{}`", banner.lines().next().unwrap_or_default()),
+            reason: format!(
+                "no version in `{}`",
+                banner.lines().next().unwrap_or_default()
+            ),
         })?;
         if version < OLDEST {
-            return Err(ProbeError::TooOld { path: path.to_owned(), found: version });
+            return Err(ProbeError::TooOld {
+                path: path.to_owned(),
+                found: version,
+            });
         }
         let machines = ask(path, &["-machine", "help"]).await?;
         let networks = ask(path, &["-netdev", "help"]).await?;
@@ -100,14 +110,23 @@ impl QemuBinary {
 }
 
 async fn ask(path: &Path, arguments: &[&'static str]) -> Result<String, ProbeError> {
-    let broken = |reason: String| ProbeError::Broken { path: path.to_owned(), argument: arguments[0], reason };
+    let broken = |reason: String| ProbeError::Broken {
+        path: path.to_owned(),
+        argument: arguments[0],
+        reason,
+    };
     let mut command = Command::new(path);
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     let output = timeout(PROBE_DEADLINE, command.output())
         .await
         .map_err(|_| broken(format!("no answer within {PROBE_DEADLINE:?}")))?
         .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => ProbeError::Missing { path: path.to_owned() },
+            std::io::ErrorKind::NotFound => ProbeError::Missing {
+                path: path.to_owned(),
+            },
             _ => broken(error.to_string()),
         })?;
     if !output.status.success() {
@@ -120,16 +139,24 @@ async fn ask(path: &Path, arguments: &[&'static str]) -> Result<String, ProbeErr
 /// From `QEMU emulator version 7.2.22 (Debian …)`.
 fn parse_version(banner: &str) -> Option<Version> {
     let (_, rest) = banner.split_once("version ")?;
-    let digits = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+    let digits = rest
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .next()?;
     let mut parts = digits.split('.').map(str::parse);
     let major = parts.next()?.ok()?;
     let minor = parts.next()?.ok()?;
-    Some(Version { major, minor, micro: parts.next().and_then(Result::ok).unwrap_or(0) })
+    Some(Version {
+        major,
+        minor,
+        micro: parts.next().and_then(Result::ok).unwrap_or(0),
+    })
 }
 
 /// From `q35    Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)`.
 fn parse_alias(machines: &str, alias: &str) -> Option<String> {
-    let line = machines.lines().find(|line| line.split_ascii_whitespace().next() == Some(alias))?;
+    let line = machines
+        .lines()
+        .find(|line| line.split_ascii_whitespace().next() == Some(alias))?;
     let (_, target) = line.split_once("(alias of ")?;
     Some(target.trim_end().trim_end_matches(')').to_owned())
 }
@@ -141,32 +168,54 @@ mod tests {
     #[test]
     fn reads_versions_and_aliases() {
         let version = |text| parse_version(text).map(|version| version.to_string());
-        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2)"), Some("7.2.22".into()));
-        assert_eq!(version("QEMU emulator version 10.0\n"), Some("10.0.0".into()));
+        assert_eq!(
+            version("QEMU emulator version 7.2.22 (Debian 1:7.2)"),
+            Some("7.2.22".into())
+        );
+        assert_eq!(
+            version("QEMU emulator version 10.0\n"),
+            Some("10.0.0".into())
+        );
         assert_eq!(version("usage: ls"), None);
-        let machines = "pc-q35-7.2  Standard PC\nq35   Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n";
+        let machines =
+            "pc-q35-7.2  Standard PC\nq35   Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n";
         assert_eq!(parse_alias(machines, "q35"), Some("pc-q35-7.2".into()));
     }
 
     #[tokio::test]
     async fn missing_old_and_strange_binaries_are_told_apart() {
-        let error = QemuBinary::probe(Path::new("/no/such/qemu")).await.unwrap_err();
+        let error = QemuBinary::probe(Path::new("/no/such/qemu"))
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("apt-get install"), "{error}");
-        let error = QemuBinary::probe(Path::new("/bin/false")).await.unwrap_err();
+        let error = QemuBinary::probe(Path::new("/bin/false"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, ProbeError::Broken { .. }), "{error}");
 
         let dir = tempfile::tempdir().unwrap();
         let old = dir.path().join("qemu-old");
         std::fs::write(&old, "#!/bin/sh\necho QEMU emulator version 4.2.1\n").unwrap();
-        std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
         let error = QemuBinary::probe(&old).await.unwrap_err();
-        assert!(error.to_string().ends_with("is QEMU 4.2.1; at least 6.2.0 is needed"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .ends_with("is QEMU 4.2.1; at least 6.2.0 is needed"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn this_hosts_qemu_is_usable() {
-        let qemu = QemuBinary::probe(Path::new("qemu-system-x86_64")).await.unwrap();
-        assert!(qemu.q35.is_some_and(|machine| machine.starts_with("pc-q35-")));
+        let qemu = QemuBinary::probe(Path::new("qemu-system-x86_64"))
+            .await
+            .unwrap();
+        assert!(
+            qemu.q35
+                .is_some_and(|machine| machine.starts_with("pc-q35-"))
+        );
         assert!(qemu.user_network);
     }
 }

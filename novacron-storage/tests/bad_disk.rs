@@ -161,7 +161,10 @@ async fn read_only_folder() {
 }
 
 fn mount_read_only(folder: &Path) {
-    support::run("mount", &["-o", "remount,ro", folder.to_str().unwrap()]);
+    support::run(
+        "mount",
+        &["-o", "remount,bind,ro", folder.to_str().unwrap()],
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Bad files and records: each is refused with its reason, and nothing of it is left.
 
+#![allow(clippy::unwrap_used, reason = "to panic is to report")]
+
 mod support;
 
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -10,7 +12,7 @@ use novacron_core::driver::{ArtefactId, CreateSource, StorageBackend as _};
 use novacron_core::model::{ImageSource, VolumeFormat};
 use novacron_core::{Error, ErrorKind};
 use novacron_storage::LocalStorage;
-use support::{Fixture, MIB, call, disk, file, qemu_img, qemu_io, same};
+use support::{Fixture, MIB, call, disk, qemu_img, qemu_io, same};
 
 /// A qcow2 with data, as QEMU makes it.
 fn good(t: &Fixture, name: &str) -> PathBuf {

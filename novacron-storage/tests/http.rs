@@ -1,5 +1,6 @@
 //! Images from a URL, against a small server that misbehaves on purpose.
 #![cfg(feature = "http")]
+#![allow(clippy::unwrap_used, reason = "to panic is to report")]
 
 mod support;
 

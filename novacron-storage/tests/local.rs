@@ -1,13 +1,13 @@
 //! `LocalStorage` with the real `qemu-img`: what each call promises, proved by the bytes.
 
+#![allow(clippy::unwrap_used, reason = "to panic is to report")]
+
 mod support;
 
 use std::os::unix::fs::MetadataExt as _;
-use std::time::Duration;
 
-use futures::StreamExt as _;
 use novacron_core::ErrorKind;
-use novacron_core::driver::{ArtefactId, Call, CreateSource, StorageBackend as _};
+use novacron_core::driver::{ArtefactId, CreateSource, StorageBackend as _};
 use novacron_core::model::{Bytes, VolumeFormat, VolumeId};
 use novacron_storage::LocalStorage;
 use support::{Fixture, MIB, call, disk, file, path_of, qemu_img, qemu_io, same, write};
@@ -41,10 +41,8 @@ async fn a_blank_volume_is_zeroes_and_takes_writes() {
             &t.read(artefact, None).await,
             &disk(4 * MIB, &[(7, MIB, 65_536)]),
         );
-        let other = t
-            .create(artefact, 8 * MIB, format, CreateSource::Blank)
-            .await
-            .unwrap_err();
+        let from = CreateSource::Image(t.image());
+        let other = t.create(artefact, 4 * MIB, format, from).await.unwrap_err();
         assert_eq!(other.kind(), ErrorKind::AlreadyExists);
     }
     let probe = t.pool.probe(call()).await.unwrap();
@@ -134,21 +132,44 @@ async fn images_are_imported_and_cloned() {
 }
 
 #[tokio::test]
-async fn a_clone_smaller_than_its_image_is_refused() {
+async fn a_clone_is_as_large_as_its_image_at_least() {
     let t = Fixture::new().await;
     let raw = t.dir.path().join("a.raw");
     std::fs::write(&raw, disk(2 * MIB, &[])).unwrap();
-    let image = t.import(&raw).await.unwrap();
-    let error = t
-        .create(
-            ArtefactId::Volume(t.volume()),
-            MIB,
-            VolumeFormat::Qcow2,
-            CreateSource::Image(image),
-        )
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Invalid);
+    let from = CreateSource::Image(t.import(&raw).await.unwrap());
+    let id = ArtefactId::Volume(t.volume());
+    for size in [MIB, 4 * MIB] {
+        let made = t.create(id, size, VolumeFormat::Qcow2, from.clone()).await;
+        assert_eq!(made.unwrap().size, Bytes(2 * MIB), "made once");
+    }
+}
+
+#[tokio::test]
+async fn an_attached_volume_is_neither_grown_nor_restored() {
+    let t = Fixture::new().await;
+    let id = t.blank(MIB, VolumeFormat::Qcow2).await;
+    let snapshot = t.snap(id).await;
+    for epoch in [3, 4, 4] {
+        let request = t.user(epoch);
+        let attachment = t.pool.attach(call(), id, &request).await.unwrap();
+        assert_eq!(attachment.epoch, request.epoch);
+        assert!(!attachment.enforces_writer);
+    }
+    for error in [
+        t.pool.resize(call(), id, Bytes(2 * MIB)).await.unwrap_err(),
+        t.pool.restore(call(), id, snapshot).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+    }
+    t.pool.resize(call(), id, Bytes(MIB)).await.unwrap();
+    // The third start is not over; the fourth is, and was proof that the third is.
+    t.pool.detach(call(), id, &t.user(3)).await.unwrap();
+    assert!(t.pool.restore(call(), id, snapshot).await.is_err());
+    for _ in 0..2 {
+        t.pool.detach(call(), id, &t.user(4)).await.unwrap();
+    }
+    t.pool.restore(call(), id, snapshot).await.unwrap();
+    t.pool.resize(call(), id, Bytes(2 * MIB)).await.unwrap();
 }
 
 #[tokio::test]
@@ -265,7 +286,7 @@ async fn prepare_and_commit_are_idempotent() {
     let id = t.blank(4 * MIB, VolumeFormat::Qcow2).await;
     let snapshot = t.snapshot();
     let error = t.pool.snapshot_commit(call(), id, snapshot).await;
-    assert_eq!(error.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::NotFound);
 
     let before = t.attach(id).await;
     let prepared = t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
@@ -301,12 +322,7 @@ async fn a_prepared_layer_that_was_written_is_never_lost() {
 
     let layer = t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
     write(&layer, 6, 0, 65_536);
-    let request = novacron_core::driver::AttachRequest {
-        node: novacron_core::model::NodeId::new("alpha").unwrap(),
-        vm: novacron_core::model::VmId::from_uuid(snapshot.uuid()),
-        epoch: novacron_core::model::Epoch(1),
-    };
-    let refused = t.pool.attach(call(), id, &request).await.unwrap_err();
+    let refused = t.pool.attach(call(), id, &t.user(4)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     t.pool.snapshot_delete(call(), id, snapshot).await.unwrap();
     same(

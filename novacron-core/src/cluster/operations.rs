@@ -93,4 +93,27 @@ impl Cluster {
     pub fn operation(&self, id: OperationId) -> OperationHandle {
         OperationHandle::new(&self.inner, id)
     }
+
+    /// The operations after `after`, ended ones too as long as they are kept, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn operations(
+        &self,
+        after: Option<OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Operation>> {
+        self.inner.authorize(self.options(), "operation.list")?;
+        let project = &self.options().project;
+        self.inner
+            .read(|cache| {
+                let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+                let all = cache.operations.range((from, std::ops::Bound::Unbounded));
+                all.filter(|(_, o)| o.project == *project)
+                    .take(limit)
+                    .map(|(_, o)| o.value.clone())
+                    .collect()
+            })
+            .await
+    }
 }

@@ -124,7 +124,7 @@ impl Vms {
                     match inner.peek(|cache| pick_pool(cache, pool.as_ref())) {
                         Ok(pool) => draft = make(made(pool, VolumeSource::Blank, *size)?, draft)?,
                         Err(message) => {
-                            problems.push(problem(format!("disks[{i}].source.pool"), message))
+                            problems.push(problem(format!("disks[{i}].source.pool"), message));
                         }
                     }
                 }
@@ -160,7 +160,7 @@ impl Vms {
                     match inner.read(|cache| attachable(cache, *volume, None)).await? {
                         Ok(()) => {}
                         Err(message) => {
-                            problems.push(problem(format!("disks[{i}].source.volume"), message))
+                            problems.push(problem(format!("disks[{i}].source.volume"), message));
                         }
                     }
                     draft
@@ -678,7 +678,7 @@ impl VmHandle {
     /// **A wrong word can let the VM run twice.** It is for a host that is lost for good and cannot prove anything.
     ///
     /// # Errors
-    /// [`ErrorKind::FailedPrecondition`] unless the VM is [`Phase::Unknown`].
+    /// [`ErrorKind::FailedPrecondition`] unless its run is unknown, or in the middle of a start or a stop.
     pub async fn confirm_stopped(&self) -> Result<()> {
         let (inner, options) = (self.inner(), self.cluster.options());
         inner.authorize(options, "vm.confirm-stopped")?;
@@ -687,9 +687,9 @@ impl VmHandle {
             .read(|cache| {
                 let run = cache
                     .run_of(self.id)
-                    .filter(|r| r.phase == crate::lifecycle::RunPhase::Unknown);
+                    .filter(|r| r.phase.may_be_confirmed_stopped());
                 let Some(run) = run else {
-                    let message = "only a VM whose phase is unknown can be confirmed as stopped";
+                    let message = "only a VM that is unknown, starting or stopping can be confirmed as stopped";
                     return Err(Error::new(
                         ErrorKind::FailedPrecondition,
                         "vm.confirm-stopped",

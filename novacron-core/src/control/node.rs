@@ -36,7 +36,7 @@ pub(crate) fn reconcile(
     let Some(seen) = world.nodes.get(node) else {
         return Ok(observe());
     };
-    if seen.stale || seen.at == Timestamp::default() {
+    if seen.stale || seen.deaf || seen.at == Timestamp::default() {
         return Ok(observe());
     }
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();

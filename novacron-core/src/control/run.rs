@@ -66,10 +66,11 @@ pub(crate) fn reconcile(
     };
     let Some(host) = &seen_node.host else {
         return match (&seen_node.error, run.phase) {
-            (Some(error), phase) if phase.may_run() && phase != RunPhase::Unknown => look
-                .write(RunEvent::LoseSight, |run| {
-                    run.message = format!("the hypervisor does not answer: {error}")
-                }),
+            (Some(error), phase) if phase.may_run() && phase != RunPhase::Unknown => {
+                look.write(RunEvent::LoseSight, |run| {
+                    run.message = format!("the hypervisor does not answer: {error}");
+                })
+            }
             _ => Ok(Plan::nothing()),
         };
     };
@@ -199,7 +200,7 @@ impl Look<'_> {
             });
         }
         self.write(RunEvent::Begin, |run| {
-            run.boot_id = Some(boot_id.to_owned())
+            run.boot_id = Some(boot_id.to_owned());
         })
     }
 

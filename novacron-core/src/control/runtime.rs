@@ -32,6 +32,9 @@ use crate::time::{Clock, IdSource, Timestamp};
 /// Records read at a time when the cache is filled.
 const PAGE: usize = 1000;
 
+/// How long after the end of a driver's event stream a new one is asked for.
+const RELISTEN: Duration = Duration::from_millis(200);
+
 /// What the runtime is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -237,12 +240,11 @@ impl Runtime {
                 self.world.runs.entry((node.clone(), vm)).or_default().stale = true;
                 self.queue.push(ObjectKey::Run(node, vm));
             }
+            // Not at once: a driver whose streams end as soon as they begin must not keep the loop busy.
             DriverEvent::StreamEnded(node) => {
-                if let Some(seen) = self.world.nodes.get_mut(&node) {
-                    seen.stale = true;
-                }
-                self.listen(node.clone());
-                self.queue.push(ObjectKey::Node(node));
+                self.world.nodes.entry(node.clone()).or_default().deaf = true;
+                let soon = self.parts.clock.now().plus(RELISTEN);
+                self.queue.push_at(ObjectKey::Node(node), soon);
             }
         }
     }
@@ -388,7 +390,7 @@ impl Runtime {
                     run.adapted = Some((id.epoch, assignment.generation));
                 }
                 (Ok(Report::Retired(proof)), Command::Retire { .. }) => {
-                    run.retired = Some((id.epoch, proof.clone()))
+                    run.retired = Some((id.epoch, proof.clone()));
                 }
                 (_, Command::Stop { .. }) => run.asked_at = Some(now),
                 _ => {}
@@ -419,13 +421,13 @@ impl Runtime {
                 self.outcomes.insert(key.clone(), Outcome::Gone);
             }
             (_, Ok(Report::Sized(size))) => {
-                drop(self.outcomes.insert(key.clone(), Outcome::Done(Some(size))))
+                drop(self.outcomes.insert(key.clone(), Outcome::Done(Some(size))));
             }
             (Command::TakeSnapshot { .. } | Command::Act { .. }, Ok(_)) => {
                 self.outcomes.insert(key.clone(), Outcome::Done(None));
             }
             (Command::DropSnapshot { .. }, Ok(_)) => {
-                drop(self.outcomes.insert(key.clone(), Outcome::Gone))
+                drop(self.outcomes.insert(key.clone(), Outcome::Gone));
             }
             (
                 Command::Create { .. }
@@ -624,6 +626,16 @@ impl Runtime {
                 && let Some(run) = self.world.runs.get_mut(&(node.clone(), *vm))
             {
                 run.stale = false;
+            }
+            // Listening begins before the list is read, so that nothing falls between the two.
+            if let Command::Observe { node } = &command
+                && self
+                    .world
+                    .nodes
+                    .get_mut(node)
+                    .is_some_and(|seen| std::mem::take(&mut seen.deaf))
+            {
+                self.listen(node.clone());
             }
             self.queue.set_busy(key.clone());
             let drivers = Arc::clone(&self.parts.drivers);

@@ -353,7 +353,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                     volume: disk.volume,
                     pool: volume.pool.clone(),
                     format: volume.format,
-                })
+                });
             }
             (Some(_), Some(StorageState::Failed { reason })) => {
                 return Err(Waiting::For(format!(

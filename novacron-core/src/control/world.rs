@@ -26,6 +26,8 @@ pub(crate) struct SeenNode {
     pub(crate) at: Timestamp,
     /// Observe again as soon as possible.
     pub(crate) stale: bool,
+    /// Its event stream has ended: what happened since must be looked for.
+    pub(crate) deaf: bool,
     /// Domains of our cluster by VM and epoch.
     pub(crate) domains: BTreeMap<(VmId, Epoch), Domain>,
     /// Names of domains that are not ours.

@@ -196,12 +196,11 @@ impl State {
 
     /// The host boots anew: nothing of its memory is left.
     pub(super) fn reboot(&mut self, host: HostId) {
-        let mut bytes = [0; 16];
-        self.ids.fill_bytes(&mut bytes);
+        let boot_id = self.fresh_uuid();
         let Some(h) = self.hosts.get_mut(&host) else {
             return;
         };
-        h.boot_id = uuid::Builder::from_random_bytes(bytes).into_uuid();
+        h.boot_id = boot_id;
         h.boots += 1;
         h.used = MiB(0);
         h.foreign.clear();

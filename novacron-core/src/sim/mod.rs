@@ -17,6 +17,7 @@
 //! VM runs twice, a volume has two writers, or a volume is changed behind a running guest's back.
 
 mod call;
+mod devices;
 mod faults;
 mod guests;
 mod hypervisor;

@@ -116,6 +116,31 @@ impl SimVolume {
         found.filter(|s| s.committed).and_then(|s| s.content)
     }
 
+    /// Writes to a layer: the active one, or the one that is prepared to be, to which the guest then has pivoted.
+    pub(super) fn write(&mut self, layer: &str, fill: u8) -> bool {
+        let before = self.content;
+        if let Some(prepared) = self.prepared(layer) {
+            prepared.content.get_or_insert(before);
+        } else if self.layer() != layer {
+            return false;
+        }
+        self.content = fill;
+        true
+    }
+
+    /// Reads a layer.
+    pub(super) fn read(&mut self, layer: &str) -> Option<u8> {
+        let known = self.layer() == layer || self.prepared(layer).is_some();
+        known.then_some(self.content)
+    }
+
+    /// The snapshot whose prepared layer this is.
+    fn prepared(&mut self, layer: &str) -> Option<&mut SimSnapshot> {
+        self.snapshots
+            .iter_mut()
+            .find(|s| !s.committed && s.id.to_string() == layer)
+    }
+
     pub(super) fn prepare(&mut self, op: &'static str, snapshot: SnapshotId) -> Result<()> {
         if self.snapshots.iter().any(|s| s.id == snapshot) {
             return Ok(());

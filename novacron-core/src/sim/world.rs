@@ -1,17 +1,17 @@
 //! The world's handle: what a test sets up in it, and does to it.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::call::until;
 use super::faults::{FaultPlan, Latency, chance, duration};
-use super::pool::{SimPool, SimSource};
+use super::pool::{SimPool, SimSource, SimVolume};
 use super::state::{Place, SimHost, State};
 use crate::driver::{ArtefactId, DomainId, DomainState, GuestEvent};
 use crate::model::{Bytes, Exit, HostId, MiB, PoolId, VolumeId};
@@ -162,26 +162,20 @@ impl SimWorld {
             .map_or_else(Vec::new, |h| h.foreign.clone())
     }
 
-    /// Fills a volume's active layer with a byte, as a guest would. False if there is no such volume.
-    pub fn write(&self, pool: &PoolId, volume: VolumeId, fill: u8) -> bool {
+    /// Fills a layer with a byte, as a guest that has it open would. False if no layer that can be written is there.
+    pub fn write(&self, layer: &Path, fill: u8) -> bool {
         self.act(|state| {
-            let volume = state
-                .pools
-                .get_mut(pool)
-                .and_then(|p| p.volumes.get_mut(&ArtefactId::Volume(volume)));
-            volume.map(|v| v.content = fill).is_some()
+            let volume = layer_of(state, layer);
+            volume.is_some_and(|(volume, layer)| volume.write(&layer, fill))
         })
     }
 
-    /// The byte that a volume's active layer is filled with.
-    pub fn read(&self, pool: &PoolId, volume: VolumeId) -> Option<u8> {
-        let state = self.lock();
-        let volume = state
-            .pools
-            .get(pool)?
-            .volumes
-            .get(&ArtefactId::Volume(volume))?;
-        Some(volume.content)
+    /// The byte that a layer is filled with.
+    pub fn read(&self, layer: &Path) -> Option<u8> {
+        self.act(|state| {
+            let (volume, layer) = layer_of(state, layer)?;
+            volume.read(&layer)
+        })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -295,19 +289,26 @@ async fn ticks(world: Weak<Shared>, every: Duration, serial: u64) {
 }
 
 /// A file of the world: which pool and volume it is a layer of.
-pub(super) fn layer_path(
-    pool: &PoolId,
-    volume: VolumeId,
-    layer: impl fmt::Display,
-) -> std::path::PathBuf {
+pub(super) fn layer_path(pool: &PoolId, volume: VolumeId, layer: impl fmt::Display) -> PathBuf {
     format!("/sim/{pool}/{volume}/{layer}").into()
 }
 
-/// The pool of a file of the world.
-pub(super) fn pool_of(path: &std::path::Path, volume: VolumeId) -> Option<PoolId> {
-    let rest = path.to_str()?.strip_prefix("/sim/")?;
-    let mut parts = rest.split('/');
+/// The pool, volume and layer that a file of the world is.
+fn parse_layer(path: &Path) -> Option<(PoolId, VolumeId, String)> {
+    let mut parts = path.to_str()?.strip_prefix("/sim/")?.split('/');
     let pool = PoolId::new(parts.next()?).ok()?;
-    let id: Uuid = parts.next()?.parse().ok()?;
-    (id == volume.uuid()).then_some(pool)
+    let volume = parts.next()?.parse().ok()?;
+    Some((pool, volume, parts.next()?.to_owned()))
+}
+
+/// The pool of a file of the world, if it is a layer of this volume.
+pub(super) fn pool_of(path: &Path, volume: VolumeId) -> Option<PoolId> {
+    let (pool, of, _) = parse_layer(path)?;
+    (of == volume).then_some(pool)
+}
+
+fn layer_of<'a>(state: &'a mut State, path: &Path) -> Option<(&'a mut SimVolume, String)> {
+    let (pool, volume, layer) = parse_layer(path)?;
+    let volumes = &mut state.pools.get_mut(&pool)?.volumes;
+    Some((volumes.get_mut(&ArtefactId::Volume(volume))?, layer))
 }

@@ -65,7 +65,11 @@ impl Agent {
     pub(crate) fn new(socket: PathBuf) -> Self {
         // The number only has to differ from those of sessions that may still have answers under way.
         let seed = u64::from(std::process::id()) << 20;
-        Self { socket, next_sync: AtomicU64::new(seed), turn: Mutex::new(()) }
+        Self {
+            socket,
+            next_sync: AtomicU64::new(seed),
+            turn: Mutex::new(()),
+        }
     }
 
     /// Whether the agent answers.
@@ -74,8 +78,13 @@ impl Agent {
     }
 
     /// Runs a program and waits for its end. At the deadline the program goes on in the guest.
-    pub(crate) async fn exec(&self, request: &ExecRequest, deadline: Duration) -> Result<ExecOutput, AgentError> {
-        let mut arguments = json!({ "path": request.program, "arg": request.arguments, "capture-output": true });
+    pub(crate) async fn exec(
+        &self,
+        request: &ExecRequest,
+        deadline: Duration,
+    ) -> Result<ExecOutput, AgentError> {
+        let mut arguments =
+            json!({ "path": request.program, "arg": request.arguments, "capture-output": true });
         if !request.environment.is_empty() {
             arguments["env"] = json!(request.environment);
         }
@@ -86,12 +95,23 @@ impl Agent {
             let _turn = self.turn.lock().await;
             let mut session = self.open().await?;
             let started = session.call("guest-exec", arguments).await?;
-            let nonsense = || AgentError::Nonsense { command: "guest-exec".to_owned() };
-            let pid = started.get("pid").and_then(Value::as_u64).ok_or_else(nonsense)?;
+            let nonsense = || AgentError::Nonsense {
+                command: "guest-exec".to_owned(),
+            };
+            let pid = started
+                .get("pid")
+                .and_then(Value::as_u64)
+                .ok_or_else(nonsense)?;
             let mut pause = FIRST_POLL;
             loop {
-                let status = session.call("guest-exec-status", json!({ "pid": pid })).await?;
-                if status.get("exited").and_then(Value::as_bool).ok_or_else(nonsense)? {
+                let status = session
+                    .call("guest-exec-status", json!({ "pid": pid }))
+                    .await?;
+                if status
+                    .get("exited")
+                    .and_then(Value::as_bool)
+                    .ok_or_else(nonsense)?
+                {
                     return exec_output(&status).ok_or_else(nonsense);
                 }
                 let mut tick = interval(pause);
@@ -114,29 +134,31 @@ impl Agent {
         self.count("guest-fsfreeze-thaw", deadline).await
     }
 
-    /// Whether the guest's file systems are frozen.
-    pub(crate) async fn is_frozen(&self, deadline: Duration) -> Result<bool, AgentError> {
-        let command = "guest-fsfreeze-status";
-        match self.call(command, json!({}), deadline).await?.as_str() {
-            Some("frozen") => Ok(true),
-            Some("thawed") => Ok(false),
-            _ => Err(AgentError::Nonsense { command: command.to_owned() }),
-        }
-    }
-
     /// The guest's NICs with their addresses.
-    pub(crate) async fn interfaces(&self, deadline: Duration) -> Result<Vec<Interface>, AgentError> {
+    pub(crate) async fn interfaces(
+        &self,
+        deadline: Duration,
+    ) -> Result<Vec<Interface>, AgentError> {
         let command = "guest-network-get-interfaces";
         let answer = self.call(command, json!({}), deadline).await?;
-        reply::interfaces(&answer).ok_or_else(|| AgentError::Nonsense { command: command.to_owned() })
+        reply::interfaces(&answer).ok_or_else(|| AgentError::Nonsense {
+            command: command.to_owned(),
+        })
     }
 
     async fn count(&self, command: &str, deadline: Duration) -> Result<u64, AgentError> {
         let answer = self.call(command, json!({}), deadline).await?;
-        answer.as_u64().ok_or_else(|| AgentError::Nonsense { command: command.to_owned() })
+        answer.as_u64().ok_or_else(|| AgentError::Nonsense {
+            command: command.to_owned(),
+        })
     }
 
-    async fn call(&self, command: &str, arguments: Value, deadline: Duration) -> Result<Value, AgentError> {
+    async fn call(
+        &self,
+        command: &str,
+        arguments: Value,
+        deadline: Duration,
+    ) -> Result<Value, AgentError> {
         let work = async {
             let _turn = self.turn.lock().await;
             self.open().await?.call(command, arguments).await
@@ -150,19 +172,36 @@ impl Agent {
         deadline: Duration,
         work: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, AgentError> {
-        let late = || AgentError::Deadline { command: command.to_owned(), after: deadline };
+        let late = || AgentError::Deadline {
+            command: command.to_owned(),
+            after: deadline,
+        };
         timeout(deadline, work).await.map_err(|_| late())?
     }
 
     async fn open(&self) -> Result<Session, AgentError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(AgentError::Connect)?;
-        let mut session = Session { stream, decoder: LineDecoder::new(MAX_LINE), skipped: 0 };
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(AgentError::Connect)?;
+        let mut session = Session {
+            stream,
+            decoder: LineDecoder::new(MAX_LINE),
+            skipped: 0,
+        };
         let number = self.next_sync.fetch_add(1, Ordering::Relaxed);
         let command = "guest-sync-delimited";
         // The leading byte makes the agent drop half a command that an earlier session left behind.
         session.send(&[0xff], command).await?;
-        session.send(&line(command, &json!({ "id": number })), command).await?;
-        while session.receive(command).await?.ok().and_then(|value| value.as_u64()) != Some(number) {}
+        session
+            .send(&line(command, &json!({ "id": number })), command)
+            .await?;
+        while session
+            .receive(command)
+            .await?
+            .ok()
+            .and_then(|value| value.as_u64())
+            != Some(number)
+        {}
         Ok(session)
     }
 }
@@ -177,24 +216,41 @@ impl Session {
     async fn call(&mut self, command: &str, arguments: Value) -> Result<Value, AgentError> {
         self.send(&line(command, &arguments), command).await?;
         let answer = self.receive(command).await?;
-        answer.map_err(|description| AgentError::Refused { command: command.to_owned(), description })
+        answer.map_err(|description| AgentError::Refused {
+            command: command.to_owned(),
+            description,
+        })
     }
 
     async fn send(&mut self, bytes: &[u8], command: &str) -> Result<(), AgentError> {
         let sent = self.stream.write_all(bytes).await;
-        sent.map_err(|_| AgentError::Closed { command: command.to_owned() })
+        sent.map_err(|_| AgentError::Closed {
+            command: command.to_owned(),
+        })
     }
 
     /// The next answer; everything that is none is skipped.
     async fn receive(&mut self, command: &str) -> Result<Result<Value, String>, AgentError> {
         let mut chunk = vec![0; 16 << 10];
         loop {
-            match self.decoder.next_line().map(|line| line.ok().as_deref().and_then(reply::decode)) {
+            match self
+                .decoder
+                .next_line()
+                .map(|line| line.ok().as_deref().and_then(reply::decode))
+            {
                 Some(Some(answer)) => return Ok(answer),
                 Some(None) if self.skipped < MAX_SKIPPED => self.skipped += 1,
-                Some(None) => return Err(AgentError::Nonsense { command: command.to_owned() }),
+                Some(None) => {
+                    return Err(AgentError::Nonsense {
+                        command: command.to_owned(),
+                    });
+                }
                 None => match self.stream.read(&mut chunk).await {
-                    Ok(0) | Err(_) => return Err(AgentError::Closed { command: command.to_owned() }),
+                    Ok(0) | Err(_) => {
+                        return Err(AgentError::Closed {
+                            command: command.to_owned(),
+                        });
+                    }
                     Ok(count) => self.decoder.push(&chunk[..count]),
                 },
             }
@@ -203,13 +259,20 @@ impl Session {
 }
 
 fn line(command: &str, arguments: &Value) -> Vec<u8> {
-    let mut bytes = json!({ "execute": command, "arguments": arguments }).to_string().into_bytes();
+    let mut bytes = json!({ "execute": command, "arguments": arguments })
+        .to_string()
+        .into_bytes();
     bytes.push(b'\n');
     bytes
 }
 
 fn exec_output(status: &Value) -> Option<ExecOutput> {
-    let number = |key: &str| status.get(key).and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
+    let number = |key: &str| {
+        status
+            .get(key)
+            .and_then(Value::as_i64)
+            .and_then(|n| i32::try_from(n).ok())
+    };
     let stream = |key: &str| match status.get(key) {
         None => Some(Bytes::new()),
         Some(text) => BASE64.decode(text.as_str()?).ok().map(Bytes::from),

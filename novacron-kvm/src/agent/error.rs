@@ -15,7 +15,9 @@ pub(crate) enum AgentError {
         command: String,
     },
     /// No answer in time.
-    #[error("the guest agent did not answer `{command}` within {after:?}; is qemu-guest-agent running in the guest?")]
+    #[error(
+        "the guest agent did not answer `{command}` within {after:?}; is qemu-guest-agent running in the guest?"
+    )]
     Deadline {
         /// The command.
         command: String,

@@ -16,9 +16,8 @@ mod client;
 mod error;
 mod reply;
 
-pub(crate) use client::{Agent, ExecOutput, ExecRequest};
+pub(crate) use client::{Agent, ExecRequest};
 pub(crate) use error::AgentError;
-pub(crate) use reply::Interface;
 
 #[cfg(test)]
 mod tests;

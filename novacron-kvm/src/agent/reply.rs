@@ -14,22 +14,34 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// Its MAC address, if it has one.
     pub(crate) mac: Option<String>,
-    /// Its IP addresses.
-    pub(crate) addresses: Vec<std::net::IpAddr>,
+    /// Its IP addresses, each with the length of its network's prefix.
+    pub(crate) addresses: Vec<(std::net::IpAddr, u8)>,
 }
 
 /// An answer, or `None` for a line that is not one.
 pub(super) fn decode(line: &[u8]) -> Option<Result<Value, String>> {
     // The agent marks the answer to `guest-sync-delimited` with a byte that no JSON text holds; half a line that an
     // earlier session left may stand before it.
-    let start = line.iter().rposition(|&byte| byte == 0xff).map_or(0, |at| at + 1);
-    let Ok(Value::Object(mut object)) = serde_json::from_slice(&line[start..]) else { return None };
+    let start = line
+        .iter()
+        .rposition(|&byte| byte == 0xff)
+        .map_or(0, |at| at + 1);
+    let Ok(Value::Object(mut object)) = serde_json::from_slice(&line[start..]) else {
+        return None;
+    };
     if let Some(value) = object.remove("return") {
         return Some(Ok(value));
     }
     let error = object.remove("error")?;
-    let text = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-    Some(Err(text.chars().filter(|c| !c.is_control()).take(LONGEST_TEXT).collect()))
+    let text = error
+        .get("desc")
+        .and_then(Value::as_str)
+        .unwrap_or("no reason given");
+    Some(Err(text
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(LONGEST_TEXT)
+        .collect()))
 }
 
 /// The list of `guest-network-get-interfaces`; entries that make no sense are left out.
@@ -40,8 +52,20 @@ pub(super) fn interfaces(reply: &Value) -> Option<Vec<Interface>> {
 
 fn interface(entry: &Value) -> Option<Interface> {
     let text = |key: &str| entry.get(key).and_then(Value::as_str);
-    let addresses = entry.get("ip-addresses").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let address = |entry: &Value| entry.get("ip-address")?.as_str()?.parse().ok();
+    let addresses = entry
+        .get("ip-addresses")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let address = |entry: &Value| {
+        let address: std::net::IpAddr = entry.get("ip-address")?.as_str()?.parse().ok()?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = entry
+            .get("prefix")
+            .and_then(Value::as_u64)
+            .and_then(|prefix| u8::try_from(prefix).ok());
+        Some((address, prefix.unwrap_or(longest).min(longest)))
+    };
     Some(Interface {
         name: text("name")?.chars().take(64).collect(),
         mac: text("hardware-address").map(|mac| mac.chars().take(64).collect()),

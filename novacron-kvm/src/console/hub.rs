@@ -51,16 +51,37 @@ impl ConsoleHub {
     /// Connects to the console's socket.
     pub(crate) async fn connect(socket: &Path, log: PathBuf) -> std::io::Result<Self> {
         let (reader, writer) = UnixStream::connect(socket).await?.into_split();
-        let (progress_sender, progress) = watch::channel(Progress { received: 0, ended: false });
+        let (progress_sender, progress) = watch::channel(Progress {
+            received: 0,
+            ended: false,
+        });
         let (input, queue) = mpsc::channel(INPUT_BACKLOG);
         let drain = tokio::spawn(drain(reader, log.clone(), progress_sender));
         let write = tokio::spawn(write(writer, queue));
-        Ok(Self { log, progress, input, tasks: [drain.abort_handle(), write.abort_handle()] })
+        Ok(Self {
+            log,
+            progress,
+            input,
+            tasks: [drain.abort_handle(), write.abort_handle()],
+        })
     }
 
     /// A reader that starts at this offset of the log.
     pub(crate) fn reader(&self, offset: u64) -> ConsoleReader {
         ConsoleReader::new(self.log.clone(), offset, self.progress.clone())
+    }
+
+    /// A reader of the log of a guest that is gone.
+    pub(crate) fn reader_of_ended(log: PathBuf, offset: u64) -> ConsoleReader {
+        ConsoleReader::new(
+            log,
+            offset,
+            watch::channel(Progress {
+                received: 0,
+                ended: true,
+            })
+            .1,
+        )
     }
 
     /// Where chunks for the guest go: whole chunks of several writers alternate. Closed once QEMU is gone.
@@ -95,7 +116,12 @@ pub(super) fn punch(log: &Path) {
     let punched = File::options().write(true).open(log).and_then(|file| {
         let old = file.metadata()?.len().saturating_sub(KEEP) / BLOCK * BLOCK;
         if old > 0 {
-            fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, old)?;
+            fallocate(
+                &file,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                0,
+                old,
+            )?;
         }
         Ok(())
     });

@@ -33,18 +33,26 @@ pub(crate) struct ConsoleReader {
 
 impl ConsoleReader {
     pub(super) fn new(path: PathBuf, offset: u64, progress: watch::Receiver<Progress>) -> Self {
-        Self { path, file: None, offset, progress, patience: LOG_LAG }
+        Self {
+            path,
+            file: None,
+            offset,
+            progress,
+            patience: LOG_LAG,
+        }
     }
 
     /// The offset of the next byte.
-    pub(crate) fn offset(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
     /// The next bytes; `None` when QEMU is gone and all of the log was read. Dropping the future loses no byte.
     pub(crate) async fn read(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            let ended = self.progress.borrow_and_update().ended || self.progress.has_changed().is_err();
+            let ended =
+                self.progress.borrow_and_update().ended || self.progress.has_changed().is_err();
             let bytes = self.read_log().await?;
             if !bytes.is_empty() {
                 self.offset += bytes.len() as u64;

@@ -30,13 +30,20 @@ impl Qemu {
     }
 
     fn append(&self, text: &[u8]) {
-        let mut log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        let mut log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .unwrap();
         log.write_all(text).unwrap();
     }
 
     async fn hub(&self) -> (ConsoleHub, UnixStream) {
         let socket = self.dir.path().join("console.sock");
-        let (hub, accepted) = tokio::join!(ConsoleHub::connect(&socket, self.log()), self.listener.accept());
+        let (hub, accepted) = tokio::join!(
+            ConsoleHub::connect(&socket, self.log()),
+            self.listener.accept()
+        );
         (hub.unwrap(), accepted.unwrap().0)
     }
 }
@@ -44,7 +51,13 @@ impl Qemu {
 async fn text_of(reader: &mut ConsoleReader, length: usize) -> String {
     let mut seen = Vec::new();
     while seen.len() < length {
-        seen.extend(timeout(SOON, reader.read()).await.unwrap().unwrap().expect("ended early"));
+        seen.extend(
+            timeout(SOON, reader.read())
+                .await
+                .unwrap()
+                .unwrap()
+                .expect("ended early"),
+        );
     }
     String::from_utf8(seen).unwrap()
 }
@@ -92,7 +105,11 @@ async fn a_long_log_loses_its_head_and_keeps_its_offsets() {
     hub::punch(&qemu.log());
     let (hub, _socket) = qemu.hub().await;
     let mut reader = hub.reader(0);
-    let first = timeout(SOON, reader.read()).await.unwrap().unwrap().unwrap();
+    let first = timeout(SOON, reader.read())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert_eq!(first[0], b'x', "no zeros of a hole");
     assert!(reader.offset() - first.len() as u64 > 0, "the head is gone");
     let mut reader = hub.reader(length - 3);

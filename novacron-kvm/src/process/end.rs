@@ -10,6 +10,8 @@ pub(crate) enum EndCause {
     GuestShutdown,
     /// The guest's kernel panicked.
     GuestPanic,
+    /// QEMU did not come up.
+    StartFailed,
     /// We were asked to end it.
     Requested,
     /// Somebody ended QEMU in an orderly way (SIGTERM, or `quit` on the monitor) and it was not us.
@@ -33,22 +35,12 @@ pub(crate) struct End {
     pub(crate) last_words: String,
 }
 
-impl EndCause {
-    /// Whether this is an end that nobody wanted.
-    pub(crate) fn is_crash(&self) -> bool {
-        match self {
-            Self::GuestShutdown | Self::Requested | Self::Terminated => false,
-            Self::Exited(status) => *status != 0,
-            Self::GuestPanic | Self::Killed(_) | Self::Vanished | Self::HostRebooted => true,
-        }
-    }
-}
-
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.cause {
             EndCause::GuestShutdown => f.write_str("the guest powered off")?,
             EndCause::GuestPanic => f.write_str("the guest's kernel panicked")?,
+            EndCause::StartFailed => f.write_str("QEMU did not come up")?,
             EndCause::Requested => f.write_str("it was ended on request")?,
             EndCause::Terminated => f.write_str("QEMU was told to end by somebody else")?,
             EndCause::Exited(status) => write!(f, "QEMU exited with status {status}")?,

@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lock::Holder;
+
 /// Why a process could not be started, found or watched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProcessError {
     /// The lock is held: this VM runs.
-    #[error("it already runs on this host: {} is locked{}", path.display(), pid.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    #[error("it already runs on this host: {} is locked{}", path.display(), holder.map(|holder| format!(" by start {}, process {}", holder.epoch, holder.pid)).unwrap_or_default())]
     AlreadyRuns {
         /// The lock file.
         path: PathBuf,
         /// Who holds it, when that is known.
-        pid: Option<u32>,
+        holder: Option<Holder>,
     },
     /// A unix socket's path would not fit into the kernel's 108 bytes.
     #[error(
@@ -46,7 +48,14 @@ pub(crate) enum ProcessError {
 
 impl ProcessError {
     /// A closure for `map_err`.
-    pub(crate) fn io<E: Into<std::io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source: source.into() }
+    pub(crate) fn io<E: Into<std::io::Error>>(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source: source.into(),
+        }
     }
 }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// The host's boot id, as the kernel tells it.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// A process, told from every other one that ever had its pid.
@@ -25,31 +27,32 @@ impl Identity {
     /// The identity of the process that has this pid now; `None` when there is none.
     pub(crate) fn of(pid: u32) -> io::Result<Option<Self>> {
         let boot_id = boot_id()?;
-        Ok(ProcessStat::read(pid)?.map(|stat| Self { pid, start_time: stat.start_time, boot_id }))
-    }
-
-    /// Whether this very process lives; a zombie does not.
-    pub(crate) fn is_alive(&self) -> io::Result<bool> {
-        if boot_id()? != self.boot_id {
-            return Ok(false);
-        }
-        Ok(ProcessStat::read(self.pid)?.is_some_and(|stat| stat.start_time == self.start_time && !stat.dead))
+        Ok(ProcessStat::read(pid)?.map(|stat| Self {
+            pid,
+            start_time: stat.start_time,
+            boot_id,
+        }))
     }
 }
 
-/// The two fields of `/proc/<pid>/stat` that matter here.
+/// The field of `/proc/<pid>/stat` that matters here.
 #[derive(Debug, PartialEq, Eq)]
 struct ProcessStat {
     start_time: u64,
-    dead: bool,
 }
 
 impl ProcessStat {
     fn read(pid: u32) -> io::Result<Option<Self>> {
         match fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(text) => Self::parse(&text).map(Some).ok_or_else(|| io::Error::other("/proc/<pid>/stat is malformed")),
+            Ok(text) => Self::parse(&text)
+                .map(Some)
+                .ok_or_else(|| io::Error::other("/proc/<pid>/stat is malformed")),
             // ESRCH: it ended between open and read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) => Ok(None),
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -58,10 +61,10 @@ impl ProcessStat {
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?;
-        // `state` is field 3, so field 22 is the 19th after it.
+        fields.next()?;
+        // The state is field 3, so field 22 is the 19th after it.
         let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { start_time, dead: matches!(state, "Z" | "X") })
+        Some(Self { start_time })
     }
 }
 
@@ -72,14 +75,9 @@ mod tests {
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
         let text = "7 (a) Z 1) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 99";
-        assert_eq!(ProcessStat::parse(text), Some(ProcessStat { start_time: 4711, dead: false }));
-    }
-
-    #[test]
-    fn knows_itself_and_not_an_earlier_one() {
-        let own = Identity::of(std::process::id()).unwrap().unwrap();
-        assert!(own.is_alive().unwrap());
-        assert!(!Identity { start_time: own.start_time - 1, ..own.clone() }.is_alive().unwrap());
-        assert!(!Identity { boot_id: "other".into(), ..own }.is_alive().unwrap());
+        assert_eq!(
+            ProcessStat::parse(text),
+            Some(ProcessStat { start_time: 4711 })
+        );
     }
 }

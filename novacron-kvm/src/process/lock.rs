@@ -1,10 +1,10 @@
-//! The run lock: an exclusive flock on `run.lock`, held by QEMU through a descriptor that it inherited.
+//! The run lock of a VM: an exclusive flock on `run.lock`, held by QEMU through a descriptor that it inherited.
 //!
 //! A starter takes it exclusively. Somebody who only wants to know takes it shared for a moment. So that such a look
 //! never fails a start, a starter that is refused tries the shared mode: if that works, only lookers were there.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,19 +28,33 @@ impl RunLock {
     pub(crate) fn acquire(path: &Path) -> Result<Self, ProcessError> {
         for _ in 0..TRIES {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600);
             let mut file = options.open(path).map_err(ProcessError::io("open", path))?;
             if try_lock(&file, FlockOperation::NonBlockingLockExclusive, path)? {
                 // Whoever deletes a run directory holds this lock: a lock on a file that is no longer there is void.
                 if is_at(&file, path) {
-                    return Ok(Self { file, path: path.to_owned() });
+                    return Ok(Self {
+                        file,
+                        path: path.to_owned(),
+                    });
                 }
             } else if !try_lock(&file, FlockOperation::NonBlockingLockShared, path)? {
-                return Err(ProcessError::AlreadyRuns { path: path.to_owned(), pid: read_pid(&mut file) });
+                return Err(ProcessError::AlreadyRuns {
+                    path: path.to_owned(),
+                    holder: read_holder(&mut file),
+                });
             }
             std::thread::yield_now();
         }
-        Err(ProcessError::AlreadyRuns { path: path.to_owned(), pid: None })
+        Err(ProcessError::AlreadyRuns {
+            path: path.to_owned(),
+            holder: None,
+        })
     }
 
     /// The locked file, to be inherited.
@@ -48,10 +62,14 @@ impl RunLock {
         &self.file
     }
 
-    /// Empties the file: whatever pid it names is not the holder's.
-    pub(crate) fn clear(&mut self) -> Result<(), ProcessError> {
-        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
-        emptied.map(drop).map_err(ProcessError::io("empty", &self.path))
+    /// Names the epoch that is about to run; the child writes its pid behind it.
+    pub(crate) fn name(&mut self, epoch: u64) -> Result<(), ProcessError> {
+        let emptied = self
+            .file
+            .set_len(0)
+            .and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        let named = emptied.and_then(|_| self.file.write_all(format!("{epoch} ").as_bytes()));
+        named.map_err(ProcessError::io("write", &self.path))
     }
 }
 
@@ -62,8 +80,17 @@ pub(crate) enum LockState {
     Absent,
     /// Nobody holds it.
     Free,
-    /// Somebody holds it; the pid is the one that the holder wrote, if it came that far.
-    Held(Option<u32>),
+    /// Somebody holds it: this one, if it came so far as to write down who it is.
+    Held(Option<Holder>),
+}
+
+/// Who holds the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// Which start of the VM it is.
+    pub(crate) epoch: u64,
+    /// QEMU's pid.
+    pub(crate) pid: u32,
 }
 
 /// Looks without disturbing a starter.
@@ -76,7 +103,7 @@ pub(crate) fn look(path: &Path) -> Result<LockState, ProcessError> {
     if try_lock(&file, FlockOperation::NonBlockingLockShared, path)? {
         return Ok(LockState::Free);
     }
-    Ok(LockState::Held(read_pid(&mut file)))
+    Ok(LockState::Held(read_holder(&mut file)))
 }
 
 fn try_lock(file: &File, operation: FlockOperation, path: &Path) -> Result<bool, ProcessError> {
@@ -88,14 +115,20 @@ fn try_lock(file: &File, operation: FlockOperation, path: &Path) -> Result<bool,
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(ours), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else { return false };
+    let (Ok(ours), Ok(there)) = (file.metadata(), std::fs::metadata(path)) else {
+        return false;
+    };
     (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
-fn read_pid(file: &mut File) -> Option<u32> {
+fn read_holder(file: &mut File) -> Option<Holder> {
     let mut text = String::new();
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    file.take(64).read_to_string(&mut text).ok()?;
+    let (epoch, pid) = text.split_once(' ')?;
+    Some(Holder {
+        epoch: epoch.parse().ok()?,
+        pid: pid.parse().ok()?,
+    })
 }
 
 #[cfg(test)]

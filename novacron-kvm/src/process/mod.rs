@@ -2,11 +2,13 @@
 //!
 //! QEMU is a plain child in a session of its own (`setsid`), so that neither a closing terminal nor the end of the host
 //! application touches it; while we live, we alone reap it (by pidfd, never by `wait(-1)`), and after our end init does.
-//! Its stdio goes to files in its run directory:
+//! Its stdio goes to files in its run directory, `<vm>/<epoch>`; the lock is the
+//! VM's, so that no two of its starts run at once:
 //!
 //! | file | written by | says |
 //! |---|---|---|
-//! | `run.lock` | the child, before exec | held (flock) for as long as QEMU lives, on a descriptor that it inherited; holds its pid |
+//! | `../run.lock` | the child, before exec | held (flock) for as long as QEMU lives, on a descriptor that it inherited; holds the epoch and its pid |
+//! | `started.json` | us, before the spawn | this start was used up; the host's boot id |
 //! | `run.json` | us, after the spawn | pid, start time, host boot id |
 //! | `exit.json` | whoever learns the end | how it ended, when that was seen |
 //! | `qemu.log` | QEMU | stdout and stderr of this start: its last words |

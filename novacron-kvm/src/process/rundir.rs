@@ -1,4 +1,5 @@
-//! The run directory of one VM: where its files are, and what they say about it.
+//! The run directory of one start of a VM: where its files are, and what they say about it. The lock lies beside it and
+//! is the VM's.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,7 +18,7 @@ use super::watch::{Process, reap};
 /// Bytes of a unix socket's path that the kernel takes, without the closing zero.
 const SOCKET_PATH_LIMIT: usize = 107;
 /// The longest socket name in a run directory.
-const LONGEST_SOCKET: &str = "console.sock";
+const LONGEST_SOCKET: &str = "qmp";
 /// How much of QEMU's stderr is kept in an error.
 const LAST_WORDS: u64 = 2048;
 
@@ -32,19 +33,28 @@ pub(crate) enum Found {
     Gone(End),
 }
 
-/// The run directory of one VM.
+/// The run directory of one start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    lock: PathBuf,
+    epoch: u64,
 }
 
 impl RunDir {
-    /// Names a directory; an error when its sockets could not be bound. Touches nothing.
-    pub(crate) fn new(path: impl Into<PathBuf>) -> Result<Self, ProcessError> {
-        let dir = Self { path: path.into() };
+    /// Names the directory of a start in the VM's; an error when its sockets could not be bound. Touches nothing.
+    pub(crate) fn new(vm: &Path, epoch: u64) -> Result<Self, ProcessError> {
+        let dir = Self {
+            path: vm.join(epoch.to_string()),
+            lock: vm.join("run.lock"),
+            epoch,
+        };
         let longest = dir.file(LONGEST_SOCKET);
         if longest.as_os_str().len() > SOCKET_PATH_LIMIT {
-            return Err(ProcessError::PathTooLong { path: longest, limit: SOCKET_PATH_LIMIT });
+            return Err(ProcessError::PathTooLong {
+                path: longest,
+                limit: SOCKET_PATH_LIMIT,
+            });
         }
         Ok(dir)
     }
@@ -61,43 +71,73 @@ impl RunDir {
 
     /// Makes it, and its parents, for the owner only.
     pub(crate) fn create(&self) -> Result<(), ProcessError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path);
         made.map_err(ProcessError::io("make the folder", &self.path))
     }
 
     /// Takes the run lock; [`ProcessError::AlreadyRuns`] when QEMU has it.
     pub(crate) fn lock(&self) -> Result<RunLock, ProcessError> {
-        RunLock::acquire(&self.file("run.lock"))
+        RunLock::acquire(&self.lock)
     }
 
-    /// Deletes the directory with everything in it; an error when it runs, nothing when it is not there.
+    /// Which start it is.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Deletes the directory with everything in it, and the VM's when it was the last; an error when it runs, nothing
+    /// when it is not there.
     pub(crate) fn remove(&self) -> Result<(), ProcessError> {
-        if !self.path.exists() {
+        let Some(vm) = self.lock.parent().filter(|vm| vm.exists()) else {
             return Ok(());
+        };
+        let held_to_the_end = match self.lock() {
+            // Another start of the VM runs: this one does not, and its folder stays nobody's.
+            Err(ProcessError::AlreadyRuns {
+                holder: Some(holder),
+                ..
+            }) if holder.epoch != self.epoch => None,
+            taken => Some(taken?),
+        };
+        absent_is_fine(fs::remove_dir_all(&self.path))
+            .map_err(ProcessError::io("delete", &self.path))?;
+        if held_to_the_end.is_some() && only_the_lock_is_left(vm) {
+            absent_is_fine(fs::remove_dir_all(vm)).map_err(ProcessError::io("delete", vm))?;
         }
-        let _held_to_the_end = self.lock()?;
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io("delete", &self.path)(error)),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Tells whether it runs, and how it ended if it does not.
     pub(crate) fn inspect(&self) -> Result<Found, ProcessError> {
         loop {
-            match look(&self.file("run.lock"))? {
-                LockState::Absent => return Ok(Found::Never),
-                LockState::Free => return self.how_it_ended(None).map(|end| end.map_or(Found::Never, Found::Gone)),
+            match look(&self.lock)? {
+                LockState::Absent | LockState::Free => {
+                    return self
+                        .how_it_ended(None)
+                        .map(|end| end.map_or(Found::Never, Found::Gone));
+                }
+                LockState::Held(Some(holder)) if holder.epoch != self.epoch => {
+                    return self
+                        .how_it_ended(None)
+                        .map(|end| end.map_or(Found::Never, Found::Gone));
+                }
                 LockState::Held(None) => {
                     // Somebody is between taking the lock and running QEMU.
-                    let path = self.file("run.lock");
-                    return Err(ProcessError::AlreadyRuns { path, pid: None });
+                    return Err(ProcessError::AlreadyRuns {
+                        path: self.lock.clone(),
+                        holder: None,
+                    });
                 }
-                LockState::Held(Some(pid)) => {
-                    let process = Process::open(pid);
+                LockState::Held(Some(holder)) => {
+                    let process = Process::open(holder.pid);
                     // If the lock is still held by that pid, the descriptor that was opened between is its holder's.
-                    if look(&self.file("run.lock"))? == LockState::Held(Some(pid)) {
-                        return process.map(Found::Running).map_err(ProcessError::io("watch", Path::new("/proc")));
+                    if look(&self.lock)? == LockState::Held(Some(holder)) {
+                        return process
+                            .map(Found::Running)
+                            .map_err(ProcessError::io("watch", Path::new("/proc")));
                     }
                 }
             }
@@ -105,10 +145,16 @@ impl RunDir {
     }
 
     /// How the last run ended; `status` is what the process' own exit said. Notes it, so that it is told only once.
-    pub(crate) fn how_it_ended(&self, status: Option<EndCause>) -> Result<Option<End>, ProcessError> {
+    pub(crate) fn how_it_ended(
+        &self,
+        status: Option<EndCause>,
+    ) -> Result<Option<End>, ProcessError> {
         if let Some(end) = self.read::<End>("exit.json")? {
             return Ok(Some(end));
         }
+        let Some(started) = self.read::<String>("started.json")? else {
+            return Ok(None);
+        };
         let last_words = self.last_words();
         let run = self.read::<Identity>("run.json")?;
         let status = match (status, &run) {
@@ -116,16 +162,12 @@ impl RunDir {
             (None, Some(run)) => reap(run),
             (None, None) => None,
         };
-        let same_boot = match (&run, boot_id()) {
-            (Some(run), Ok(now)) => run.boot_id == now,
-            _ => true,
-        };
+        let same_boot = boot_id().map_or(true, |now| now == started);
         let cause = match status {
             _ if !same_boot => EndCause::HostRebooted,
             Some(EndCause::Exited(0)) => EndCause::Terminated,
             None if last_words.contains("terminating on signal") => EndCause::Terminated,
             Some(status) => status,
-            None if run.is_none() && last_words.is_empty() => return Ok(None),
             None => EndCause::Vanished,
         };
         let end = End { cause, last_words };
@@ -136,17 +178,26 @@ impl RunDir {
     /// Notes how the run ends, before it is ended; the first note stays.
     pub(crate) fn note_end(&self, cause: EndCause) -> Result<(), ProcessError> {
         if self.read::<End>("exit.json")?.is_none() {
-            self.write("exit.json", &End { cause, last_words: self.last_words() })?;
+            self.write(
+                "exit.json",
+                &End {
+                    cause,
+                    last_words: self.last_words(),
+                },
+            )?;
         }
         Ok(())
     }
 
-    /// Forgets the last run, before a new one.
-    pub(crate) fn forget_run(&self) -> Result<(), ProcessError> {
-        for name in ["run.json", "exit.json"] {
-            remove_file(&self.file(name))?;
-        }
-        Ok(())
+    /// Notes that a process is about to be started: from here on it runs or has ended.
+    pub(super) fn note_start(&self) -> Result<(), ProcessError> {
+        let boot_id = boot_id().map_err(ProcessError::io("read", Path::new("/proc")))?;
+        self.write("started.json", &boot_id)
+    }
+
+    /// Takes that back: there was no process.
+    pub(super) fn forget_start(&self) -> Result<(), ProcessError> {
+        remove_file(&self.file("started.json"))
     }
 
     /// The last lines of QEMU's stderr, on one line.
@@ -167,7 +218,8 @@ impl RunDir {
     pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ProcessError> {
         let path = self.file(name);
         let json = serde_json::to_vec_pretty(value).map_err(io::Error::other);
-        json.and_then(|bytes| replace_file(&path, &bytes)).map_err(ProcessError::io("write", &path))
+        json.and_then(|bytes| replace_file(&path, &bytes))
+            .map_err(ProcessError::io("write", &path))
     }
 
     /// Writes a file for the owner only: whole or not at all, and durable.
@@ -179,15 +231,40 @@ impl RunDir {
 /// Deletes a file; none there is no error.
 pub(crate) fn remove_file(path: &Path) -> Result<(), ProcessError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProcessError::io("delete", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ProcessError::io("delete", path)(error))
+        }
         _ => Ok(()),
     }
+}
+
+fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
+    deleted.or_else(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    })
+}
+
+fn only_the_lock_is_left(vm: &Path) -> bool {
+    fs::read_dir(vm).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .all(|entry| entry.file_name() == "run.lock")
+    })
 }
 
 fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)
@@ -201,6 +278,8 @@ fn tail(path: &Path) -> io::Result<String> {
     file.take(LAST_WORDS).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let words: Vec<String> = lines.map(|line| line.chars().filter(|c| !c.is_control()).collect()).collect();
+    let words: Vec<String> = lines
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect())
+        .collect();
     Ok(words[words.len().saturating_sub(8)..].join(" | "))
 }

@@ -59,21 +59,44 @@ pub(crate) struct Launch<'a> {
 }
 
 /// Starts the process. When this returns, the child holds the lock and we do not; an error leaves no child behind.
-pub(crate) fn launch(dir: &RunDir, mut lock: RunLock, launch: Launch<'_>) -> Result<Process, ProcessError> {
-    lock.clear()?;
-    dir.forget_run()?;
+pub(crate) fn launch(
+    dir: &RunDir,
+    mut lock: RunLock,
+    launch: Launch<'_>,
+) -> Result<Process, ProcessError> {
+    lock.name(dir.epoch())?;
+    dir.note_start()?;
     let log_path = dir.file("qemu.log");
-    let log = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log_path);
+    let log = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&log_path);
     let log = log.map_err(ProcessError::io("open", &log_path))?;
-    let also_log = log.try_clone().map_err(ProcessError::io("open", &log_path))?;
+    let also_log = log
+        .try_clone()
+        .map_err(ProcessError::io("open", &log_path))?;
 
     let mut command = Command::new(launch.binary);
-    command.args(launch.arguments).current_dir(dir.path()).env_clear();
-    command.envs(ENVIRONMENT.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
+    command
+        .args(launch.arguments)
+        .current_dir(dir.path())
+        .env_clear();
+    command.envs(
+        ENVIRONMENT
+            .iter()
+            .filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
+    );
     command.stdin(Stdio::null()).stdout(log).stderr(also_log);
 
     let lock_fd = lock.file().as_raw_fd();
-    let inherited: Vec<RawFd> = launch.listeners.iter().map(Listener::number).chain([lock_fd]).collect();
+    let inherited: Vec<RawFd> = launch
+        .listeners
+        .iter()
+        .map(Listener::number)
+        .chain([lock_fd])
+        .collect();
     // SAFETY: the closure runs in the child between fork and exec. It makes system calls only: no allocation, no lock.
     // The borrowed descriptors are open there, since `lock` and `launch.listeners` outlive the call to `spawn`.
     unsafe {
@@ -83,13 +106,28 @@ pub(crate) fn launch(dir: &RunDir, mut lock: RunLock, launch: Launch<'_>) -> Res
                 fcntl_setfd(BorrowedFd::borrow_raw(number), FdFlags::empty())?;
             }
             let mut digits = [0; 10];
-            let pid = decimal(rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(), &mut digits);
+            let pid = decimal(
+                rustix::process::getpid()
+                    .as_raw_nonzero()
+                    .get()
+                    .unsigned_abs(),
+                &mut digits,
+            );
             rustix::io::write(BorrowedFd::borrow_raw(lock_fd), pid)?;
             Ok(())
         });
     }
     let spawned = command.spawn();
-    let child = spawned.map_err(|source| ProcessError::Spawn { binary: launch.binary.to_owned(), source })?;
+    let child = match spawned {
+        Ok(child) => child,
+        Err(source) => {
+            dir.forget_start()?;
+            return Err(ProcessError::Spawn {
+                binary: launch.binary.to_owned(),
+                source,
+            });
+        }
+    };
     drop((lock, launch.listeners));
 
     // The child stays unreaped until the process below is waited for, so its pid cannot be another's.

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,9 +25,15 @@ pub(crate) struct Process {
 impl Process {
     /// Opens the process that has this pid now.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        let raw = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         match pidfd_open(raw, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { pid, pidfd: Some(pidfd) }),
+            Ok(pidfd) => Ok(Self {
+                pid,
+                pidfd: Some(pidfd),
+            }),
             Err(Errno::SRCH) => Ok(Self { pid, pidfd: None }),
             Err(error) => Err(error.into()),
         }
@@ -43,7 +50,9 @@ impl Process {
         reason = "a borrowed descriptor stays the same one; the replacement is unsafe and needs a newer tokio"
     )]
     pub(crate) async fn ended(&self) -> io::Result<Option<EndCause>> {
-        let Some(pidfd) = &self.pidfd else { return Ok(None) };
+        let Some(pidfd) = &self.pidfd else {
+            return Ok(None);
+        };
         let watched = AsyncFd::with_interest(pidfd.as_fd(), Interest::READABLE)?;
         watched.readable().await?.retain_ready();
         Ok(wait_now(WaitId::PidFd(pidfd.as_fd())))
@@ -51,7 +60,9 @@ impl Process {
 
     /// Kills it; nothing if it is gone.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        let Some(pidfd) = &self.pidfd else {
+            return Ok(());
+        };
         match pidfd_send_signal(pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -63,7 +74,11 @@ impl Process {
 pub(crate) fn reap(identity: &Identity) -> Option<EndCause> {
     let still_it = Identity::of(identity.pid).ok().flatten()? == *identity;
     let pid = Pid::from_raw(i32::try_from(identity.pid).ok()?)?;
-    if still_it { wait_now(WaitId::Pid(pid)) } else { None }
+    if still_it {
+        wait_now(WaitId::Pid(pid))
+    } else {
+        None
+    }
 }
 
 fn wait_now(which: WaitId<'_>) -> Option<EndCause> {

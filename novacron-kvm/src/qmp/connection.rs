@@ -61,14 +61,22 @@ impl Drop for Session {
 impl Qmp {
     /// Connects to the monitor socket, reads the greeting and enters command mode, all within `deadline`.
     pub(crate) async fn connect(path: &Path, deadline: Duration) -> Result<Self, QmpError> {
-        let late = || QmpError::Deadline { command: "greeting".to_owned(), after: deadline };
-        timeout(deadline, Self::handshake(path, deadline)).await.map_err(|_| late())?
+        let late = || QmpError::Deadline {
+            command: "greeting".to_owned(),
+            after: deadline,
+        };
+        timeout(deadline, Self::handshake(path, deadline))
+            .await
+            .map_err(|_| late())?
     }
 
     async fn handshake(path: &Path, deadline: Duration) -> Result<Self, QmpError> {
         let stream = UnixStream::connect(path)
             .await
-            .map_err(|error| QmpError::Connect { path: path.to_owned(), reason: error.to_string() })?;
+            .map_err(|error| QmpError::Connect {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            })?;
         let (mut reader, writer) = stream.into_split();
         let mut decoder = LineDecoder::new(MAX_LINE);
         let first = read_line(&mut reader, &mut decoder).await;
@@ -80,7 +88,11 @@ impl Qmp {
                     reason: "the first line is no QMP greeting".to_owned(),
                 });
             }
-            None => return Err(QmpError::Disconnected { command: "greeting".to_owned() }),
+            None => {
+                return Err(QmpError::Disconnected {
+                    command: "greeting".to_owned(),
+                });
+            }
         }
         let shared = Arc::new(Shared {
             pending: Mutex::new(Some(HashMap::new())),
@@ -91,28 +103,55 @@ impl Qmp {
         let read = tokio::spawn(read_loop(reader, decoder, Arc::clone(&shared)));
         let write = tokio::spawn(write_loop(writer, queue, Arc::clone(&shared)));
         let tasks = [read.abort_handle(), write.abort_handle()];
-        let qmp = Self { session: Arc::new(Session { next_id: AtomicU64::new(1), lines, shared, tasks }) };
+        let qmp = Self {
+            session: Arc::new(Session {
+                next_id: AtomicU64::new(1),
+                lines,
+                shared,
+                tasks,
+            }),
+        };
         qmp.execute("qmp_capabilities", json!({}), deadline).await?;
         Ok(qmp)
     }
 
     /// Runs one command. Dropping the future forgets the answer; it does not take the command back.
-    pub(crate) async fn execute(&self, command: &str, arguments: Value, deadline: Duration) -> Result<Value, QmpError> {
-        let gone = || QmpError::Disconnected { command: command.to_owned() };
+    pub(crate) async fn execute(
+        &self,
+        command: &str,
+        arguments: Value,
+        deadline: Duration,
+    ) -> Result<Value, QmpError> {
+        let gone = || QmpError::Disconnected {
+            command: command.to_owned(),
+        };
         let id = self.session.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string().into_bytes();
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id })
+            .to_string()
+            .into_bytes();
         line.push(b'\n');
 
         let (sender, receiver) = oneshot::channel();
-        self.session.shared.pending().as_mut().ok_or_else(gone)?.insert(id, sender);
-        let _forget = Forget { shared: &self.session.shared, id };
+        self.session
+            .shared
+            .pending()
+            .as_mut()
+            .ok_or_else(gone)?
+            .insert(id, sender);
+        let _forget = Forget {
+            shared: &self.session.shared,
+            id,
+        };
         let exchange = async {
             self.session.lines.send(line).await.map_err(|_| gone())?;
             receiver.await.map_err(|_| gone())
         };
         let answer = timeout(deadline, exchange)
             .await
-            .map_err(|_| QmpError::Deadline { command: command.to_owned(), after: deadline })??;
+            .map_err(|_| QmpError::Deadline {
+                command: command.to_owned(),
+                after: deadline,
+            })??;
         answer.map_err(|refusal| QmpError::Refused {
             command: command.to_owned(),
             class: refusal.class,
@@ -147,7 +186,10 @@ impl Shared {
     fn dispatch(&self, message: Message) {
         match message {
             Message::Reply { id, outcome } => {
-                let waiting = self.pending().as_mut().and_then(|pending| pending.remove(&id));
+                let waiting = self
+                    .pending()
+                    .as_mut()
+                    .and_then(|pending| pending.remove(&id));
                 if let Some(caller) = waiting {
                     // The caller may have given up at its deadline.
                     let _ = caller.send(outcome);
@@ -158,7 +200,9 @@ impl Shared {
                 // No subscriber is no error.
                 let _ = self.events.send(event);
             }
-            Message::Greeting | Message::Other => tracing::debug!(?message, "unexpected line from QEMU"),
+            Message::Greeting | Message::Other => {
+                tracing::debug!(?message, "unexpected line from QEMU");
+            }
         }
     }
 }
@@ -199,7 +243,11 @@ async fn read_loop(mut reader: OwnedReadHalf, mut decoder: LineDecoder, shared: 
     shared.close();
 }
 
-async fn write_loop(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>, shared: Arc<Shared>) {
+async fn write_loop(
+    mut writer: OwnedWriteHalf,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    shared: Arc<Shared>,
+) {
     while let Some(line) = queue.recv().await {
         if writer.write_all(&line).await.is_err() {
             break;

@@ -26,7 +26,10 @@ pub(crate) enum Message {
     /// The first line of a session.
     Greeting,
     /// The answer to the command with this id.
-    Reply { id: u64, outcome: Result<Value, Refusal> },
+    Reply {
+        id: u64,
+        outcome: Result<Value, Refusal>,
+    },
     /// An event.
     Event(Event),
     /// Anything else, such as the error for a line that QEMU could not parse.
@@ -43,18 +46,36 @@ impl Message {
             return Self::Greeting;
         }
         if let Some(Value::String(name)) = object.remove("event") {
-            return Self::Event(Event { name, data: object.remove("data").unwrap_or(Value::Null) });
+            return Self::Event(Event {
+                name,
+                data: object.remove("data").unwrap_or(Value::Null),
+            });
         }
         let Some(id) = object.get("id").and_then(Value::as_u64) else {
             return Self::Other;
         };
         if let Some(value) = object.remove("return") {
-            return Self::Reply { id, outcome: Ok(value) };
+            return Self::Reply {
+                id,
+                outcome: Ok(value),
+            };
         }
         match object.remove("error") {
             Some(error) => {
-                let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
-                Self::Reply { id, outcome: Err(Refusal { class: text("class"), description: text("desc") }) }
+                let text = |key: &str| {
+                    error
+                        .get(key)
+                        .and_then(Value::as_str)
+                        .unwrap_or("unknown")
+                        .to_owned()
+                };
+                Self::Reply {
+                    id,
+                    outcome: Err(Refusal {
+                        class: text("class"),
+                        description: text("desc"),
+                    }),
+                }
             }
             None => Self::Other,
         }
@@ -68,18 +89,33 @@ mod tests {
 
     #[test]
     fn decodes_each_kind() {
-        assert_eq!(Message::decode(br#"{"QMP": {"version": {}}}"#), Message::Greeting);
+        assert_eq!(
+            Message::decode(br#"{"QMP": {"version": {}}}"#),
+            Message::Greeting
+        );
         assert_eq!(
             Message::decode(br#"{"id": 7, "return": {"running": true}}"#),
-            Message::Reply { id: 7, outcome: Ok(serde_json::json!({"running": true})) }
+            Message::Reply {
+                id: 7,
+                outcome: Ok(serde_json::json!({"running": true}))
+            }
         );
         assert_eq!(
             Message::decode(br#"{"id": 7, "error": {"class": "GenericError", "desc": "no"}}"#),
-            Message::Reply { id: 7, outcome: Err(Refusal { class: "GenericError".into(), description: "no".into() }) }
+            Message::Reply {
+                id: 7,
+                outcome: Err(Refusal {
+                    class: "GenericError".into(),
+                    description: "no".into()
+                })
+            }
         );
         assert_eq!(
             Message::decode(br#"{"timestamp": {}, "event": "STOP"}"#),
-            Message::Event(Event { name: "STOP".into(), data: Value::Null })
+            Message::Event(Event {
+                name: "STOP".into(),
+                data: Value::Null
+            })
         );
     }
 

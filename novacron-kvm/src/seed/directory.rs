@@ -20,15 +20,30 @@ pub(super) fn primary(root: u32, entries: &[Entry<'_>]) -> Vec<u8> {
     // "Extension reference": the names below are Rock Ridge.
     attributes.extend(b"ER\x12\x01\x0a\x00\x00\x01RRIP_1991A");
     let mut bytes = record(&[0], root, SECTOR as u32, IS_FOLDER, &attributes);
-    bytes.extend(record(&[1], root, SECTOR as u32, IS_FOLDER, &posix_attributes(FOLDER_MODE)));
+    bytes.extend(record(
+        &[1],
+        root,
+        SECTOR as u32,
+        IS_FOLDER,
+        &posix_attributes(FOLDER_MODE),
+    ));
 
-    let mut named: Vec<_> = entries.iter().map(|entry| (short_name(entry.name), entry)).collect();
+    let mut named: Vec<_> = entries
+        .iter()
+        .map(|entry| (short_name(entry.name), entry))
+        .collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     for (short, entry) in named {
         let mut attributes = vec![b'N', b'M', 5 + entry.name.len() as u8, 1, 0];
         attributes.extend(entry.name.as_bytes());
         attributes.extend(posix_attributes(FILE_MODE));
-        bytes.extend(record(short.as_bytes(), entry.sector, entry.size, 0, &attributes));
+        bytes.extend(record(
+            short.as_bytes(),
+            entry.sector,
+            entry.size,
+            0,
+            &attributes,
+        ));
     }
     bytes
 }
@@ -37,7 +52,10 @@ pub(super) fn primary(root: u32, entries: &[Entry<'_>]) -> Vec<u8> {
 pub(super) fn joliet(root: u32, entries: &[Entry<'_>]) -> Vec<u8> {
     let mut bytes = record(&[0], root, SECTOR as u32, IS_FOLDER, &[]);
     bytes.extend(record(&[1], root, SECTOR as u32, IS_FOLDER, &[]));
-    let mut named: Vec<_> = entries.iter().map(|entry| (utf16(entry.name), entry)).collect();
+    let mut named: Vec<_> = entries
+        .iter()
+        .map(|entry| (utf16(entry.name), entry))
+        .collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, entry) in named {
         bytes.extend(record(&name, entry.sector, entry.size, 0, &[]));
@@ -52,7 +70,13 @@ pub(super) fn root_record(root: u32) -> Vec<u8> {
 
 /// `meta-data` → `META_DAT.;1`.
 fn short_name(name: &str) -> String {
-    let clean = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
+    let clean = name.chars().map(|c| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    });
     format!("{}.;1", clean.take(8).collect::<String>())
 }
 

@@ -25,7 +25,11 @@ pub(super) fn image(label: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut sector = FIRST_FILE;
     for (name, content) in files {
-        entries.push(Entry { name, sector, size: content.len() as u32 });
+        entries.push(Entry {
+            name,
+            sector,
+            size: content.len() as u32,
+        });
         sector += content.len().div_ceil(SECTOR) as u32;
     }
     let mut image = vec![0; 16 * SECTOR];
@@ -33,8 +37,14 @@ pub(super) fn image(label: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
     push_sector(&mut image, &descriptor(Names::Joliet, label, sector));
     push_sector(&mut image, b"\xffCD001\x01");
     for root in [PRIMARY_ROOT, JOLIET_ROOT] {
-        push_sector(&mut image, &path_table(root.to_le_bytes(), 1u16.to_le_bytes()));
-        push_sector(&mut image, &path_table(root.to_be_bytes(), 1u16.to_be_bytes()));
+        push_sector(
+            &mut image,
+            &path_table(root.to_le_bytes(), 1u16.to_le_bytes()),
+        );
+        push_sector(
+            &mut image,
+            &path_table(root.to_be_bytes(), 1u16.to_be_bytes()),
+        );
     }
     push_sector(&mut image, &directory::primary(PRIMARY_ROOT, &entries));
     push_sector(&mut image, &directory::joliet(JOLIET_ROOT, &entries));
@@ -92,7 +102,8 @@ fn descriptor(names: Names, label: &str, sectors: u32) -> Vec<u8> {
         Names::Joliet => (2, JOLIET_ROOT, 21),
     };
     let mut bytes = vec![0; SECTOR];
-    let mut put = |at: usize, content: &[u8]| bytes[at..at + content.len()].copy_from_slice(content);
+    let mut put =
+        |at: usize, content: &[u8]| bytes[at..at + content.len()].copy_from_slice(content);
     put(0, &[kind]);
     put(1, b"CD001\x01");
     // Text fields are filled with blanks: system id, label, then set, publisher, preparer, application and three files.

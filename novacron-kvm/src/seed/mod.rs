@@ -30,7 +30,12 @@ impl Seed {
     /// A seed with the two files that cloud-init insists on: `meta-data` (YAML with `instance-id` and mostly
     /// `local-hostname`) and `user-data` (`#cloud-config`, a script, or empty).
     pub fn new(meta_data: impl Into<String>, user_data: impl Into<String>) -> Self {
-        Self { meta_data: meta_data.into(), user_data: user_data.into(), network_config: None, vendor_data: None }
+        Self {
+            meta_data: meta_data.into(),
+            user_data: user_data.into(),
+            network_config: None,
+            vendor_data: None,
+        }
     }
 
     /// Adds `network-config`; without it the guest uses DHCP on its first NIC.
@@ -49,9 +54,20 @@ impl Seed {
 
     /// The CD image.
     pub fn to_iso(&self) -> Vec<u8> {
-        let mut files = vec![("meta-data", self.meta_data.as_bytes()), ("user-data", self.user_data.as_bytes())];
-        files.extend(self.network_config.as_ref().map(|text| ("network-config", text.as_bytes())));
-        files.extend(self.vendor_data.as_ref().map(|text| ("vendor-data", text.as_bytes())));
+        let mut files = vec![
+            ("meta-data", self.meta_data.as_bytes()),
+            ("user-data", self.user_data.as_bytes()),
+        ];
+        files.extend(
+            self.network_config
+                .as_ref()
+                .map(|text| ("network-config", text.as_bytes())),
+        );
+        files.extend(
+            self.vendor_data
+                .as_ref()
+                .map(|text| ("vendor-data", text.as_bytes())),
+        );
         iso::image("cidata", &files)
     }
 }

@@ -219,6 +219,7 @@ async fn after(what: &str, at: &str, dir: &Path, before: usize) {
         assert!(now == latest || restored || resized, "{context}");
 
         act(what, dir, &pool).await.unwrap();
+        no_leftovers(pool.dir(), &context);
         let wanted = match what {
             "restore" => first,
             "resize" => grown,
@@ -240,5 +241,22 @@ async fn after(what: &str, at: &str, dir: &Path, before: usize) {
     for kind in ["volumes", "images"] {
         let left: Vec<_> = std::fs::read_dir(pool.dir().join(kind)).unwrap().collect();
         assert!(left.is_empty(), "{context}: {left:?}");
+    }
+}
+
+/// Every file of every volume is one that its record names.
+fn no_leftovers(pool: &Path, context: &str) {
+    for volume in std::fs::read_dir(pool.join("volumes")).unwrap() {
+        let dir = volume.unwrap().path();
+        let record = record::Record::read("test", &dir).unwrap().unwrap();
+        let mut wanted: Vec<_> = record.layers.iter().map(|l| l.file.clone()).collect();
+        wanted.extend(["cluster", "data.lock", "lock", "volume.json"].map(str::to_owned));
+        let files = std::fs::read_dir(&dir).unwrap();
+        let mut found: Vec<_> = files
+            .map(|f| f.unwrap().file_name().into_string().unwrap())
+            .collect();
+        wanted.sort();
+        found.sort();
+        assert_eq!(found, wanted, "{context}");
     }
 }

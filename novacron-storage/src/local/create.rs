@@ -185,6 +185,7 @@ impl Pool {
                 active: layer,
                 snapshots: Vec::new(),
                 prepared: None,
+                attached: Vec::new(),
                 restores: 0,
             }
             .write(OP, &dir)
@@ -296,7 +297,7 @@ impl Pool {
     async fn size_over(&self, making: &Making, source: &Path, format: VolumeFormat) -> Result<u64> {
         let source = source.to_owned();
         let (least, _) = blocking(OP, move || chain::header(OP, &source, format)).await?;
-        fitting(making.size, least)
+        Ok(making.size.max(least))
     }
 
     /// Copies a file's data into the first layer, holes left out.
@@ -350,17 +351,6 @@ impl Pool {
     }
 }
 
-/// The size to make of a source, or why it does not fit.
-pub(super) fn fitting(wanted: u64, source: u64) -> Result<u64> {
-    if wanted != 0 && wanted < source {
-        return Err(invalid(
-            "size",
-            &format!("{wanted} bytes are less than the source's {source}; give that many, or 0"),
-        ));
-    }
-    Ok(wanted.max(source))
-}
-
 pub(super) fn invalid(field: &str, message: &str) -> Error {
     Error::invalid(
         OP,
@@ -379,7 +369,8 @@ pub(super) fn no_snapshot(op: &'static str, volume: VolumeId, snapshot: Snapshot
     )
 }
 
-/// What tells a repeated request from another one. A hash, since a URL may carry a secret.
+/// What tells a repeated request from another one. The size is left out: a request that is repeated after the record
+/// was grown finds the smaller volume, and grows it. A hash, since a URL may carry a secret.
 fn fingerprint(request: &CreateVolume) -> String {
     let source = match &request.source {
         CreateSource::Blank => serde_json::json!("blank"),
@@ -392,7 +383,6 @@ fn fingerprint(request: &CreateVolume) -> String {
         }
     };
     let request = serde_json::json!({
-        "size": request.size,
         "format": request.format,
         "source": source,
     });

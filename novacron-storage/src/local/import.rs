@@ -18,7 +18,7 @@ use novacron_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::create::{Making, fitting, invalid};
+use super::create::{Making, invalid};
 use super::layout::SOURCE;
 use super::{Pool, copy};
 use crate::failure::of_io;
@@ -49,7 +49,7 @@ impl Pool {
         let max = self.max_size;
         let at = staged.clone();
         let detected = blocking(OP, move || look(&at, max)).await?;
-        let size = fitting(making.size, detected.size)?;
+        let size = making.size.max(detected.size);
         if detected.format == VolumeFormat::Qcow2 {
             self.check(making, &staged, "source").await?;
         }

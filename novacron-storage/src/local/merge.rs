@@ -3,7 +3,7 @@
 //! Layer L, which is nobody's snapshot and carries exactly one other layer C, is merged by `qemu-img rebase` of C onto
 //! what is below L: what L has and C has not is copied up, and only then does C's header name the layer below. Killed
 //! at any point, C shows the same data. It is done only
-//! - for a volume that nobody has open: QEMU's image locks refuse the rebase otherwise,
+//! - for a volume that is not attached and that nobody has open: QEMU's image locks refuse the rebase otherwise,
 //! - for an L of at most [`MAX_MERGED`] bytes: a larger one stays, since the copy would take too long within a call.
 //!
 //! Failing to merge is no error: the layer stays, and the next snapshot that is deleted tries again.
@@ -117,7 +117,7 @@ impl Pool {
 
 /// A layer that only another layer needs, and that one.
 fn candidate(record: &Record, left: &[String]) -> Option<(String, String)> {
-    if record.prepared.is_some() {
+    if record.prepared.is_some() || !record.attached.is_empty() {
         return None;
     }
     record.layers.iter().find_map(|lower| {

@@ -19,13 +19,14 @@
 //! | call | `lock` | `data.lock` |
 //! |---|---|---|
 //! | create | exclusive | its source's: shared |
-//! | resize, snapshot_prepare, snapshot_commit | exclusive | |
+//! | attach, detach, resize, snapshot_prepare, snapshot_commit | exclusive | |
 //! | snapshot_delete, restore, delete | exclusive | exclusive |
 //! | export | | shared |
-//! | probe, list, inspect, attach, detach | | |
+//! | probe, list, inspect | | |
 //!
-//! So a backup that reads a snapshot for an hour keeps nobody from taking the next one. A guest that runs is seen by
-//! the locks that QEMU holds on the image itself ([`writer`]); the pool keeps no list of who is attached.
+//! So a backup that reads a snapshot for an hour keeps nobody from taking the next one. Who uses a volume is in its
+//! record, from attach to detach; a guest that runs is seen as well by the locks that QEMU holds on the image
+//! ([`writer`]), whoever started it. Both keep resize and restore out, the second also delete and export.
 //!
 //! A call whose future is dropped leaves what a crash would: its child is killed, its lock is free once the child is
 //! gone, and the next call on the artefact sweeps.
@@ -50,9 +51,8 @@ mod http;
 #[cfg(test)]
 mod crash_tests;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -95,8 +95,6 @@ struct Pool {
     qemu: QemuImg,
     max_size: u64,
     locks: Locks,
-    /// The epoch of each volume's last attachment, for the answer of `snapshot_prepare`.
-    epochs: Mutex<HashMap<VolumeId, Epoch>>,
 }
 
 impl LocalStorage {
@@ -151,23 +149,12 @@ impl LocalStorageBuilder {
                 qemu: QemuImg::new(self.qemu_img),
                 max_size: self.max_size.0,
                 locks: Locks::default(),
-                epochs: Mutex::default(),
             }),
         })
     }
 }
 
 impl Pool {
-    fn attachment(&self, id: VolumeId, path: PathBuf, format: VolumeFormat) -> Attachment {
-        let epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
-        Attachment {
-            source: AttachmentSource::File(path),
-            format,
-            epoch: epochs.get(&id).copied().unwrap_or(Epoch(0)),
-            enforces_writer: false,
-        }
-    }
-
     async fn probe(&self, call: Call) -> Result<PoolInfo> {
         const OP: &str = "storage.probe";
         self.qemu.answers(OP, call.deadline).await?;
@@ -184,6 +171,15 @@ impl Pool {
     }
 }
 
+fn attachment(path: PathBuf, format: VolumeFormat, epoch: Epoch) -> Attachment {
+    Attachment {
+        source: AttachmentSource::File(path),
+        format,
+        epoch,
+        enforces_writer: false,
+    }
+}
+
 /// What is said of something that is not there, or not made completely.
 fn missing(operation: &'static str, id: ArtefactId) -> Error {
     Error::new(
@@ -196,12 +192,25 @@ fn missing(operation: &'static str, id: ArtefactId) -> Error {
 /// How long past its deadline a change may take to kill its child and to clean up.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// An error if the deadline has passed already.
+fn in_time(op: &'static str, call: Call) -> Result<()> {
+    if call.deadline.remaining().is_zero() {
+        return Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            op,
+            "the deadline passed before the call",
+        ));
+    }
+    Ok(())
+}
+
 /// A call that changes nothing, ended at its deadline also when the file system hangs.
 async fn reading<T>(
     op: &'static str,
     call: Call,
     work: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
+    in_time(op, call)?;
     match tokio::time::timeout_at(call.deadline.instant(), work).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
@@ -218,6 +227,7 @@ async fn changing<T>(
     call: Call,
     work: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
+    in_time(op, call)?;
     match tokio::time::timeout_at(call.deadline.instant() + GRACE, work).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
@@ -264,11 +274,11 @@ impl StorageBackend for LocalStorage {
         id: VolumeId,
         request: &AttachRequest,
     ) -> Result<Attachment> {
-        reading("storage.attach", call, self.pool.attach(id, request)).await
+        changing("storage.attach", call, self.pool.attach(call, id, request)).await
     }
 
-    async fn detach(&self, _call: Call, _id: VolumeId, _request: &AttachRequest) -> Result<()> {
-        Ok(())
+    async fn detach(&self, call: Call, id: VolumeId, request: &AttachRequest) -> Result<()> {
+        changing("storage.detach", call, self.pool.detach(call, id, request)).await
     }
 
     async fn snapshot_prepare(

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use novacron_core::driver::ArtefactId;
-use novacron_core::model::{ClusterId, ImageId, SnapshotId, VolumeFormat};
+use novacron_core::model::{ClusterId, Epoch, ImageId, NodeId, SnapshotId, VmId, VolumeFormat};
 use novacron_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,7 @@ struct Envelope<T> {
 pub(super) struct Record {
     pub(super) cluster: ClusterId,
     pub(super) id: ArtefactId,
-    /// The SHA-256 of the request that it was made by, to tell a repeated one.
+    /// The SHA-256 of what it was made from, to tell a repeated request from another one.
     pub(super) request: String,
     /// The size when the record was written; the truth is in the active layer's header, which a running guest's
     /// hypervisor may grow.
@@ -47,6 +47,9 @@ pub(super) struct Record {
     /// The snapshot being taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) prepared: Option<Prepared>,
+    /// Who may be using it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) attached: Vec<Attached>,
     /// How often the volume was restored: names the next layer.
     #[serde(default)]
     pub(super) restores: u64,
@@ -78,7 +81,35 @@ pub(super) struct Prepared {
     pub(super) layer: String,
 }
 
+/// A use of a volume that was not taken back yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attached {
+    pub(super) node: NodeId,
+    pub(super) vm: VmId,
+    pub(super) epoch: Epoch,
+}
+
 impl Record {
+    /// An error while the volume is attached.
+    pub(super) fn refuse_attached(&self, op: &'static str) -> Result<()> {
+        match self.attached.last() {
+            None => Ok(()),
+            Some(user) => Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                op,
+                "the volume is attached; detach it first",
+            )
+            .with("vm", user.vm)
+            .with("node", &user.node)
+            .with("epoch", user.epoch)),
+        }
+    }
+
+    /// The epoch of the last attachment.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.attached.last().map_or(Epoch(0), |user| user.epoch)
+    }
+
     /// A layer by its file's name.
     pub(super) fn layer(&self, op: &'static str, file: &str) -> Result<&Layer> {
         self.layers.iter().find(|l| l.file == file).ok_or_else(|| {
@@ -220,6 +251,7 @@ mod tests {
             active: "base.qcow2".into(),
             snapshots: Vec::new(),
             prepared: None,
+            attached: Vec::new(),
             restores: 0,
         }
     }

@@ -18,7 +18,7 @@ use novacron_core::{Deadline, Error, ErrorKind, Result};
 use super::create::no_snapshot;
 use super::record::{Layer, Prepared, SnapshotEntry};
 use super::volume::Owned;
-use super::{Pool, chain, missing, writer};
+use super::{Pool, attachment, chain, missing, writer};
 use crate::task::blocking;
 
 impl Pool {
@@ -31,7 +31,9 @@ impl Pool {
         const OP: &str = "storage.snapshot-prepare";
         let artefact = ArtefactId::Volume(id);
         let mut owned = self.own(OP, artefact, call.deadline, false).await?;
-        let answer = |layer: &str| self.attachment(id, owned.dir.join(layer), VolumeFormat::Qcow2);
+        let epoch = owned.record.epoch();
+        let dir = owned.dir.clone();
+        let answer = |layer: &str| attachment(dir.join(layer), VolumeFormat::Qcow2, epoch);
         if let Some(done) = owned.record.snapshot(snapshot) {
             let there = owned.record.layer(OP, &done.next).is_ok();
             return Ok(answer(if there {
@@ -56,7 +58,7 @@ impl Pool {
         self.add_layer(OP, &mut owned, &layer, None, call.deadline)
             .await?;
         crate::crash::point("prepare.layer-made");
-        let answer = self.attachment(id, owned.dir.join(&layer), VolumeFormat::Qcow2);
+        let answer = answer(&layer);
         owned.record.prepared = Some(Prepared { snapshot, layer });
         owned.commit(OP).await?;
         Ok(answer)
@@ -85,11 +87,7 @@ impl Pool {
                 });
                 owned.commit(OP).await
             }
-            _ => Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                OP,
-                format!("snapshot {snapshot} of volume/{id} is not prepared; prepare it first"),
-            )),
+            _ => Err(no_snapshot(OP, id, snapshot)),
         }
     }
 
@@ -101,15 +99,15 @@ impl Pool {
     ) -> Result<()> {
         const OP: &str = "storage.snapshot-delete";
         let artefact = ArtefactId::Volume(id);
-        let there = self.read(OP, artefact).await?;
-        let known = there.is_some_and(|record| {
-            record.snapshot(snapshot).is_some()
-                || record.prepared.is_some_and(|p| p.snapshot == snapshot)
-        });
+        let Some(record) = self.read(OP, artefact).await? else {
+            return Ok(());
+        };
+        let known = record.snapshot(snapshot).is_some()
+            || record.prepared.is_some_and(|p| p.snapshot == snapshot);
+        let mut owned = self.own(OP, artefact, call.deadline, known).await?;
         if !known {
             return Ok(());
         }
-        let mut owned = self.own(OP, artefact, call.deadline, true).await?;
         owned.record.snapshots.retain(|s| s.id != snapshot);
         if let Some(prepared) = owned.record.prepared.take_if(|p| p.snapshot == snapshot) {
             let path = owned.dir.join(&prepared.layer);
@@ -144,6 +142,7 @@ impl Pool {
         if let Some(prepared) = &owned.record.prepared {
             return Err(pending(OP, prepared));
         }
+        owned.record.refuse_attached(OP)?;
         let active = owned.dir.join(&owned.record.active);
         blocking(OP, move || writer::refuse_written(OP, &active)).await?;
         owned.record.restores += 1;

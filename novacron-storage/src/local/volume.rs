@@ -1,7 +1,7 @@
 //! Volumes that are there: looking at one, attaching it, growing it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use novacron_core::driver::{ArtefactId, AttachRequest, Attachment, Call, VolumeInfo};
 use novacron_core::model::{self, VolumeId};
@@ -9,8 +9,8 @@ use novacron_core::{Deadline, Error, ErrorKind, Problem, Result};
 
 use super::layout::{LOCK, RECORD, stored, sync_file};
 use super::lock::Want;
-use super::record::Record;
-use super::{Held, Pool, chain, layout, missing, writer};
+use super::record::{Attached, Record};
+use super::{Held, Pool, attachment, chain, layout, missing, writer};
 use crate::failure::of_io;
 use crate::qemu_img::{file_arg, format_name};
 use crate::task::blocking;
@@ -87,11 +87,16 @@ impl Pool {
         Ok(owned)
     }
 
-    pub(super) async fn attach(&self, id: VolumeId, request: &AttachRequest) -> Result<Attachment> {
+    pub(super) async fn attach(
+        &self,
+        call: Call,
+        id: VolumeId,
+        request: &AttachRequest,
+    ) -> Result<Attachment> {
         const OP: &str = "storage.attach";
         let artefact = ArtefactId::Volume(id);
-        let record = self.read(OP, artefact).await?;
-        let record = record.ok_or_else(|| missing(OP, artefact))?;
+        let known = self.read(OP, artefact).await?;
+        let mut record = known.ok_or_else(|| missing(OP, artefact))?;
         let dir = self.layout.dir(artefact);
         if let Some(prepared) = &record.prepared {
             let layer = dir.join(&prepared.layer);
@@ -106,17 +111,43 @@ impl Pool {
                 ));
             }
         }
+        let user = Attached {
+            node: request.node.clone(),
+            vm: request.vm,
+            epoch: request.epoch,
+        };
+        if !record.attached.contains(&user) {
+            let mut owned = self.own(OP, artefact, call.deadline, false).await?;
+            owned.record.attached.push(user);
+            owned.commit(OP).await?;
+            record = owned.record;
+        }
         let path = dir.join(&record.active);
         let asked = path.clone();
         blocking(OP, move || {
             std::fs::metadata(&asked).map_err(|e| of_io(OP, "cannot find the layer", &asked, e))
         })
         .await?;
-        self.epochs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, request.epoch);
-        Ok(self.attachment(id, path, record.format))
+        Ok(attachment(path, record.format, request.epoch))
+    }
+
+    /// Takes an attachment back, and with it the older ones of the same VM: its later start was proof of their end.
+    pub(super) async fn detach(
+        &self,
+        call: Call,
+        id: VolumeId,
+        request: &AttachRequest,
+    ) -> Result<()> {
+        const OP: &str = "storage.detach";
+        let artefact = ArtefactId::Volume(id);
+        let taken_back = |user: &Attached| user.vm == request.vm && user.epoch <= request.epoch;
+        let there = self.read(OP, artefact).await?;
+        if !there.is_some_and(|record| record.attached.iter().any(taken_back)) {
+            return Ok(());
+        }
+        let mut owned = self.own(OP, artefact, call.deadline, false).await?;
+        owned.record.attached.retain(|user| !taken_back(user));
+        owned.commit(OP).await
     }
 
     pub(super) async fn resize(
@@ -143,6 +174,7 @@ impl Pool {
                 ),
             ));
         }
+        owned.record.refuse_attached(OP)?;
         let path = owned.dir.join(&owned.record.active);
         let asked = path.clone();
         blocking(OP, move || writer::refuse_written(OP, &asked)).await?;

@@ -112,19 +112,27 @@ impl Fixture {
         Ok(id)
     }
 
-    pub(crate) async fn attach(&self, id: VolumeId) -> Attachment {
-        let request = AttachRequest {
+    pub(crate) fn user(&self, epoch: u64) -> AttachRequest {
+        AttachRequest {
             node: NodeId::new("alpha").unwrap(),
-            vm: VmId::generate(Timestamp::from_millis(5), &self.ids),
-            epoch: Epoch(3),
-        };
-        self.pool.attach(call(), id, &request).await.unwrap()
+            vm: VmId::from_uuid(self.cluster.uuid()),
+            epoch: Epoch(epoch),
+        }
     }
 
-    /// Writes as a guest would.
+    pub(crate) async fn attach(&self, id: VolumeId) -> Attachment {
+        self.pool.attach(call(), id, &self.user(3)).await.unwrap()
+    }
+
+    pub(crate) async fn detach(&self, id: VolumeId) {
+        self.pool.detach(call(), id, &self.user(3)).await.unwrap();
+    }
+
+    /// Writes as a guest would, which is gone afterwards.
     pub(crate) async fn write(&self, id: VolumeId, pattern: u8, offset: u64, length: u64) {
         let attachment = self.attach(id).await;
         write(&attachment, pattern, offset, length);
+        self.detach(id).await;
     }
 
     pub(crate) async fn read(&self, id: ArtefactId, snapshot: Option<SnapshotId>) -> Vec<u8> {

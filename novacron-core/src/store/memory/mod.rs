@@ -41,6 +41,18 @@ impl MemoryStore {
         }
     }
 
+    /// A store of its own that begins with this one's data: what a disk held at this moment.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.state().clone();
+        let log = Arc::new(Log::new(state.revision(), usize::MAX));
+        Self {
+            clock: Arc::clone(&self.clock),
+            state: Arc::new(Mutex::new(state)),
+            log,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -17,7 +17,7 @@ use super::super::{
 use crate::error::Result;
 use crate::time::Timestamp;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct State {
     revision: Revision,
     /// Reads and watches from before this one answer Compacted.
@@ -29,7 +29,7 @@ pub(super) struct State {
     pub(super) beats: BTreeMap<Key, Bytes>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Txn {
     outcome: TxnOutcome,
     /// The store's revision when it was decided.
@@ -38,6 +38,10 @@ struct Txn {
 }
 
 impl State {
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
     pub(super) fn get(&self, key: &Key) -> Option<Record> {
         let (version, value) = self.records.get(key)?.last()?;
         Some(Record {

@@ -1,0 +1,110 @@
+# NovaCron's commands. `make verify` never writes to the tree; `make fix` does.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo deps test verify fix sim sim-bugs bench-core doc msrv semver publish
+
+SEEDS ?= 200
+CORE_FEATURES := novacron-core/conformance
+# What is published, and with it packaged by `make verify`.
+UNPUBLISHED := --exclude novacron-examples --exclude novacron-benches
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+deps: ## install by apt what is missing (root or sudo only if something is)
+	@as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; elif command -v sudo >/dev/null; then sudo "$$@"; \
+	  else echo "deps: needs root or sudo to run: $$*" >&2; return 1; fi; }; \
+	updated=no; \
+	update() { if [ $$updated = no ]; then as_root apt-get update -q; updated=yes; fi; }; \
+	install() { update; DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -q --no-install-recommends "$$@"; }; \
+	need() { if ! command -v "$$1" >/dev/null 2>&1 && [ ! -x "/usr/sbin/$$1" ]; then install "$$2"; fi; }; \
+	if ! command -v apt-get >/dev/null; then \
+	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 gcc pkg-config, and OVMF" >&2; \
+	else \
+	  need qemu-system-x86_64 qemu-system-x86; \
+	  need qemu-img qemu-utils; \
+	  need mcopy mtools; \
+	  need sqlite3 sqlite3; \
+	  need pkg-config pkg-config; \
+	  need genisoimage genisoimage; \
+	  if ! command -v cc >/dev/null 2>&1; then install gcc libc6-dev; fi; \
+	  if [ ! -d /usr/share/OVMF ]; then install ovmf; fi; \
+	  if ! apt-cache show busybox-static >/dev/null 2>&1; then update; fi; \
+	fi
+	@command -v cargo >/dev/null || { echo "deps: no cargo; install Rust 1.88 or newer: https://rustup.rs" >&2; exit 1; }
+
+demo: deps ## the whole way of one VM, on real guests
+	cargo run --locked --release -p novacron-examples --bin quickstart
+
+test: deps ## every test, by cargo-nextest where there is one, else by cargo test
+	@cargo test --locked --doc --workspace --features $(CORE_FEATURES)
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  echo "runner: cargo-nextest"; \
+	  cargo nextest run --locked --workspace --features $(CORE_FEATURES); \
+	else \
+	  echo "runner: cargo test (cargo-nextest is not installed)"; \
+	  log=$$(mktemp); trap 'rm -f $$log' EXIT; rc=0; \
+	  cargo test --locked --workspace --lib --bins --tests --no-fail-fast --features $(CORE_FEATURES) \
+	    -- --test-threads=2 2>&1 | tee $$log || rc=$$?; \
+	  awk '/^test result:/ { p += $$4; f += $$6; s += $$8 } END { printf "Summary: %d passed, %d failed, %d ignored\n", p, f, s }' $$log; \
+	  exit $$rc; \
+	fi
+
+verify: ## format, lints, docs, tidiness, licences, links, packages; writes nothing to the tree
+	cargo fmt --all --check
+	cargo clippy --locked -p novacron-core -- -D warnings
+	cargo clippy --locked -p novacron-core --no-default-features -- -D warnings
+	cargo clippy --locked -p novacron-core --features conformance -- -D warnings
+	cargo clippy --locked -p novacron-core --no-default-features --features conformance -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	cargo test --locked -p novacron-core --test tidy
+	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
+	  else echo "cargo-deny is not installed; the licences were checked by the tidy test"; fi
+	cargo package --locked --workspace $(UNPUBLISHED) --allow-dirty --no-verify
+
+fix: ## format, and what clippy can mend by itself
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+sim: ## the simulation of the real runtime: make sim SEEDS=2000
+	@if cargo nextest --version >/dev/null 2>&1; then run="nextest run"; else run="test"; fi; set -x; \
+	NOVACRON_SIM_SEEDS=$(SEEDS) cargo $$run --locked --release -p novacron-core --features conformance --test simulation
+
+sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the simulation find it
+	@target="$${CARGO_TARGET_DIR:-$$PWD/target}/sim-bugs"; log=$$(mktemp); dir=; missed=0; \
+	trap 'rm -rf "$$log" $$dir' EXIT; \
+	sim="cargo test --locked -p novacron-core --features conformance --test simulation"; \
+	look() { \
+	  ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim --no-run ); \
+	  if ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim ) > "$$log" 2>&1; then \
+	    echo "$$1: NOT FOUND in $(SEEDS) seeds"; missed=1; \
+	  else grep -E '^seed ' "$$log" | head -n 3; grep -E 'NOVACRON_SIM_SEED=' "$$log" || tail -n 20 "$$log"; echo "$$1: found"; fi; }; \
+	for patch in docs/guides/bugs/*.patch; do \
+	  dir=$$(mktemp -d); git ls-files -z | xargs -0 cp --parents -t "$$dir"; \
+	  patch="$$PWD/$$patch"; ( cd "$$dir"; git apply --unidiff-zero "$$patch" ); \
+	  look "$$(basename "$$patch" .patch)" "$$dir"; rm -rf "$$dir"; \
+	done; \
+	export NOVACRON_SIM_SYNC_EVERY=3; look durability "$$PWD"; \
+	exit $$missed
+
+bench-core: ## the numbers of docs/SPECIFICATION.md for the core
+	cargo bench --locked -p novacron-benches
+
+doc: ## the API's documentation
+	cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
+
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv: ## the oldest Rust that is promised
+	cargo +$(MSRV) check --locked --workspace --features $(CORE_FEATURES)
+
+# In this order: each needs the ones before it to be in the registry.
+PUBLISHED := novacron-core novacron-kvm novacron-storage novacron-sched novacron-cloud
+BASE ?= $(shell git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null)
+semver: ## the public API against the release before (needs cargo-semver-checks)
+	@if [ -z "$(BASE)" ]; then echo "there is no earlier release to compare with"; \
+	else cargo semver-checks $(addprefix --package ,$(PUBLISHED)) --baseline-rev $(BASE); fi
+
+publish: ## publish every crate, the core first
+	for crate in $(PUBLISHED); do cargo publish --locked -p $$crate; done

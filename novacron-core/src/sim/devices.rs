@@ -1,0 +1,150 @@
+//! Devices of a started domain: attach, detach, grow, and the pivot of a live snapshot.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use super::hypervisor::{SimHypervisor, started};
+use super::state::SimDisk;
+use super::world::pool_of;
+use crate::driver::{
+    AttachmentSource, Call, DiskAttachment, DiskPivot, DomainId, HotPlug, NicAttachment,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Bytes, PortId, SnapshotId, VolumeId};
+
+/// What has to be known of a disk.
+pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
+    let pool = match &attachment.attachment.source {
+        AttachmentSource::File(path) => pool_of(path, attachment.volume),
+        _ => None,
+    };
+    SimDisk {
+        volume: attachment.volume,
+        pool,
+        pivoted: None,
+    }
+}
+
+#[async_trait]
+impl HotPlug for SimHypervisor {
+    async fn attach_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        attachment: &DiskAttachment,
+    ) -> Result<()> {
+        const OP: &str = "sim.attach_disk";
+        let (host, disk) = (self.host, disk(attachment));
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            if domain.disks.iter().any(|d| d.volume == disk.volume) {
+                return Ok(());
+            }
+            let (volume, runs) = (disk.volume, domain.since.is_some());
+            domain.disks.push(disk);
+            if runs {
+                state.begin_writing(host, id, volume);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()> {
+        const OP: &str = "sim.detach_disk";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            domain.disks.retain(|d| d.volume != volume);
+            state.writing.remove(&(volume, host, id));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
+        const OP: &str = "sim.attach_nic";
+        let (host, port) = (self.host, nic.port);
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            if !domain.nics.contains(&port) {
+                domain.nics.push(port);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()> {
+        const OP: &str = "sim.detach_nic";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            started(state, OP, host, id)?.nics.retain(|p| *p != port);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn resize_disk(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        size: Bytes,
+    ) -> Result<()> {
+        const OP: &str = "sim.resize_disk";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            let Some(disk) = domain.disks.iter().find(|d| d.volume == volume) else {
+                return Err(not_attached(OP, id, volume));
+            };
+            if let Some(pool) = disk.pool.clone().and_then(|p| state.pools.get_mut(&p)) {
+                pool.grow(volume, size);
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl DiskPivot for SimHypervisor {
+    async fn pivot(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+        path: PathBuf,
+    ) -> Result<()> {
+        const OP: &str = "sim.pivot";
+        let host = self.host;
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            let Some(disk) = domain.disks.iter_mut().find(|d| d.volume == volume) else {
+                return Err(not_attached(OP, id, volume));
+            };
+            if disk.pivoted == Some(snapshot) {
+                return Ok(());
+            }
+            if pool_of(&path, volume) != disk.pool {
+                let message = "the new layer is not one of this disk";
+                return Err(Error::new(ErrorKind::Invalid, OP, message).with("domain", id));
+            }
+            disk.pivoted = Some(snapshot);
+            if let Some(pool) = disk.pool.clone().and_then(|p| state.pools.get_mut(&p)) {
+                pool.pivoted(volume, snapshot);
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn not_attached(op: &'static str, id: DomainId, volume: VolumeId) -> Error {
+    Error::new(ErrorKind::NotFound, op, "the disk is not attached")
+        .with("domain", id)
+        .with("volume", volume)
+}

@@ -1,0 +1,37 @@
+//! The plain scheduler against the suite.
+#![cfg(feature = "conformance")]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use novacron_core::conformance::scheduler::{Ability, SchedulerFixture};
+use novacron_core::driver::{FirstFit, Scheduler};
+
+struct Fixture {
+    cpu_overcommit: u32,
+}
+
+impl SchedulerFixture for Fixture {
+    fn lacks(&self) -> BTreeSet<Ability> {
+        // Its search begins at the host of its last decision.
+        [Ability::NoHistory].into()
+    }
+
+    fn scheduler(&self) -> Arc<dyn Scheduler> {
+        let cpu_overcommit = self.cpu_overcommit;
+        Arc::new(FirstFit { cpu_overcommit })
+    }
+
+    fn cpu_overcommit(&self) -> u32 {
+        self.cpu_overcommit
+    }
+}
+
+mod first_fit {
+    novacron_core::scheduler_conformance!(super::Fixture { cpu_overcommit: 4 });
+}
+
+mod first_fit_without_overcommit {
+    novacron_core::scheduler_conformance!(super::Fixture { cpu_overcommit: 1 });
+}

@@ -1,0 +1,23 @@
+//! No node is given more memory than it has.
+
+use std::collections::BTreeMap;
+
+use novacron_core::{Cluster, MiB};
+
+pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
+    let mut used: BTreeMap<String, u64> = BTreeMap::new();
+    for view in cluster
+        .vms()
+        .list(None, usize::MAX)
+        .await
+        .map_err(|e| e.to_string())?
+    {
+        if let Some(claim) = view.claim.filter(novacron_core::model::Claim::is_held) {
+            *used.entry(claim.place.to_string()).or_default() += view.vm.machine.memory.0;
+        }
+    }
+    match used.iter().find(|(_, used)| **used > memory.0) {
+        Some((node, used)) => Err(format!("node {node} was given {used} MiB of {memory}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,337 @@
+//! A domain as QEMU's command line.
+//!
+//! A q35 machine on which every virtio device sits behind a PCIe root port of its own: ports `rp0…` for what is there at
+//! the start, eight to a slot; ports `hp0…hp7` stay empty for what is plugged in later. File names are relative to the
+//! run directory, which is QEMU's working directory; sockets are inherited descriptors.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use serde_json::json;
+
+use super::devices::{Properties, blockdev, disk_device, key_value, nic_device};
+use super::firmware::Ovmf;
+use super::net::Link;
+use super::spec::StoredSpec;
+use crate::accel::Accel;
+
+/// Root ports for hot-plug.
+pub(super) const SPARE_PORTS: usize = 8;
+/// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and three ports are our own devices'.
+pub(super) const MAX_DEVICES: usize = 14 * 8 - 3;
+const FIRST_PORT_SLOT: usize = 0x2;
+const FIRST_SPARE_SLOT: usize = 0x10;
+
+/// The name of the agent's virtio port, as qemu-ga looks for it.
+const AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
+/// Everything that decides the command line.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) spec: &'a StoredSpec,
+    pub(super) accel: Accel,
+    pub(super) firmware: Option<&'a Ovmf>,
+    /// One for each NIC.
+    pub(super) links: &'a [Link],
+    /// Listening sockets of the monitor, the console and the agent.
+    pub(super) sockets: [RawFd; 3],
+}
+
+impl Machine<'_> {
+    /// The command line, without the binary.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut line = Line::default();
+        self.basics(&mut line);
+        self.boot(&mut line);
+        self.channels(&mut line);
+        for spare in 0..SPARE_PORTS {
+            let slot = FIRST_SPARE_SLOT + spare;
+            line.device(&root_port(
+                format!("hp{spare}"),
+                0x80 + spare,
+                format!("{slot:#x}"),
+                false,
+            ));
+        }
+        self.disks(&mut line);
+        for (nic, link) in self.spec.nics.iter().zip(self.links) {
+            line.add("-netdev", link.key_value(nic.port));
+            let bus = line.next_port();
+            line.device(&nic_device(nic, &bus));
+        }
+        line.arguments
+    }
+
+    fn basics(&self, line: &mut Line) {
+        let spec = self.spec;
+        for flag in ["-nodefaults", "-no-user-config", "-S"] {
+            line.arguments.push(flag.into());
+        }
+        let name = spec.name.replace(',', ",,");
+        line.add(
+            "-name",
+            format!("guest={name},process=vm:{name},debug-threads=on"),
+        );
+        line.add("-uuid", spec.id.vm.to_string());
+        line.add(
+            "-machine",
+            match self.firmware {
+                Some(_) => "q35,pflash0=firmware,pflash1=variables",
+                None => "q35",
+            },
+        );
+        let (accel, cpu) = match self.accel {
+            Accel::Kvm => ("kvm", "host"),
+            Accel::Tcg => ("tcg,thread=multi", "max"),
+        };
+        line.add("-accel", accel);
+        line.add("-cpu", cpu);
+        line.add("-smp", format!("cpus={}", spec.vcpus));
+        line.add("-m", format!("size={}M", spec.memory.0));
+        line.add("-rtc", "base=utc");
+        line.add("-action", "shutdown=pause,panic=pause");
+        line.add("-display", "none");
+        line.add("-vnc", "unix:vnc");
+        line.add("-device", "VGA");
+        line.add("-device", "pvpanic");
+    }
+
+    fn boot(&self, line: &mut Line) {
+        if let Some(Ovmf { code, .. }) = self.firmware {
+            let flash = |name: &str, path: &std::path::Path, read_only: bool| {
+                json!({
+                    "driver": "raw", "node-name": name, "read-only": read_only,
+                    "file": { "driver": "file", "filename": path },
+                })
+            };
+            line.add("-blockdev", flash("firmware", code, true).to_string());
+            line.add(
+                "-blockdev",
+                flash("variables", "variables.fd".as_ref(), false).to_string(),
+            );
+        }
+        let Some(kernel) = &self.spec.kernel else {
+            line.add("-boot", "strict=on");
+            return;
+        };
+        line.add("-kernel", &kernel.kernel);
+        if let Some(initrd) = &kernel.initrd {
+            line.add("-initrd", initrd);
+        }
+        line.add("-append", &kernel.cmdline);
+    }
+
+    fn channels(&self, line: &mut Line) {
+        let [qmp, console, agent] = self.sockets;
+        line.add(
+            "-chardev",
+            format!("socket,id=qmp,fd={qmp},server=on,wait=off"),
+        );
+        line.add("-mon", "chardev=qmp,mode=control");
+        let log = "logfile=console.log,logappend=on";
+        line.add(
+            "-chardev",
+            format!("socket,id=console,fd={console},server=on,wait=off,{log}"),
+        );
+        line.add("-serial", "chardev:console");
+        line.add(
+            "-chardev",
+            format!("socket,id=agent,fd={agent},server=on,wait=off"),
+        );
+        let bus = line.next_port();
+        line.add("-device", format!("virtio-serial-pci,id=ports,bus={bus}"));
+        line.add(
+            "-device",
+            format!("virtserialport,id=agent,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
+        );
+        line.add("-object", "rng-random,id=rng,filename=/dev/urandom");
+        let bus = line.next_port();
+        line.add("-device", format!("virtio-rng-pci,rng=rng,bus={bus}"));
+    }
+
+    fn disks(&self, line: &mut Line) {
+        for (i, disk) in self.spec.disks.iter().enumerate() {
+            line.add("-blockdev", blockdev(disk).to_string());
+            let bus = line.next_port();
+            let mut device = disk_device(disk, &bus);
+            if self.spec.kernel.is_none() {
+                device.push(("bootindex", i.to_string()));
+            }
+            line.device(&device);
+        }
+        if self.spec.seed {
+            let seed = json!({
+                "driver": "raw", "node-name": "seed", "read-only": true,
+                "file": { "driver": "file", "filename": "seed.iso" },
+            });
+            line.add("-blockdev", seed.to_string());
+            let bus = line.next_port();
+            line.add(
+                "-device",
+                format!("virtio-blk-pci,id=seed,bus={bus},drive=seed,serial=cidata"),
+            );
+        }
+    }
+}
+
+#[derive(Default)]
+struct Line {
+    arguments: Vec<OsString>,
+    ports: usize,
+}
+
+impl Line {
+    fn add(&mut self, option: &str, value: impl Into<OsString>) {
+        self.arguments.extend([option.into(), value.into()]);
+    }
+
+    fn device(&mut self, properties: &[(&str, String)]) {
+        self.add("-device", key_value(properties));
+    }
+
+    /// Makes the next root port; its name.
+    fn next_port(&mut self) -> String {
+        let (number, function) = (self.ports, self.ports % 8);
+        let slot = FIRST_PORT_SLOT + number / 8;
+        self.ports += 1;
+        let name = format!("rp{number}");
+        let address = format!("{slot:#x}.{function:#x}");
+        self.device(&root_port(name.clone(), number + 1, address, function == 0));
+        name
+    }
+}
+
+fn root_port(id: String, chassis: usize, address: String, first_of_slot: bool) -> Properties {
+    let mut port = vec![
+        ("driver", "pcie-root-port".to_owned()),
+        ("id", id),
+        ("bus", "pcie.0".to_owned()),
+        ("chassis", chassis.to_string()),
+        ("addr", address),
+    ];
+    if first_of_slot {
+        port.push(("multifunction", "on".to_owned()));
+    }
+    port
+}
+
+#[cfg(test)]
+mod tests {
+    use novacron_core::driver::DomainId;
+    use novacron_core::model::{
+        ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortId, VmId,
+        VolumeFormat, VolumeId,
+    };
+    use uuid::Uuid;
+
+    use super::super::spec::{StoredDisk, StoredNic, StoredSource};
+    use super::*;
+
+    fn spec() -> StoredSpec {
+        let uuid = |n| Uuid::from_u128(n);
+        StoredSpec {
+            id: DomainId {
+                cluster: ClusterId::from_uuid(uuid(1)),
+                vm: VmId::from_uuid(uuid(2)),
+                epoch: Epoch(3),
+            },
+            name: "web,1".into(),
+            vcpus: 2,
+            memory: MiB(192),
+            firmware: Firmware::Bios,
+            kernel: None,
+            disks: vec![StoredDisk {
+                name: "root".into(),
+                volume: VolumeId::from_uuid(uuid(4)),
+                source: StoredSource::File("/srv/a,b.qcow2".into()),
+                format: VolumeFormat::Qcow2,
+                epoch: Epoch(3),
+            }],
+            nics: vec![StoredNic {
+                port: PortId::from_uuid(uuid(5)),
+                mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
+                network: NetworkKind::User,
+                forwards: vec![],
+            }],
+            seed: true,
+        }
+    }
+
+    fn shown(spec: &StoredSpec, firmware: Option<&Ovmf>) -> String {
+        let links = [Link::User(vec!["tcp:127.0.0.1:2222-:22".into()])];
+        let machine = Machine {
+            spec,
+            accel: Accel::Tcg,
+            firmware,
+            links: &links,
+            sockets: [10, 11, 12],
+        };
+        let arguments = machine.arguments();
+        let words = arguments.iter().map(|word| word.to_str().unwrap());
+        let mut text = String::new();
+        for word in words {
+            text.push_str(if word.starts_with('-') { "\n" } else { " " });
+            text.push_str(word);
+        }
+        text.trim_start().to_owned()
+    }
+
+    #[test]
+    fn a_machine_that_boots_from_its_disk() {
+        let expected = include_str!("golden/disk.txt");
+        assert_eq!(
+            shown(&spec(), None),
+            expected.trim_end(),
+            "if that is meant, write it to golden/disk.txt"
+        );
+    }
+
+    #[test]
+    fn a_kernel_replaces_the_boot_order_and_uefi_brings_its_flash() {
+        let kernel = KernelBoot {
+            kernel: "/k,1".into(),
+            initrd: Some("/i".into()),
+            cmdline: "console=ttyS0".into(),
+        };
+        let ovmf = Ovmf {
+            code: "/c.fd".into(),
+            variables: "/v.fd".into(),
+        };
+        let line = shown(
+            &StoredSpec {
+                kernel: Some(kernel),
+                ..spec()
+            },
+            Some(&ovmf),
+        );
+        assert!(
+            line.contains("-kernel /k,1\n-initrd /i\n-append console=ttyS0\n"),
+            "{line}"
+        );
+        assert!(
+            !line.contains("bootindex") && !line.contains("-boot"),
+            "{line}"
+        );
+        assert!(
+            line.contains("q35,pflash0=firmware,pflash1=variables"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn every_device_has_a_place_up_to_the_limit() {
+        let mut full = spec();
+        let disk = full.disks[0].clone();
+        full.disks = (0..MAX_DEVICES as u128 - 1)
+            .map(|n| StoredDisk {
+                volume: VolumeId::from_uuid(Uuid::from_u128(n)),
+                ..disk.clone()
+            })
+            .collect();
+        let line = shown(&full, None);
+        assert!(
+            line.contains("addr=0xf.0x7") && line.matches("addr=0x10").count() == 1,
+            "{line}"
+        );
+    }
+}

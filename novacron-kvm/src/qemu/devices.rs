@@ -1,0 +1,192 @@
+//! Disks and NICs as QEMU's objects: their ids, and the JSON and `key=value` that make them.
+//!
+//! | object | id | made by |
+//! |---|---|---|
+//! | disk device | `disk-<volume>` | `-device`, `device_add` |
+//! | a disk's first layer | `v<volume in base 32>` | `-blockdev`, `blockdev-add` |
+//! | a layer on top | `s<snapshot in base 32>` | `blockdev-add` before a pivot |
+//! | NIC device, its link | `nic-<port>`, `net-<port>` | `-device`/`device_add`, `-netdev`/`netdev_add` |
+//!
+//! QEMU's state is the only record of what is attached now; the ids make it readable after a restart. A node's name has
+//! at most 31 characters, hence the base 32.
+
+use std::path::Path;
+
+use novacron_core::model::{PortId, SnapshotId, VolumeFormat, VolumeId};
+use serde_json::{Value, json};
+
+use super::spec::{StoredDisk, StoredNic, StoredSource};
+
+/// The id of a volume's device.
+pub(super) fn disk_id(volume: VolumeId) -> String {
+    format!("disk-{volume}")
+}
+
+/// The id of a port's device.
+pub(super) fn nic_id(port: PortId) -> String {
+    format!("nic-{port}")
+}
+
+/// The id of a port's link to the host.
+pub(super) fn link_id(port: PortId) -> String {
+    format!("net-{port}")
+}
+
+/// The volume of a device, if it is a disk.
+pub(super) fn volume_of(device: &str) -> Option<VolumeId> {
+    device.strip_prefix("disk-")?.parse().ok()
+}
+
+/// The port of a device, if it is a NIC.
+pub(super) fn port_of(device: &str) -> Option<PortId> {
+    device.strip_prefix("nic-")?.parse().ok()
+}
+
+/// The node of a volume's first layer.
+pub(super) fn volume_node(volume: VolumeId) -> String {
+    format!("v{}", base32(volume.uuid().as_u128()))
+}
+
+/// The node of the layer that was put on top at a snapshot.
+pub(super) fn layer_node(snapshot: SnapshotId) -> String {
+    format!("s{}", base32(snapshot.uuid().as_u128()))
+}
+
+/// Whether a node is one that we made.
+pub(super) fn is_our_node(node: &str) -> bool {
+    node.len() == 27
+        && node.starts_with(['v', 's'])
+        && node[1..]
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+}
+
+/// The 26 digits of a number in base 32.
+pub(super) fn base32(bits: u128) -> String {
+    const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    (0..26)
+        .rev()
+        .map(|i| char::from(DIGITS[(bits >> (i * 5)) as usize & 31]))
+        .collect()
+}
+
+/// The block node of a disk.
+pub(super) fn blockdev(disk: &StoredDisk) -> Value {
+    let file = match &disk.source {
+        StoredSource::File(path) => file(path),
+        StoredSource::BlockDevice(path) => {
+            json!({ "driver": "host_device", "filename": path, "locking": "on" })
+        }
+        StoredSource::Nbd { socket, export } => {
+            json!({ "driver": "nbd", "server": { "type": "unix", "path": socket }, "export": export })
+        }
+    };
+    json!({
+        "driver": driver(disk.format),
+        "node-name": volume_node(disk.volume),
+        "discard": "unmap",
+        "file": file,
+    })
+}
+
+/// The block node of a layer that a pivot puts on top.
+pub(super) fn layer(snapshot: SnapshotId, path: &Path) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": layer_node(snapshot),
+        "discard": "unmap",
+        "file": file(path),
+        "backing": null,
+    })
+}
+
+fn file(path: &Path) -> Value {
+    json!({ "driver": "file", "filename": path, "locking": "on", "discard": "unmap" })
+}
+
+fn driver(format: VolumeFormat) -> &'static str {
+    match format {
+        VolumeFormat::Qcow2 => "qcow2",
+        VolumeFormat::Raw => "raw",
+    }
+}
+
+/// A device's properties, in order.
+pub(super) type Properties = Vec<(&'static str, String)>;
+
+/// A disk's device.
+pub(super) fn disk_device(disk: &StoredDisk, bus: &str) -> Properties {
+    vec![
+        ("driver", "virtio-blk-pci".into()),
+        ("id", disk_id(disk.volume)),
+        ("bus", bus.into()),
+        ("drive", volume_node(disk.volume)),
+        ("serial", serial(&disk.name)),
+    ]
+}
+
+/// A NIC's device. Without its boot ROM: a guest boots from disks.
+pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
+    vec![
+        ("driver", "virtio-net-pci".into()),
+        ("id", nic_id(nic.port)),
+        ("bus", bus.into()),
+        ("netdev", link_id(nic.port)),
+        ("mac", nic.mac.to_string()),
+        ("romfile", String::new()),
+    ]
+}
+
+/// The first 20 bytes of a name, cut between characters.
+fn serial(name: &str) -> String {
+    let end = (0..=name.len().min(20))
+        .rev()
+        .find(|&i| name.is_char_boundary(i))
+        .unwrap_or(0);
+    name[..end].to_owned()
+}
+
+/// Properties as the command line takes them: a comma in a value is doubled.
+pub(super) fn key_value(properties: &[(&str, String)]) -> String {
+    let pairs = properties.iter().map(|(key, value)| match *key {
+        "driver" => value.clone(),
+        key => format!("{key}={}", value.replace(',', ",,")),
+    });
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+/// Properties as the monitor takes them. Strings are what `device_add` takes for numbers, too.
+pub(super) fn arguments(properties: &[(&str, String)]) -> Value {
+    properties
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), Value::from(value.clone())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn ids_are_read_back_and_nodes_fit() {
+        let uuid = Uuid::from_u128(0x0190_a5b4_0000_7000_8000_0000_0000_002a);
+        let volume = VolumeId::from_uuid(uuid);
+        assert_eq!(volume_of(&disk_id(volume)), Some(volume));
+        assert_eq!(port_of(&disk_id(volume)), None);
+        let node = volume_node(volume);
+        assert!(node.len() <= 31 && is_our_node(&node), "{node}");
+        assert!(!is_our_node("#block123"));
+        assert_ne!(base32(u128::MAX), base32(u128::MAX - 1));
+    }
+
+    #[test]
+    fn names_are_cut_between_characters() {
+        assert_eq!(serial(&"ä".repeat(30)).len(), 20);
+        assert_eq!(serial("root"), "root");
+        assert_eq!(
+            key_value(&[("driver", "x".into()), ("serial", "a,b".into())]),
+            "x,serial=a,,b"
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! The few questions that are put to a domain's monitor, and its answers picked apart.
+
+use std::time::Duration;
+
+use novacron_core::driver::{Call, DomainState};
+use novacron_core::model::{PortId, VolumeId};
+use novacron_core::{Error, ErrorKind, Result};
+use serde_json::{Value, json};
+
+use super::devices::{disk_id, is_our_node, port_of, volume_of};
+use super::error;
+use crate::qmp::{Qmp, QmpError};
+
+/// A guest's status, in QEMU's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Status(pub(super) String);
+
+impl Status {
+    /// Asks for it.
+    pub(super) async fn of(qmp: &Qmp, limit: Duration) -> Result<Self, QmpError> {
+        let answer = qmp.execute("query-status", json!({}), limit).await?;
+        let word = answer
+            .get("status")
+            .and_then(Value::as_str)
+            .unwrap_or("none");
+        Ok(Self(word.to_owned()))
+    }
+
+    /// Whether the guest has powered off.
+    pub(super) fn is_shutdown(&self) -> bool {
+        self.0 == "shutdown"
+    }
+
+    /// Whether the guest's kernel has panicked.
+    pub(super) fn is_panicked(&self) -> bool {
+        self.0 == "guest-panicked"
+    }
+
+    /// What that is to a caller. A guest that has ended is not asked here.
+    pub(super) fn domain_state(&self) -> DomainState {
+        match self.0.as_str() {
+            "running" => DomainState::Running,
+            // `suspended` (to memory, by the guest itself) wakes up by itself: it runs.
+            "suspended" => DomainState::Running,
+            "prelaunch" | "paused" | "io-error" | "inmigrate" | "postmigrate"
+            | "finish-migrate" | "save-vm" | "restore-vm" | "watchdog" | "debug" | "colo" => {
+                DomainState::Paused
+            }
+            other => DomainState::Unknown(format!("QEMU's status is `{other}`")),
+        }
+    }
+}
+
+/// A monitor with the call it is used for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Monitor<'a> {
+    pub(super) qmp: &'a Qmp,
+    pub(super) call: Call,
+    pub(super) operation: &'static str,
+}
+
+impl Monitor<'_> {
+    /// Asks; nothing changes.
+    pub(super) async fn ask(&self, command: &str, arguments: Value) -> Result<Value> {
+        let limit = error::remaining(self.call, self.operation)?;
+        self.qmp
+            .execute(command, arguments, limit)
+            .await
+            .map_err(|e| error::qmp(self.operation, e, false))
+    }
+
+    /// Changes something.
+    pub(super) async fn tell(&self, command: &str, arguments: Value) -> Result<()> {
+        let limit = error::remaining(self.call, self.operation)?;
+        let told = self.qmp.execute(command, arguments, limit).await;
+        told.map(drop)
+            .map_err(|e| error::qmp(self.operation, e, true))
+    }
+
+    /// The names in a folder of QEMU's object tree.
+    async fn names(&self, path: &str) -> Result<Vec<String>> {
+        let list = self.ask("qom-list", json!({ "path": path })).await?;
+        let name = |entry: &Value| entry.get("name")?.as_str().map(str::to_owned);
+        Ok(list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(name)
+            .collect())
+    }
+
+    /// The ids of the devices that are there now.
+    pub(super) async fn devices(&self) -> Result<Vec<String>> {
+        self.names("/machine/peripheral").await
+    }
+
+    /// The volumes and ports that are attached now.
+    pub(super) async fn attached(&self) -> Result<(Vec<VolumeId>, Vec<PortId>)> {
+        let devices = self.devices().await?;
+        let disks = devices.iter().filter_map(|id| volume_of(id)).collect();
+        Ok((disks, devices.iter().filter_map(|id| port_of(id)).collect()))
+    }
+
+    /// A root port for hot-plug with nothing in it.
+    pub(super) async fn free_port(&self) -> Result<String> {
+        for spare in 0..super::args::SPARE_PORTS {
+            let port = format!("hp{spare}");
+            let inside = self
+                .names(&format!("/machine/peripheral/{port}/{port}"))
+                .await?;
+            if !inside.iter().any(|name| name.starts_with("child[")) {
+                return Ok(port);
+            }
+        }
+        let message = format!(
+            "all {} places for hot-plug are taken",
+            super::args::SPARE_PORTS
+        );
+        Err(Error::new(ErrorKind::Exhausted, self.operation, message))
+    }
+
+    /// What a volume's device has at the top now.
+    pub(super) async fn top_layer(&self, volume: VolumeId) -> Result<Option<TopLayer>> {
+        let list = self.ask("query-block", json!({})).await?;
+        let entry = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| is_of(entry, volume));
+        let inserted = entry.and_then(|entry| entry.get("inserted"));
+        Ok(inserted.and_then(|inserted| {
+            Some(TopLayer {
+                node: inserted.get("node-name")?.as_str()?.to_owned(),
+                size: inserted
+                    .pointer("/image/virtual-size")
+                    .and_then(Value::as_u64),
+            })
+        }))
+    }
+
+    /// The block nodes of ours, by name.
+    pub(super) async fn nodes(&self) -> Result<Vec<String>> {
+        let list = self
+            .ask("query-named-block-nodes", json!({ "flat": true }))
+            .await?;
+        let name = |node: &Value| node.get("node-name")?.as_str().map(str::to_owned);
+        Ok(list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(name)
+            .filter(|name| is_our_node(name))
+            .collect())
+    }
+
+    /// Closes every block node of ours that nothing uses: what a detach leaves (a chain of layers, top first), or an
+    /// attach that did not end. QEMU refuses to close a node that is in use; returns those that stayed.
+    pub(super) async fn close_unused(&self) -> Result<Vec<String>> {
+        loop {
+            let nodes = self.nodes().await?;
+            let mut progress = false;
+            for node in &nodes {
+                let limit = error::remaining(self.call, self.operation)?;
+                match self
+                    .qmp
+                    .execute("blockdev-del", json!({ "node-name": node }), limit)
+                    .await
+                {
+                    Ok(_) => progress = true,
+                    Err(QmpError::Refused { .. }) => {}
+                    Err(e) => return Err(error::qmp(self.operation, e, true)),
+                }
+            }
+            if !progress {
+                return Ok(nodes);
+            }
+        }
+    }
+}
+
+/// The layer that a device writes to.
+#[derive(Debug)]
+pub(super) struct TopLayer {
+    pub(super) node: String,
+    pub(super) size: Option<u64>,
+}
+
+/// Whether an entry of `query-block` or `query-blockstats` is a volume's: QEMU names the device by its path.
+pub(super) fn is_of(entry: &Value, volume: VolumeId) -> bool {
+    device_of(entry).is_some_and(|device| device == disk_id(volume))
+}
+
+/// The id of the device of such an entry.
+pub(super) fn device_of(entry: &Value) -> Option<&str> {
+    let path = entry.get("qdev")?.as_str()?;
+    Some(
+        path.strip_prefix("/machine/peripheral/")
+            .map_or(path, |rest| rest.split('/').next().unwrap_or(rest)),
+    )
+}

@@ -1,0 +1,262 @@
+//! How a NIC reaches its network, settled on this host before QEMU is asked.
+//!
+//! User-mode networks need nothing; their forwarded ports are tried first, so that a taken one is named. A bridge needs
+//! a tap device: with `CAP_NET_ADMIN` QEMU makes it (it goes with QEMU, so nothing is left behind) and `ip` puts it on the
+//! bridge; without, QEMU's own set-uid helper does if its administrator allowed the bridge; else it is refused, with the
+//! reason.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use novacron_core::model::{NetworkKind, PortForward, PortId, Protocol};
+use novacron_core::{Error, ErrorKind, Result};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use super::devices::{base32, link_id};
+use super::spec::StoredNic;
+
+const HELPERS: [&str; 3] = [
+    "/usr/lib/qemu/qemu-bridge-helper",
+    "/usr/libexec/qemu-bridge-helper",
+    "/usr/lib/qemu-bridge-helper",
+];
+const HELPER_RULES: &str = "/etc/qemu/bridge.conf";
+/// Bit of `CAP_NET_ADMIN` in a capability mask.
+const NET_ADMIN: u32 = 12;
+
+/// A NIC's way to its network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// User mode, with these forwards.
+    User(Vec<String>),
+    /// A tap device that QEMU makes and we put on the bridge.
+    Tap { device: String, bridge: String },
+    /// A tap device that QEMU's helper makes and puts on the bridge.
+    Helper { helper: String, bridge: String },
+}
+
+impl Link {
+    /// Settles it.
+    pub(super) fn plan(nic: &StoredNic, operation: &'static str) -> Result<Self> {
+        match &nic.network {
+            NetworkKind::User => {
+                let rules = nic.forwards.iter().map(|forward| rule(forward, operation));
+                Ok(Self::User(rules.collect::<Result<_>>()?))
+            }
+            NetworkKind::Bridge { .. } if !nic.forwards.is_empty() => {
+                let message = "ports can be forwarded on user-mode networks only";
+                Err(Error::new(ErrorKind::Unsupported, operation, message).with("port", nic.port))
+            }
+            NetworkKind::Bridge { bridge } => {
+                Self::on_bridge(bridge, nic.port).map_err(|(kind, reason)| {
+                    Error::new(
+                        kind,
+                        operation,
+                        format!("no tap device on bridge {bridge}: {reason}"),
+                    )
+                    .with("port", nic.port)
+                })
+            }
+        }
+    }
+
+    fn on_bridge(bridge: &str, port: PortId) -> Result<Self, (ErrorKind, String)> {
+        let plain = !bridge.is_empty()
+            && bridge.len() < 16
+            && !bridge.contains(['/', ',', ' '])
+            && bridge != "..";
+        if !plain
+            || !Path::new("/sys/class/net")
+                .join(bridge)
+                .join("bridge")
+                .exists()
+        {
+            return Err((
+                ErrorKind::FailedPrecondition,
+                "this host has no such bridge".to_owned(),
+            ));
+        }
+        may_make_taps(bridge).map(|way| match way {
+            Way::Ourselves => Self::Tap {
+                device: tap_name(port),
+                bridge: bridge.to_owned(),
+            },
+            Way::Helper(helper) => Self::Helper {
+                helper: helper.to_owned(),
+                bridge: bridge.to_owned(),
+            },
+        })
+    }
+
+    /// As the command line takes it.
+    pub(super) fn key_value(&self, port: PortId) -> String {
+        let id = link_id(port);
+        match self {
+            Self::User(rules) => {
+                let rules: String = rules
+                    .iter()
+                    .map(|rule| format!(",hostfwd={rule}"))
+                    .collect();
+                format!("user,id={id}{rules}")
+            }
+            Self::Tap { device, .. } => {
+                format!("tap,id={id},ifname={device},script=no,downscript=no")
+            }
+            Self::Helper { helper, bridge } => {
+                format!("bridge,id={id},br={bridge},helper={helper}")
+            }
+        }
+    }
+
+    /// As the monitor takes it.
+    pub(super) fn arguments(&self, port: PortId) -> Value {
+        let id = link_id(port);
+        match self {
+            Self::User(rules) => {
+                let rules: Vec<Value> = rules.iter().map(|rule| json!({ "str": rule })).collect();
+                json!({ "type": "user", "id": id, "hostfwd": rules })
+            }
+            Self::Tap { device, .. } => {
+                json!({ "type": "tap", "id": id, "ifname": device, "script": "no", "downscript": "no" })
+            }
+            Self::Helper { helper, bridge } => {
+                json!({ "type": "bridge", "id": id, "br": bridge, "helper": helper })
+            }
+        }
+    }
+
+    /// Finishes it, once QEMU has it: a tap device goes onto its bridge.
+    pub(super) async fn connect(&self, operation: &'static str) -> Result<()> {
+        let Self::Tap { device, bridge } = self else {
+            return Ok(());
+        };
+        let mut command = Command::new("ip");
+        command
+            .args(["link", "set", "dev", device, "master", bridge, "up"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let failed = |reason: String| {
+            Error::new(
+                ErrorKind::PermissionDenied,
+                operation,
+                format!("cannot put {device} on {bridge}: {reason}"),
+            )
+        };
+        let output = command
+            .output()
+            .await
+            .map_err(|error| failed(format!("ip (iproute2): {error}")))?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(failed(words.trim().to_owned()))
+        }
+    }
+}
+
+/// The name of a port's tap device: at most 15 bytes, from the random end of the id.
+pub(super) fn tap_name(port: PortId) -> String {
+    format!("nc{}", &base32(port.uuid().as_u128())[13..])
+}
+
+enum Way {
+    Ourselves,
+    Helper(&'static str),
+}
+
+/// Whether taps can be put on some bridge of this host.
+pub(super) fn bridges_work() -> bool {
+    may_make_taps("").is_ok()
+}
+
+/// `bridge` may be empty: then any rule of the helper will do.
+fn may_make_taps(bridge: &str) -> Result<Way, (ErrorKind, String)> {
+    if !Path::new("/dev/net/tun").exists() {
+        return Err((
+            ErrorKind::Unsupported,
+            "there is no /dev/net/tun".to_owned(),
+        ));
+    }
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    let no_tun = match (net_admin(), opened) {
+        (true, Ok(_)) => return Ok(Way::Ourselves),
+        (true, Err(error)) => format!("/dev/net/tun does not open ({error})"),
+        (false, _) => "this process lacks CAP_NET_ADMIN".to_owned(),
+    };
+    let denied = |reason: String| {
+        (
+            ErrorKind::PermissionDenied,
+            format!("{no_tun}, and {reason}"),
+        )
+    };
+    let set_uid = |path: &&&str| {
+        std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o4000 != 0)
+    };
+    let Some(helper) = HELPERS.iter().find(set_uid) else {
+        return Err(denied(
+            "QEMU's bridge helper is not installed set-uid root".to_owned(),
+        ));
+    };
+    let rules = std::fs::read_to_string(HELPER_RULES).unwrap_or_default();
+    let allowed = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("allow"))
+        .map(str::trim);
+    if allowed
+        .into_iter()
+        .any(|name| name == bridge || name == "all" || bridge.is_empty())
+    {
+        return Ok(Way::Helper(helper));
+    }
+    Err(denied(format!(
+        "{HELPER_RULES} does not say `allow {bridge}`"
+    )))
+}
+
+fn net_admin() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << NET_ADMIN) != 0)
+}
+
+/// QEMU's rule for a forward, whose port on the host is free at the moment. QEMU says so too, but not which one.
+fn rule(forward: &PortForward, operation: &'static str) -> Result<String> {
+    let PortForward {
+        protocol,
+        host_addr,
+        host_port,
+        guest_port,
+    } = forward;
+    let IpAddr::V4(address) = host_addr else {
+        let message = format!(
+            "cannot forward {host_addr}: QEMU's user-mode network listens on IPv4 addresses only"
+        );
+        return Err(Error::new(ErrorKind::Unsupported, operation, message));
+    };
+    let socket = SocketAddr::new(*host_addr, *host_port);
+    let (name, bound) = match protocol {
+        Protocol::Tcp => ("tcp", TcpListener::bind(socket).map(drop)),
+        Protocol::Udp => ("udp", UdpSocket::bind(socket).map(drop)),
+    };
+    bound.map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::AddrInUse => ErrorKind::Exhausted,
+            std::io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+            _ => ErrorKind::FailedPrecondition,
+        };
+        Error::new(
+            kind,
+            operation,
+            format!("cannot forward the host's {name} port {socket}: {error}"),
+        )
+    })?;
+    Ok(format!("{name}:{address}:{host_port}-:{guest_port}"))
+}

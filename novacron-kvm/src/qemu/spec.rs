@@ -1,0 +1,201 @@
+//! A domain's spec as it lies in its run directory: what `start` reads, also after the host application was restarted.
+//!
+//! It holds no secret: the seed's files go into `seed.iso` (mode 0600) and only the fact that there is one stands here.
+
+use std::path::PathBuf;
+
+use novacron_core::driver::{
+    Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
+};
+use novacron_core::model::{
+    Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId, VolumeFormat,
+    VolumeId,
+};
+use novacron_core::{Error, ErrorKind, Problem, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::process::{ProcessError, RunDir};
+
+const FILE: &str = "spec.json";
+
+/// The spec of one start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredSpec {
+    pub(super) id: DomainId,
+    pub(super) name: String,
+    pub(super) vcpus: u32,
+    pub(super) memory: MiB,
+    pub(super) firmware: Firmware,
+    pub(super) kernel: Option<KernelBoot>,
+    pub(super) disks: Vec<StoredDisk>,
+    pub(super) nics: Vec<StoredNic>,
+    pub(super) seed: bool,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredDisk {
+    pub(super) name: String,
+    pub(super) volume: VolumeId,
+    pub(super) source: StoredSource,
+    pub(super) format: VolumeFormat,
+    pub(super) epoch: Epoch,
+}
+
+/// Where a disk's data is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum StoredSource {
+    File(PathBuf),
+    BlockDevice(PathBuf),
+    Nbd { socket: PathBuf, export: String },
+}
+
+/// A NIC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredNic {
+    pub(super) port: PortId,
+    pub(super) mac: MacAddr,
+    pub(super) network: NetworkKind,
+    pub(super) forwards: Vec<PortForward>,
+}
+
+impl StoredSpec {
+    /// What is kept of a spec, if it can be kept at all.
+    pub(super) fn of(spec: &DomainSpec, operation: &'static str) -> Result<Self> {
+        let stored = Self {
+            id: spec.id,
+            name: spec.name.clone(),
+            vcpus: spec.vcpus,
+            memory: spec.memory,
+            firmware: spec.firmware,
+            kernel: spec.kernel.clone(),
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| StoredDisk::of(disk, operation))
+                .collect::<Result<_>>()?,
+            nics: spec.nics.iter().map(StoredNic::of).collect(),
+            seed: spec.seed.is_some(),
+        };
+        let problems = stored.problems();
+        if problems.is_empty() {
+            Ok(stored)
+        } else {
+            Err(Error::invalid(operation, problems))
+        }
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut problem = |field: String, message: &str| {
+            problems.push(Problem {
+                field,
+                message: message.to_owned(),
+            });
+        };
+        if !(1..=super::MAX_VCPUS).contains(&self.vcpus) {
+            problem("vcpus".into(), "QEMU's q35 machine takes 1 to 255");
+        }
+        if self.memory.0 == 0 {
+            problem("memory".into(), "must not be zero");
+        }
+        if self.name.is_empty() || self.name.len() > 255 || self.name.chars().any(char::is_control)
+        {
+            problem(
+                "name".into(),
+                "must be 1 to 255 bytes without control characters",
+            );
+        }
+        let mut volumes = std::collections::BTreeSet::new();
+        for (i, disk) in self.disks.iter().enumerate() {
+            if !volumes.insert(disk.volume) {
+                problem(format!("disks[{i}].volume"), "is attached twice");
+            }
+        }
+        let mut ports = std::collections::BTreeSet::new();
+        for (i, nic) in self.nics.iter().enumerate() {
+            if !ports.insert(nic.port) {
+                problem(format!("nics[{i}].port"), "is attached twice");
+            }
+        }
+        if self.disks.len() + self.nics.len() > super::args::MAX_DEVICES {
+            problem(
+                "disks".into(),
+                "more disks and NICs than the machine has places for",
+            );
+        }
+        problems
+    }
+
+    /// The spec of a directory; `None` when nothing was defined there.
+    pub(super) fn read(dir: &RunDir) -> Result<Option<Self>, ProcessError> {
+        dir.read(FILE)
+    }
+
+    /// Writes it down, durably.
+    pub(super) fn write(&self, dir: &RunDir) -> Result<(), ProcessError> {
+        dir.write(FILE, self)
+    }
+}
+
+impl StoredDisk {
+    /// What is kept of a disk.
+    pub(super) fn of(disk: &DiskAttachment, operation: &'static str) -> Result<Self> {
+        let Attachment {
+            source,
+            format,
+            epoch,
+            ..
+        } = &disk.attachment;
+        let source = match source {
+            AttachmentSource::File(path) => StoredSource::File(text(path, operation)?),
+            AttachmentSource::BlockDevice(path) => {
+                StoredSource::BlockDevice(text(path, operation)?)
+            }
+            AttachmentSource::Nbd { socket, export } => StoredSource::Nbd {
+                socket: text(socket, operation)?,
+                export: export.clone(),
+            },
+            other => {
+                let message = format!("QEMU is not told how to reach a volume by {other:?}");
+                return Err(Error::new(ErrorKind::Unsupported, operation, message));
+            }
+        };
+        let (name, volume) = (disk.name.clone(), disk.volume);
+        Ok(Self {
+            name,
+            volume,
+            source,
+            format: *format,
+            epoch: *epoch,
+        })
+    }
+}
+
+impl StoredNic {
+    /// What is kept of a NIC.
+    pub(super) fn of(nic: &NicAttachment) -> Self {
+        let NicAttachment {
+            port,
+            mac,
+            network,
+            forwards,
+        } = nic;
+        Self {
+            port: *port,
+            mac: *mac,
+            network: network.clone(),
+            forwards: forwards.clone(),
+        }
+    }
+}
+
+/// QEMU's monitor speaks JSON, so a path must be text; and it must not depend on who reads it.
+fn text(path: &std::path::Path, operation: &'static str) -> Result<PathBuf> {
+    if path.to_str().is_some() && path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    let message = format!("{} is not an absolute path in UTF-8", path.display());
+    Err(Error::new(ErrorKind::Invalid, operation, message))
+}

@@ -1,0 +1,245 @@
+//! `define` and `start`: from a spec to a QEMU whose vCPUs are held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use novacron_core::driver::{Call, DomainId, DomainSpec, GuestEvent};
+use novacron_core::model::Firmware;
+use novacron_core::{Error, ErrorKind, Result};
+use secrecy::ExposeSecret;
+
+use super::args::Machine;
+use super::error;
+use super::firmware::Ovmf;
+use super::net::Link;
+use super::spec::StoredSpec;
+use super::state::{Seen, State};
+use crate::accel::Accel;
+use crate::process::{EndCause, Launch, Listener, Process, ProcessError, RunDir, launch};
+use crate::qmp::Qmp;
+use crate::seed::Seed;
+
+/// How long QEMU may take from its start to its monitor's greeting.
+const GREETING: Duration = Duration::from_secs(20);
+
+/// Writes the domain down.
+pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Result<()> {
+    const OPERATION: &str = "qemu.define";
+    let id = spec.id;
+    let stored = StoredSpec::of(spec, OPERATION)?;
+    let seed = spec.seed.as_ref().map(|seed| {
+        let files = Seed::new(&seed.meta_data, seed.user_data.expose_secret());
+        match &seed.network_config {
+            Some(text) => files.network_config(text).to_iso(),
+            None => files.to_iso(),
+        }
+    });
+    let dir = state.dir(id, OPERATION)?;
+    let slot = state.slot(id);
+    let _turn = slot.turn(call, OPERATION).await?;
+    let present = StoredSpec::read(&dir).map_err(|e| error::process(OPERATION, e))?;
+    if let Some(other) = present.as_ref().filter(|present| present.id != id) {
+        let message = format!(
+            "this start of the VM belongs to cluster {}",
+            other.id.cluster
+        );
+        return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, message).with("domain", id));
+    }
+    let same_seed = || std::fs::read(dir.file("seed.iso")).ok() == seed;
+    if present.as_ref() == Some(&stored) && same_seed() {
+        return Ok(());
+    }
+    if present.is_some() && !matches!(state.observe(call, id, OPERATION).await?, Seen::Defined(_)) {
+        let message = "it has been started, so its spec stays as it is";
+        return Err(error::precondition(OPERATION, id, message));
+    }
+    let write = move || -> Result<(), ProcessError> {
+        dir.create()?;
+        if let Some(iso) = seed {
+            dir.write_bytes("seed.iso", &iso)?;
+        }
+        stored.write(&dir)
+    };
+    blocking(OPERATION, write).await
+}
+
+/// Starts QEMU. The caller's deadline counts until there is a process; then QEMU's own time to come up does.
+pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result<()> {
+    const OPERATION: &str = "qemu.start";
+    let slot = state.slot(id);
+    let _turn = slot.turn(call, OPERATION).await?;
+    let spec = match state.observe(call, id, OPERATION).await? {
+        Seen::Live(..) => return Ok(()),
+        Seen::Defined(spec) => spec,
+        Seen::Absent => return Err(error::not_found(OPERATION, id)),
+        Seen::Ended(end) => {
+            let message = format!("this start has ended, and a start is made once: {end}");
+            return Err(error::precondition(OPERATION, id, message));
+        }
+        Seen::Unknown(reason) => {
+            return Err(Error::new(ErrorKind::Unavailable, OPERATION, reason).with("domain", id));
+        }
+    };
+    let _connecting = slot.connecting.lock().await;
+    let binary = state.binary(OPERATION).await?.path.clone();
+    let accel = state
+        .config
+        .accel
+        .resolve()
+        .map_err(|e| error::accel(OPERATION, e))?;
+    let firmware = firmware(spec.firmware)?;
+    let links = spec
+        .nics
+        .iter()
+        .map(|nic| Link::plan(nic, OPERATION))
+        .collect::<Result<Vec<_>>>()?;
+    error::remaining(call, OPERATION)?;
+
+    let dir = state.dir(id, OPERATION)?;
+    let plan = Plan {
+        dir: dir.clone(),
+        spec,
+        binary,
+        accel,
+        firmware,
+        links: links.clone(),
+    };
+    let process = blocking(OPERATION, move || plan.launch()).await?;
+
+    let path = dir.file("qmp");
+    let greeted = tokio::select! {
+        greeted = Qmp::connect(&path, GREETING) => greeted,
+        _ = process.ended() => Err(crate::qmp::QmpError::Disconnected { command: "greeting".to_owned() }),
+    };
+    let qmp = match greeted {
+        Ok(qmp) => qmp,
+        Err(reason) => return Err(give_up(id, &dir, process, &reason.to_string()).await),
+    };
+    let live = state.take_up(id, &dir, process, qmp).await;
+    for link in &links {
+        if let Err(refused) = link.connect(OPERATION).await {
+            note(&dir, EndCause::StartFailed);
+            super::live::quit(&live.qmp, &live.process).await;
+            live.over().await;
+            return Err(refused);
+        }
+    }
+    state.push(id, GuestEvent::StateChanged);
+    Ok(())
+}
+
+fn firmware(firmware: Firmware) -> Result<Option<Ovmf>> {
+    match firmware {
+        Firmware::Bios => Ok(None),
+        Firmware::Uefi => Ovmf::find().map(Some).ok_or_else(|| {
+            let message =
+                "no UEFI firmware on this host; on Debian and Ubuntu: apt-get install ovmf";
+            Error::new(ErrorKind::Unsupported, "qemu.start", message)
+        }),
+    }
+}
+
+struct Plan {
+    dir: RunDir,
+    spec: StoredSpec,
+    binary: std::path::PathBuf,
+    accel: Accel,
+    firmware: Option<Ovmf>,
+    links: Vec<Link>,
+}
+
+impl Plan {
+    fn launch(self) -> Result<Process, ProcessError> {
+        let Self {
+            dir,
+            spec,
+            binary,
+            accel,
+            firmware,
+            links,
+        } = self;
+        let lock = dir.lock()?;
+        if let Some(ovmf) = &firmware {
+            let template = std::fs::read(&ovmf.variables)
+                .map_err(ProcessError::io("read", &ovmf.variables))?;
+            dir.write_bytes("variables.fd", &template)?;
+        }
+        let listeners = ["qmp", "con", "ga"].map(|name| Listener::bind(&dir, name));
+        let [qmp, console, agent] = listeners;
+        let listeners = vec![qmp?, console?, agent?];
+        let sockets = [
+            listeners[0].number(),
+            listeners[1].number(),
+            listeners[2].number(),
+        ];
+        let machine = Machine {
+            spec: &spec,
+            accel,
+            firmware: firmware.as_ref(),
+            links: &links,
+            sockets,
+        };
+        let arguments = machine.arguments();
+        launch(
+            &dir,
+            lock,
+            Launch {
+                binary: &binary,
+                arguments: &arguments,
+                listeners,
+            },
+        )
+    }
+}
+
+/// Ends a QEMU that did not come up, and says why.
+async fn give_up(id: DomainId, dir: &RunDir, process: Process, reason: &str) -> Error {
+    const OPERATION: &str = "qemu.start";
+    // A QEMU that closes its monitor is about to exit, and its status says more than a kill's.
+    let by_itself = tokio::time::timeout(Duration::from_secs(2), process.ended()).await;
+    let hung = by_itself.is_err();
+    let status = match by_itself {
+        Ok(status) => status,
+        Err(_) => {
+            if let Err(error) = process.kill() {
+                tracing::error!(%error, pid = process.pid(), "a QEMU that hangs cannot be killed");
+            }
+            process.ended().await
+        }
+    };
+    note(dir, EndCause::StartFailed);
+    let last_words = dir.last_words();
+    let how = match status {
+        Ok(Some(EndCause::Exited(code))) => format!("QEMU exited with status {code} at its start"),
+        _ if hung => format!("QEMU did not come up ({reason}) and was killed"),
+        Ok(Some(EndCause::Killed(signal))) => {
+            format!("QEMU was killed by signal {signal} at its start")
+        }
+        _ => format!("QEMU ended at its start ({reason})"),
+    };
+    let words = if last_words.is_empty() {
+        String::new()
+    } else {
+        format!("; its last words: {last_words}")
+    };
+    error::start_failed(OPERATION, id, &format!("{how}{words}"))
+}
+
+fn note(dir: &RunDir, cause: EndCause) {
+    if let Err(error) = dir.note_end(cause) {
+        tracing::error!(%error, dir = %dir.path().display(), "a failed start cannot be noted");
+    }
+}
+
+/// Runs file work off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T, ProcessError> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|e| error::process(operation, e)),
+        Err(error) => {
+            Err(Error::new(ErrorKind::Internal, operation, "a worker ended early").caused_by(error))
+        }
+    }
+}

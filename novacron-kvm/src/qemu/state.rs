@@ -1,0 +1,378 @@
+//! What a hypervisor holds in memory, and how a domain is looked at.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use novacron_core::driver::{Call, DomainId, GuestEvent, HypervisorEvent};
+use novacron_core::model::{Epoch, Exit, HostId, VmId};
+use novacron_core::{Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::{OnceCell, OwnedMutexGuard, broadcast};
+use tokio::time::timeout;
+
+use super::error;
+use super::live::Live;
+use super::monitor::Status;
+use super::spec::StoredSpec;
+use crate::accel::AccelChoice;
+use crate::probe::QemuBinary;
+use crate::process::{End, EndCause, Found, Process, ProcessError, RunDir};
+use crate::qmp::Qmp;
+
+/// Events that a slow reader may be behind.
+const EVENT_BACKLOG: usize = 4096;
+/// The longest that a look at one domain waits for its QEMU.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What the host application chose.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) folder: PathBuf,
+    pub(super) qemu: PathBuf,
+    pub(super) accel: AccelChoice,
+    pub(super) host: Option<HostId>,
+}
+
+/// The hypervisor's memory.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) config: Config,
+    pub(super) events: broadcast::Sender<HypervisorEvent>,
+    binary: OnceCell<QemuBinary>,
+    slots: Mutex<HashMap<DomainId, Arc<Slot>>>,
+    owned: Mutex<Option<File>>,
+}
+
+/// A domain's place in the memory.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    pub(super) connecting: tokio::sync::Mutex<()>,
+    live: Mutex<Option<Arc<Live>>>,
+}
+
+/// What a look at a domain shows.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// It is not defined.
+    Absent,
+    /// It was never started.
+    Defined(StoredSpec),
+    /// QEMU runs, and the guest has not ended.
+    Live(Arc<Live>, Status),
+    /// It has ended.
+    Ended(End),
+    /// That cannot be told.
+    Unknown(String),
+}
+
+impl Slot {
+    fn current(&self) -> Option<Arc<Live>> {
+        lock(&self.live)
+            .as_ref()
+            .filter(|live| !live.is_over())
+            .cloned()
+    }
+
+    pub(super) fn set(&self, live: Arc<Live>) {
+        *lock(&self.live) = Some(live);
+    }
+
+    /// Lets go of connections whose end has been seen.
+    pub(super) fn forget_ended(&self) {
+        let ended = lock(&self.live).take_if(|live| live.is_over());
+        drop(ended);
+    }
+
+    /// Waits for the right to change the domain.
+    pub(super) async fn turn(
+        &self,
+        call: Call,
+        operation: &'static str,
+    ) -> Result<OwnedMutexGuard<()>> {
+        let left = error::remaining(call, operation)?;
+        timeout(left, Arc::clone(&self.turn).lock_owned())
+            .await
+            .map_err(|_| {
+                Error::new(
+                    ErrorKind::DeadlineExceeded,
+                    operation,
+                    "another call on the domain is under way",
+                )
+            })
+    }
+}
+
+impl State {
+    pub(super) fn new(config: Config) -> Self {
+        let folder = std::path::absolute(&config.folder).unwrap_or(config.folder);
+        Self {
+            config: Config { folder, ..config },
+            events: broadcast::Sender::new(EVENT_BACKLOG),
+            binary: OnceCell::new(),
+            slots: Mutex::default(),
+            owned: Mutex::default(),
+        }
+    }
+
+    /// Makes sure that the folder is there and ours alone.
+    pub(super) fn own(&self, operation: &'static str) -> Result<()> {
+        let mut owned = lock(&self.owned);
+        if owned.is_some() {
+            return Ok(());
+        }
+        let folder = &self.config.folder;
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder);
+        made.map_err(|e| {
+            error::process(operation, ProcessError::io("make the folder", folder)(e))
+        })?;
+        let path = folder.join("lock");
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path);
+        let mut file =
+            opened.map_err(|e| error::process(operation, ProcessError::io("open", &path)(e)))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut holder = String::new();
+            let _ = (&file).take(32).read_to_string(&mut holder);
+            let message = format!("the state folder is used by process {}", holder.trim());
+            return Err(
+                Error::new(ErrorKind::FailedPrecondition, operation, message)
+                    .with("path", folder.display()),
+            );
+        }
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+        written.map_err(|e| error::process(operation, ProcessError::io("write", &path)(e)))?;
+        *owned = Some(file);
+        Ok(())
+    }
+
+    /// The domain's run directory.
+    pub(super) fn dir(&self, id: DomainId, operation: &'static str) -> Result<RunDir> {
+        self.own(operation)?;
+        RunDir::new(&self.config.folder.join(id.vm.to_string()), id.epoch.0)
+            .map_err(|e| error::process(operation, e))
+    }
+
+    pub(super) fn slot(&self, id: DomainId) -> Arc<Slot> {
+        Arc::clone(lock(&self.slots).entry(id).or_default())
+    }
+
+    pub(super) fn push(&self, domain: DomainId, event: GuestEvent) {
+        // Nobody listening is no error.
+        let _ = self.events.send(HypervisorEvent { domain, event });
+    }
+
+    pub(super) fn forget(&self, id: DomainId) {
+        lock(&self.slots).remove(&id);
+    }
+
+    /// The binary, asked once; a failure is asked again.
+    pub(super) async fn binary(&self, operation: &'static str) -> Result<&QemuBinary> {
+        let probed = self
+            .binary
+            .get_or_try_init(|| QemuBinary::probe(&self.config.qemu))
+            .await;
+        probed.map_err(|e| error::probe(operation, e))
+    }
+
+    /// Every domain in the folder.
+    pub(super) fn ids(&self, operation: &'static str) -> Result<Vec<DomainId>> {
+        self.own(operation)?;
+        let mut ids = Vec::new();
+        for vm in names::<VmId>(&self.config.folder) {
+            for epoch in names::<u64>(&self.config.folder.join(vm.to_string())) {
+                let dir = RunDir::new(&self.config.folder.join(vm.to_string()), epoch);
+                let spec = dir
+                    .and_then(|dir| StoredSpec::read(&dir))
+                    .map_err(|e| error::process(operation, e))?;
+                ids.extend(
+                    spec.map(|spec| spec.id)
+                        .filter(|id| id.vm == vm && id.epoch == Epoch(epoch)),
+                );
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Looks at a domain, connecting to it if it runs and finishing its end if its guest has ended.
+    pub(super) async fn observe(
+        &self,
+        call: Call,
+        id: DomainId,
+        operation: &'static str,
+    ) -> Result<Seen> {
+        let dir = self.dir(id, operation)?;
+        let limit = error::remaining(call, operation)?.min(LOOK);
+        let looked = timeout(limit + limit / 4, self.look(id, &dir, limit, operation)).await;
+        let seen = looked.unwrap_or_else(|_| {
+            Ok(Seen::Unknown(format!(
+                "QEMU did not answer within {limit:?}"
+            )))
+        })?;
+        if let Seen::Unknown(_) = seen {
+            // Not known for want of time is the caller's deadline, not a state.
+            error::remaining(call, operation)?;
+        }
+        Ok(seen)
+    }
+
+    async fn look(
+        &self,
+        id: DomainId,
+        dir: &RunDir,
+        limit: Duration,
+        operation: &'static str,
+    ) -> Result<Seen> {
+        loop {
+            let stored = StoredSpec::read(dir).map_err(|e| error::process(operation, e))?;
+            let Some(spec) = stored.filter(|spec| spec.id == id) else {
+                return Ok(Seen::Absent);
+            };
+            let live = match self.connected(id, dir, limit).await {
+                Ok(Connected::Live(live)) => live,
+                Ok(Connected::Not(Found::Gone(end))) => return Ok(Seen::Ended(end)),
+                Ok(Connected::Not(_)) => return Ok(Seen::Defined(spec)),
+                Err(reason) => return Ok(Seen::Unknown(reason)),
+            };
+            match Status::of(&live.qmp, limit).await {
+                Ok(status) if status.is_shutdown() || status.is_panicked() => live.over().await,
+                Ok(status) => return Ok(Seen::Live(live, status)),
+                Err(crate::qmp::QmpError::Disconnected { .. }) => live.over().await,
+                Err(error) => return Ok(Seen::Unknown(error.to_string())),
+            }
+        }
+    }
+
+    async fn connected(
+        &self,
+        id: DomainId,
+        dir: &RunDir,
+        limit: Duration,
+    ) -> Result<Connected, String> {
+        let slot = self.slot(id);
+        let _one = timeout(limit, slot.connecting.lock())
+            .await
+            .map_err(|_| "it is being started".to_owned())?;
+        if let Some(live) = slot.current() {
+            return Ok(Connected::Live(live));
+        }
+        match dir.inspect().map_err(|error| error.to_string())? {
+            Found::Running(process) => {
+                let path = dir.file("qmp");
+                let qmp = tokio::select! {
+                    qmp = Qmp::connect(&path, limit) => qmp.map_err(|error| error.to_string()),
+                    _ = process.ended() => Err("QEMU has just ended".to_owned()),
+                };
+                match qmp {
+                    Ok(qmp) => Ok(Connected::Live(self.take_up(id, dir, process, qmp).await)),
+                    Err(reason) => match dir.inspect() {
+                        Ok(Found::Gone(end)) => Ok(Connected::Not(Found::Gone(end))),
+                        _ => Err(reason),
+                    },
+                }
+            }
+            found => Ok(Connected::Not(found)),
+        }
+    }
+
+    /// Keeps a connection that was just made; `connecting` must be held.
+    pub(super) async fn take_up(
+        &self,
+        id: DomainId,
+        dir: &RunDir,
+        process: Process,
+        qmp: Qmp,
+    ) -> Arc<Live> {
+        let slot = self.slot(id);
+        let process = Arc::new(process);
+        let live = Live::new(
+            id,
+            dir.clone(),
+            process,
+            qmp,
+            Arc::downgrade(&slot),
+            self.events.clone(),
+        )
+        .await;
+        let live = Arc::new(live);
+        slot.set(Arc::clone(&live));
+        live
+    }
+
+    /// The connections of a domain that must have been started.
+    pub(super) async fn live(
+        &self,
+        call: Call,
+        id: DomainId,
+        operation: &'static str,
+    ) -> Result<(Arc<Live>, Status)> {
+        match self.observe(call, id, operation).await? {
+            Seen::Live(live, status) => Ok((live, status)),
+            Seen::Absent => Err(error::not_found(operation, id)),
+            Seen::Defined(_) => Err(error::precondition(
+                operation,
+                id,
+                "the domain has not been started",
+            )),
+            Seen::Ended(end) => Err(error::precondition(
+                operation,
+                id,
+                format!("the domain has ended: {end}"),
+            )),
+            Seen::Unknown(reason) => {
+                Err(Error::new(ErrorKind::Unavailable, operation, reason).with("domain", id))
+            }
+        }
+    }
+}
+
+enum Connected {
+    Live(Arc<Live>),
+    Not(Found),
+}
+
+/// An end, as the contract names it.
+pub(super) fn exit(end: &End) -> Exit {
+    match &end.cause {
+        EndCause::GuestShutdown => Exit::GuestShutdown,
+        EndCause::GuestPanic => Exit::Panicked,
+        EndCause::Requested => Exit::Requested,
+        EndCause::StartFailed => Exit::StartFailed {
+            detail: end.to_string(),
+        },
+        EndCause::Terminated
+        | EndCause::Exited(_)
+        | EndCause::Killed(_)
+        | EndCause::Vanished
+        | EndCause::HostRebooted => Exit::Crashed {
+            detail: end.to_string(),
+        },
+    }
+}
+
+/// The entries of a folder whose names parse; none if it is not there.
+fn names<T: std::str::FromStr>(folder: &std::path::Path) -> Vec<T> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

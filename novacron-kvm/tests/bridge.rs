@@ -1,0 +1,79 @@
+//! A NIC on a bridge of the host, where this process may make one; else the refusal, with its reason.
+#![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::*;
+use novacron_core::ErrorKind;
+use novacron_core::driver::{Hypervisor, StopMode};
+use novacron_core::model::NetworkKind;
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip")
+        .args(arguments)
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+struct Bridge(String);
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        ip(&["link", "del", &self.0]);
+    }
+}
+
+#[tokio::test]
+async fn a_tap_is_put_on_its_bridge_and_goes_with_its_guest() {
+    let bench = Bench::new();
+    let hypervisor = bench.hypervisor();
+    let can = hypervisor.probe(call()).await.unwrap().capabilities.bridge;
+    let bridge = Bridge(format!("nct{}", std::process::id()));
+    let made = ip(&["link", "add", &bridge.0, "type", "bridge"]);
+    let ports = || {
+        let folder = Path::new("/sys/class/net").join(&bridge.0).join("brif");
+        std::fs::read_dir(folder).into_iter().flatten().count()
+    };
+    let mut spec = bench.guest();
+    spec.nics = vec![bench.nic(None)];
+    spec.nics[0].network = NetworkKind::Bridge {
+        bridge: bridge.0.clone(),
+    };
+    hypervisor.define(call(), &spec).await.unwrap();
+    let started = hypervisor.start(call(), spec.id).await;
+    if !(made && can) {
+        eprintln!(
+            "no bridge can be made here (made: {made}, taps: {can}): only the refusal is looked at"
+        );
+        let error = started.unwrap_err();
+        let allowed = [
+            ErrorKind::FailedPrecondition,
+            ErrorKind::PermissionDenied,
+            ErrorKind::Unsupported,
+        ];
+        assert!(
+            allowed.contains(&error.kind()) && error.message().contains(&bridge.0),
+            "{error}"
+        );
+        return;
+    }
+    started.unwrap();
+    assert_eq!(ports(), 1);
+    let stats = hypervisor.stats(call(), spec.id).await.unwrap();
+    assert_eq!(stats.nics.len(), 1);
+    assert_eq!(stats.nics[0].port, spec.nics[0].port);
+    let mut second = bench.nic(None);
+    second.network = spec.nics[0].network.clone();
+    let plug = hypervisor.hot_plug().unwrap();
+    plug.attach_nic(call(), spec.id, &second).await.unwrap();
+    assert_eq!(ports(), 2);
+    hypervisor
+        .stop(call(), spec.id, StopMode::Kill)
+        .await
+        .unwrap();
+    assert_eq!(ports(), 0, "taps go with their QEMU");
+    hypervisor.undefine(call(), spec.id).await.unwrap();
+}

@@ -1,0 +1,367 @@
+//! A folder, a hypervisor and real guests for the tests. Whatever QEMU a test leaves behind is killed by its pid.
+#![allow(dead_code, reason = "no test file uses all of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "to panic is to fail the test"
+)]
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::Command;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use novacron_core::driver::{
+    Attachment, AttachmentSource, Call, Console, DiskAttachment, Domain, DomainId, DomainSpec,
+    DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
+};
+use novacron_core::model::{
+    ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId,
+    Protocol, VmId, VolumeFormat, VolumeId,
+};
+use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
+use novacron_kvm::QemuHypervisor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+/// Long enough for a slow machine to boot a guest in software.
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+pub(crate) fn call() -> Call {
+    Call::within(SOON)
+}
+
+/// The folder with the guest's kernel and initial RAM disk; built on the first use.
+pub(crate) fn guest_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("NOVACRON_GUEST_DIR") {
+        return dir.into();
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned();
+    let dir = root.join("target/guest");
+    std::fs::create_dir_all(&dir).unwrap();
+    let lock = std::fs::File::create(root.join("target/guest.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    if !dir.join("vmlinuz").exists() || !dir.join("initrd.img").exists() {
+        let script = root.join("examples/guest/build.sh");
+        let status = Command::new(script)
+            .arg("--direct")
+            .arg(&dir)
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "the test guest cannot be built; see the words of build.sh above"
+        );
+    }
+    dir
+}
+
+/// A folder for one test.
+pub(crate) struct Bench {
+    folder: tempfile::TempDir,
+    ids: SeededIds,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            ids: SeededIds::from_os(),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    pub(crate) fn hypervisor(&self) -> QemuHypervisor {
+        QemuHypervisor::new(self.state())
+    }
+
+    fn now(&self) -> Timestamp {
+        SystemClock.now()
+    }
+
+    pub(crate) fn domain_id(&self) -> DomainId {
+        DomainId {
+            cluster: ClusterId::generate(self.now(), &self.ids),
+            vm: VmId::generate(self.now(), &self.ids),
+            epoch: Epoch(1),
+        }
+    }
+
+    /// A guest that boots the test kernel.
+    pub(crate) fn guest(&self) -> DomainSpec {
+        let dir = guest_dir();
+        DomainSpec {
+            id: self.domain_id(),
+            name: "web-1".into(),
+            vcpus: 1,
+            memory: MiB(192),
+            firmware: Firmware::Bios,
+            kernel: Some(KernelBoot {
+                kernel: dir.join("vmlinuz"),
+                initrd: Some(dir.join("initrd.img")),
+                cmdline: "console=ttyS0 quiet".into(),
+            }),
+            disks: vec![],
+            nics: vec![],
+            seed: None,
+        }
+    }
+
+    /// An empty qcow2 disk.
+    pub(crate) fn disk(&self, name: &str, size: &str) -> DiskAttachment {
+        let path = self.path().join(format!("{name}.qcow2"));
+        qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size]);
+        DiskAttachment {
+            name: name.into(),
+            volume: VolumeId::generate(self.now(), &self.ids),
+            attachment: Attachment {
+                source: AttachmentSource::File(path),
+                format: VolumeFormat::Qcow2,
+                epoch: Epoch(1),
+                enforces_writer: false,
+            },
+        }
+    }
+
+    /// A NIC in user mode, with this port of the host leading to port 80.
+    pub(crate) fn nic(&self, forward: Option<u16>) -> NicAttachment {
+        let rule = |host_port| PortForward {
+            protocol: Protocol::Tcp,
+            host_addr: "127.0.0.1".parse().unwrap(),
+            host_port,
+            guest_port: 80,
+        };
+        NicAttachment {
+            port: PortId::generate(self.now(), &self.ids),
+            mac: MacAddr::from_bits(self.ids.bits()),
+            network: NetworkKind::User,
+            forwards: forward.map(rule).into_iter().collect(),
+        }
+    }
+
+    /// The folders of domains that are left.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.state())
+            .into_iter()
+            .flatten()
+            .flatten();
+        names
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .filter(|name| name != "lock")
+            .collect()
+    }
+
+    /// The pid of a VM's QEMU.
+    pub(crate) fn pid(&self, id: DomainId) -> u32 {
+        let text =
+            std::fs::read_to_string(self.state().join(id.vm.to_string()).join("run.lock")).unwrap();
+        text.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for vm in std::fs::read_dir(self.state())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let text = std::fs::read_to_string(vm.path().join("run.lock")).unwrap_or_default();
+            let Some(pid) = text.split(' ').nth(1).and_then(|pid| pid.parse().ok()) else {
+                continue;
+            };
+            let here = std::fs::read_link(format!("/proc/{pid}/cwd"))
+                .is_ok_and(|cwd| cwd.starts_with(self.path()));
+            if here {
+                kill(pid);
+            }
+        }
+    }
+}
+
+pub(crate) fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+pub(crate) fn qemu_img(arguments: &[&str]) -> String {
+    let output = Command::new("qemu-img")
+        .args(arguments)
+        .output()
+        .expect("apt-get install qemu-utils");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-img {arguments:?}: {words}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn file_of(disk: &DiskAttachment) -> PathBuf {
+    match &disk.attachment.source {
+        AttachmentSource::File(path) => path.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) async fn domain(hypervisor: &QemuHypervisor, id: DomainId) -> Domain {
+    hypervisor
+        .inspect(call(), id)
+        .await
+        .unwrap()
+        .expect("it is defined")
+}
+
+pub(crate) async fn state(hypervisor: &QemuHypervisor, id: DomainId) -> DomainState {
+    domain(hypervisor, id).await.state
+}
+
+/// Waits for an event of a domain.
+pub(crate) async fn wait_event(
+    events: &mut BoxStream<'static, HypervisorEvent>,
+    id: DomainId,
+    wanted: GuestEvent,
+) {
+    let wanted = HypervisorEvent {
+        domain: id,
+        event: wanted,
+    };
+    let seen = async { while events.next().await.expect("the stream goes on") != wanted {} };
+    timeout(SOON, seen)
+        .await
+        .unwrap_or_else(|_| panic!("no {wanted:?}"));
+}
+
+/// Waits until a domain has ended, led by the events.
+pub(crate) async fn wait_end(
+    hypervisor: &QemuHypervisor,
+    events: &mut BoxStream<'static, HypervisorEvent>,
+    id: DomainId,
+) -> DomainState {
+    loop {
+        match state(hypervisor, id).await {
+            ended @ DomainState::Ended(_) => return ended,
+            _ => wait_event(events, id, GuestEvent::StateChanged).await,
+        }
+    }
+}
+
+/// The guest's shell on its console.
+pub(crate) struct Shell {
+    console: Pin<Box<dyn Console>>,
+    seen: String,
+}
+
+impl Shell {
+    /// Opens it with all of the history.
+    pub(crate) async fn open(hypervisor: &QemuHypervisor, id: DomainId) -> Self {
+        let console = hypervisor
+            .consoles()
+            .unwrap()
+            .open(call(), id, usize::MAX)
+            .await
+            .unwrap();
+        Self {
+            console,
+            seen: String::new(),
+        }
+    }
+
+    /// Waits for text; what came before it, and it.
+    pub(crate) async fn wait(&mut self, text: &str, limit: Duration) -> String {
+        let found = async {
+            loop {
+                if let Some(at) = self.seen.find(text) {
+                    let rest = self.seen.split_off(at + text.len());
+                    return std::mem::replace(&mut self.seen, rest);
+                }
+                let mut chunk = [0; 4096];
+                let count = self.console.read(&mut chunk).await.unwrap();
+                assert!(
+                    count > 0,
+                    "the console ended without {text:?}: {}",
+                    self.seen
+                );
+                self.seen
+                    .push_str(&String::from_utf8_lossy(&chunk[..count]));
+            }
+        };
+        match timeout(limit, found).await {
+            Ok(found) => found,
+            Err(_) => panic!("no {text:?} on the console, but: {}", self.seen),
+        }
+    }
+
+    /// Waits for the ready line and the prompt; the guest's boot id.
+    pub(crate) async fn ready(&mut self) -> String {
+        let start = self.wait("NOVACRON-GUEST-READY", BOOT).await;
+        drop(start);
+        let rest = self.wait("# ", SOON).await;
+        let (_, id) = rest.split_once("boot_id=").unwrap();
+        id.split_whitespace().next().unwrap().to_owned()
+    }
+
+    /// Opens the console of a guest that booted earlier, past its history; the boot id that stands there.
+    pub(crate) async fn again(
+        hypervisor: &QemuHypervisor,
+        id: DomainId,
+        tag: &str,
+    ) -> (Self, String) {
+        let mut shell = Self::open(hypervisor, id).await;
+        let boot_id = shell.ready().await;
+        shell.send(&format!("echo m\"\"ark-{tag}\n")).await;
+        shell.wait(&format!("mark-{tag}"), SOON).await;
+        shell.wait("# ", SOON).await;
+        (shell, boot_id)
+    }
+
+    pub(crate) async fn send(&mut self, text: &str) {
+        self.console.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Runs a command; what it printed.
+    pub(crate) async fn run(&mut self, command: &str) -> String {
+        self.send(&format!("{command}; echo d\"\"one=$?\n")).await;
+        let output = self.wait("done=", SOON).await;
+        let status = self.wait("# ", SOON).await;
+        assert_eq!(
+            status.trim_end_matches("# ").trim(),
+            "0",
+            "`{command}`: {output}"
+        );
+        output
+            .trim_end_matches("done=")
+            .replace('\r', "")
+            .trim()
+            .to_owned()
+    }
+
+    /// Reads to the end.
+    pub(crate) async fn ended(&mut self) {
+        let mut rest = Vec::new();
+        timeout(SOON, self.console.read_to_end(&mut rest))
+            .await
+            .expect("the console ends")
+            .unwrap();
+    }
+}
+
+/// Defines, starts and resumes a guest, and waits until it is ready.
+pub(crate) async fn boot(hypervisor: &QemuHypervisor, spec: &DomainSpec) -> (Shell, String) {
+    hypervisor.define(call(), spec).await.unwrap();
+    hypervisor.start(call(), spec.id).await.unwrap();
+    hypervisor.resume(call(), spec.id).await.unwrap();
+    let mut shell = Shell::open(hypervisor, spec.id).await;
+    let boot_id = shell.ready().await;
+    (shell, boot_id)
+}

@@ -1,0 +1,244 @@
+//! What cannot work is refused with a reason, and leaves nothing that `undefine` does not remove. No guest boots here.
+#![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
+
+mod common;
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::*;
+use novacron_core::driver::{Attachment, AttachmentSource, Call, DomainState, Hypervisor};
+use novacron_core::model::{Exit, Firmware, HostId, NetworkKind};
+use novacron_core::{Error, ErrorKind};
+use novacron_kvm::QemuHypervisor;
+use uuid::Uuid;
+
+/// A QEMU of our own making, which tells its version right.
+fn script(bench: &Bench, name: &str, body: &str) -> PathBuf {
+    let path = bench.path().join(name);
+    let text = format!(
+        "#!/bin/sh\ncase $1 in -version|-machine|-netdev) [ -n \"$2\" ] || [ $1 = -version ] && \
+         [ $# -le 2 ] && exec qemu-system-x86_64 \"$@\";; esac\n{body}\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// Starts a small guest that is expected not to come up.
+async fn failing(hypervisor: &QemuHypervisor, bench: &Bench) -> (Error, DomainState) {
+    let spec = bench.guest();
+    hypervisor.define(call(), &spec).await.unwrap();
+    let error = hypervisor
+        .start(Call::within(Duration::from_secs(40)), spec.id)
+        .await
+        .unwrap_err();
+    let state = state(hypervisor, spec.id).await;
+    hypervisor.undefine(call(), spec.id).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+    (error, state)
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_missing_old_broken_or_hangs() {
+    let bench = Bench::new();
+    let with = |path: PathBuf| bench.hypervisor().qemu(path);
+
+    let (error, state) = failing(&with("/no/such/qemu".into()), &bench).await;
+    assert_eq!(
+        (error.kind(), state),
+        (ErrorKind::Unsupported, DomainState::Defined)
+    );
+    assert!(error.message().contains("apt-get install"), "{error}");
+
+    let old = bench.path().join("old");
+    std::fs::write(&old, "#!/bin/sh\necho QEMU emulator version 4.2.1\n").unwrap();
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = with(old).probe(call()).await.unwrap_err();
+    assert!(error.message().contains("4.2.1; at least"), "{error}");
+
+    let (error, state) = failing(
+        &with(script(&bench, "dies", "echo 'no luck today' >&2; exit 1")),
+        &bench,
+    )
+    .await;
+    assert!(
+        error.message().contains("status 1") && error.message().contains("no luck today"),
+        "{error}"
+    );
+    assert!(
+        matches!(state, DomainState::Ended(Exit::StartFailed { .. })),
+        "{state:?}"
+    );
+
+    let refuses = script(
+        &bench,
+        "refuses",
+        "exec qemu-system-x86_64 \"$@\" -frobnicate",
+    );
+    let (error, _) = failing(&with(refuses), &bench).await;
+    assert!(
+        error.message().contains("-frobnicate: invalid option"),
+        "{error}"
+    );
+
+    let (error, state) = failing(&with(script(&bench, "hangs", "exec sleep 1000")), &bench).await;
+    assert!(
+        error.message().contains("greeting") && error.message().contains("was killed"),
+        "{error}"
+    );
+    assert!(
+        matches!(state, DomainState::Ended(Exit::StartFailed { .. })),
+        "{state:?}"
+    );
+}
+
+#[tokio::test]
+async fn resources_that_are_not_to_be_had() {
+    let bench = Bench::new();
+    let hypervisor = bench.hypervisor();
+    let start = async |spec: &novacron_core::driver::DomainSpec| {
+        hypervisor.define(call(), spec).await.unwrap();
+        let error = hypervisor.start(call(), spec.id).await.unwrap_err();
+        hypervisor.undefine(call(), spec.id).await.unwrap();
+        error
+    };
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut spec = bench.guest();
+    spec.nics = vec![bench.nic(Some(port))];
+    let error = start(&spec).await;
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(
+        error.message().contains(&format!("127.0.0.1:{port}")),
+        "{error}"
+    );
+
+    spec.nics[0].forwards.clear();
+    spec.nics[0].network = NetworkKind::Bridge {
+        bridge: "no-such-br".into(),
+    };
+    let error = start(&spec).await;
+    assert!(error.message().contains("no such bridge"), "{error}");
+
+    spec.nics.clear();
+    let mut disk = bench.disk("gone", "1M");
+    std::fs::remove_file(file_of(&disk)).unwrap();
+    spec.disks = vec![disk.clone()];
+    let error = start(&spec).await;
+    assert!(
+        error.message().contains("gone.qcow2") && error.message().contains("No such file"),
+        "{error}"
+    );
+
+    // An image with a writer is not given to a second one.
+    disk = bench.disk("shared", "1M");
+    let mut holder = bench.guest();
+    holder.disks = vec![disk.clone()];
+    hypervisor.define(call(), &holder).await.unwrap();
+    hypervisor.start(call(), holder.id).await.unwrap();
+    spec.disks = vec![disk];
+    let error = start(&spec).await;
+    assert!(error.message().contains("lock"), "{error}");
+    hypervisor
+        .stop(call(), holder.id, novacron_core::driver::StopMode::Kill)
+        .await
+        .unwrap();
+    hypervisor.undefine(call(), holder.id).await.unwrap();
+
+    // UEFI comes up where its firmware is installed, and is refused with the package's name where it is not.
+    let mut uefi = bench.guest();
+    uefi.firmware = Firmware::Uefi;
+    hypervisor.define(call(), &uefi).await.unwrap();
+    match hypervisor.start(call(), uefi.id).await {
+        Ok(()) => drop(
+            hypervisor
+                .stop(call(), uefi.id, novacron_core::driver::StopMode::Kill)
+                .await
+                .unwrap(),
+        ),
+        Err(error) => assert!(error.message().contains("ovmf"), "{error}"),
+    }
+    hypervisor.undefine(call(), uefi.id).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn specs_folders_and_hosts() {
+    let bench = Bench::new();
+    let hypervisor = bench
+        .hypervisor()
+        .host_id(HostId::from_uuid(Uuid::from_u128(9)));
+    let info = hypervisor.probe(call()).await.unwrap();
+    assert_eq!(info.host.uuid().as_u128(), 9);
+    assert!(
+        info.capabilities.hypervisor.starts_with("QEMU ") && info.capabilities.memory.0 > 0,
+        "{info:?}"
+    );
+
+    let second = bench.hypervisor().list(call()).await.unwrap_err();
+    assert_eq!(second.kind(), ErrorKind::FailedPrecondition);
+    assert!(
+        second.message().contains(&std::process::id().to_string()),
+        "{second}"
+    );
+    let other = QemuHypervisor::new(bench.path().join("other"));
+    let ours = QemuHypervisor::new(bench.path().join("ours"))
+        .probe(call())
+        .await
+        .unwrap()
+        .host;
+    assert_ne!(other.probe(call()).await.unwrap().host, ours);
+
+    let mut spec = bench.guest();
+    let twice = bench.disk("d", "1M");
+    spec.disks = vec![twice.clone(), twice];
+    spec.vcpus = 0;
+    spec.name = "a\nb".into();
+    let error = hypervisor.define(call(), &spec).await.unwrap_err();
+    let fields: Vec<_> = error
+        .problems()
+        .iter()
+        .map(|problem| problem.field.as_str())
+        .collect();
+    assert_eq!(fields, ["vcpus", "name", "disks[1].volume"]);
+
+    spec = bench.guest();
+    let mut relative = bench.disk("r", "1M");
+    relative.attachment = Attachment {
+        source: AttachmentSource::File("r.qcow2".into()),
+        ..relative.attachment
+    };
+    spec.disks = vec![relative];
+    assert_eq!(
+        hypervisor.define(call(), &spec).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
+
+    let deep = QemuHypervisor::new(bench.path().join("x".repeat(80)));
+    let error = deep.define(call(), &bench.guest()).await.unwrap_err();
+    assert!(
+        error.message().contains("too long for unix sockets"),
+        "{error}"
+    );
+
+    let nobody = bench.domain_id();
+    assert!(hypervisor.inspect(call(), nobody).await.unwrap().is_none());
+    assert_eq!(
+        hypervisor.start(call(), nobody).await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    assert_eq!(
+        hypervisor.reset(call(), nobody).await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    hypervisor.undefine(call(), nobody).await.unwrap();
+    let late = Call::within(Duration::ZERO);
+    assert_eq!(
+        hypervisor.inspect(late, nobody).await.unwrap_err().kind(),
+        ErrorKind::DeadlineExceeded
+    );
+}
