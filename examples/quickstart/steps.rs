@@ -3,6 +3,7 @@
 //! Each step is a method that returns what it checked. [`App::first_life`] and [`App::second_life`] say in which order;
 //! between the two the supervisor kills the process.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +15,6 @@ use novacron_core::model::{
     CloudInit, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState, SnapshotId,
 };
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
-
-use tokio::io::AsyncReadExt;
 
 use crate::console::{Console, Ready};
 use crate::report::{Line, chain, step};
@@ -32,7 +31,7 @@ const DATA: &str = "data";
 
 /// Runs one life of the host application. Whether all its steps passed.
 pub(crate) async fn run(life: Life, site: Site) -> bool {
-    tokio::spawn(end_with_supervisor(site.dir.clone()));
+    end_with_supervisor(site.dir.clone());
     let mut app = App {
         site,
         cluster: None,
@@ -52,11 +51,14 @@ pub(crate) async fn run(life: Life, site: Site) -> bool {
 }
 
 /// The supervisor holds the other end of our input: when that is closed it is gone, and nobody else would clean up.
-async fn end_with_supervisor(dir: PathBuf) {
-    let _ = tokio::io::stdin().read(&mut [0]).await;
-    let _ = leftovers::end_guests(&dir);
-    let _ = std::fs::remove_dir_all(&dir);
-    std::process::exit(1);
+/// A thread of its own, since the runtime's end would wait for tokio's reading of the input.
+fn end_with_supervisor(dir: PathBuf) {
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0]);
+        let _ = leftovers::end_guests(&dir);
+        let _ = std::fs::remove_dir_all(&dir);
+        std::process::exit(1);
+    });
 }
 
 struct App {
