@@ -5,14 +5,14 @@
 //!   Record { key, version, value }     ◄── get, list (at one revision)
 //!   WatchEvent                         ◄── watch (after a revision)
 //! ```
-//! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope ([`crate::records`] owns both). A store knows
+//! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope (`records` owns both). A store knows
 //! neither: it orders bytes. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk; each passes the
 //! suite in `conformance::store`, and a third party's runs the same.
 //!
 //! What every caller may rely on: commits are totally ordered by [`Revision`]; `get` and `list` see every commit that
 //! returned before they were called; a watch delivers every commit after its start, whole, in order per key, at least
 //! once. Nothing may rely on order across keys but through preconditions. A commit whose outcome is not known fails
-//! with [`ErrorKind::OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown), and [`Store::outcome`] tells later.
+//! with [`ErrorKind::OutcomeUnknown`], and [`Store::outcome`] tells later.
 //!
 //! **Leases are not Claims.** A lease has a time to live and serves leadership and liveness; a claim (a record like
 //! any other, see [`crate::model::Claim`]) never expires.
