@@ -54,7 +54,9 @@ impl Site {
             epoch: Epoch(1),
         };
         let call = Call::within(Duration::from_secs(5));
-        match storage.attach(call, volume, &request).await.unwrap().source {
+        let attachment = storage.attach(call, volume, &request).await.unwrap();
+        storage.detach(call, volume, &request).await.unwrap();
+        match attachment.source {
             AttachmentSource::File(path) => path,
             other => panic!("not a file: {other:?}"),
         }
