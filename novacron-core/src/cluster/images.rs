@@ -10,8 +10,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Image, ImageId, ImageSource, Meta, Name, ObjectRef, OperationKind, PoolId, name_problem,
 };
-use crate::records;
-use crate::store::{Op, Precondition};
 
 /// The cluster's images.
 #[derive(Clone, Debug)]
@@ -107,16 +105,7 @@ impl Images {
         let now = inner.clock.now();
         let id = ImageId::generate(now, &*inner.ids);
         let name = Name::new(&spec.name)?;
-        let key = records::name_key(&options.project, "image", &name);
-        let meta = Meta {
-            name,
-            project: options.project.clone(),
-            labels: std::collections::BTreeMap::new(),
-            annotations: std::collections::BTreeMap::new(),
-            created_at: now,
-            generation: 1,
-            deleted_at: None,
-        };
+        let meta = Meta::new(name, options.project.clone(), now);
         let image = Image {
             id,
             meta,
@@ -124,9 +113,9 @@ impl Images {
             source: spec.source,
             sha256: spec.sha256,
         };
-        let mut draft = Draft::new().put(&id, &image)?;
-        draft.requires.push(Precondition::Absent(key.clone()));
-        let draft = draft.op(Op::Put(key, records::encode(&id.to_string())?));
+        let draft = Draft::new()
+            .name(&image.meta, "image", id)?
+            .put(&id, &image)?;
         let change = Change {
             verb: "image.create",
             object: ObjectRef::Image(id),

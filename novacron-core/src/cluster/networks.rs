@@ -9,7 +9,7 @@ use crate::model::{
     Meta, Name, Network, NetworkId, NetworkKind, ObjectRef, OperationKind, name_problem,
 };
 use crate::records;
-use crate::store::{Op, Precondition};
+use crate::store::Op;
 
 /// The cluster's networks.
 #[derive(Clone, Debug)]
@@ -46,19 +46,10 @@ impl Networks {
         let now = inner.clock.now();
         let id = NetworkId::generate(now, &*inner.ids);
         let name = Name::new(name)?;
-        let key = records::name_key(&options.project, "network", &name);
-        let meta = Meta {
-            name,
-            project: options.project.clone(),
-            labels: std::collections::BTreeMap::new(),
-            annotations: std::collections::BTreeMap::new(),
-            created_at: now,
-            generation: 1,
-            deleted_at: None,
-        };
-        let mut draft = Draft::new().put(&id, &Network { id, meta, kind })?;
-        draft.requires.push(Precondition::Absent(key.clone()));
-        let draft = draft.op(Op::Put(key, records::encode(&id.to_string())?));
+        let meta = Meta::new(name, options.project.clone(), now);
+        let draft = Draft::new()
+            .name(&meta, "network", id)?
+            .put(&id, &Network { id, meta, kind })?;
         let object = ObjectRef::Network(id);
         inner
             .admit(

@@ -9,8 +9,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Meta, Name, ObjectRef, OperationKind, Snapshot, SnapshotId, Volume, VolumeId, name_problem,
 };
-use crate::records;
-use crate::store::{Op, Precondition};
 
 /// The cluster's snapshots.
 #[derive(Clone, Debug)]
@@ -69,21 +67,11 @@ impl Snapshots {
         let now = inner.clock.now();
         let id = SnapshotId::generate(now, &*inner.ids);
         let name = Name::new(name)?;
-        let key = records::name_key(&options.project, "snapshot", &name);
-        let meta = Meta {
-            name,
-            project: options.project.clone(),
-            labels: std::collections::BTreeMap::new(),
-            annotations: std::collections::BTreeMap::new(),
-            created_at: now,
-            generation: 1,
-            deleted_at: None,
-        };
-        let mut draft = Draft::new()
+        let meta = Meta::new(name, options.project.clone(), now);
+        let draft = Draft::new()
+            .name(&meta, "snapshot", id)?
             .unchanged::<Volume>(&volume, Some(version))
             .put(&id, &Snapshot { id, meta, volume })?;
-        draft.requires.push(Precondition::Absent(key.clone()));
-        let draft = draft.op(Op::Put(key, records::encode(&id.to_string())?));
         let change = Change {
             verb: "snapshot.create",
             object: ObjectRef::Snapshot(id),

@@ -12,8 +12,6 @@ use crate::model::{
     Bytes, Meta, Name, ObjectRef, OperationKind, PoolId, StorageStatus, Versioned, Volume,
     VolumeFormat, VolumeId, VolumeSource, name_problem,
 };
-use crate::records;
-use crate::store::{Op, Precondition};
 
 /// The cluster's volumes.
 #[derive(Clone, Debug)]
@@ -110,15 +108,9 @@ impl Volumes {
         let now = inner.clock.now();
         let id = VolumeId::generate(now, &*inner.ids);
         let name = Name::new(&spec.name)?;
-        let key = records::name_key(&options.project, "volume", &name);
         let meta = Meta {
-            name,
-            project: options.project.clone(),
             labels: spec.labels,
-            annotations: std::collections::BTreeMap::new(),
-            created_at: now,
-            generation: 1,
-            deleted_at: None,
+            ..Meta::new(name, options.project.clone(), now)
         };
         let volume = Volume {
             id,
@@ -128,9 +120,9 @@ impl Volumes {
             size: spec.size,
             format: spec.format,
         };
-        let mut draft = Draft::new().put(&id, &volume)?;
-        draft.requires.push(Precondition::Absent(key.clone()));
-        let draft = draft.op(Op::Put(key, records::encode(&id.to_string())?));
+        let draft = Draft::new()
+            .name(&volume.meta, "volume", id)?
+            .put(&id, &volume)?;
         let change = Change {
             verb: "volume.create",
             object: ObjectRef::Volume(id),

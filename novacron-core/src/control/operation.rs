@@ -8,8 +8,8 @@ use super::vm::{Waiting, resolve, should_start};
 use crate::error::Result;
 use crate::lifecycle::{Phase, RunPhase};
 use crate::model::{
-    ActionStatus, Claim, Epoch, ObjectRef, Operation, OperationId, OperationKind, OperationState,
-    Power, StorageState, StorageStatus, Vm, VmId,
+    ActionStatus, Claim, Epoch, Meta, ObjectRef, Operation, OperationId, OperationKind,
+    OperationState, Power, StorageState, StorageStatus, Vm, VmId,
 };
 use crate::time::Timestamp;
 
@@ -140,13 +140,14 @@ fn is_available(status: Option<&StorageStatus>) -> bool {
 }
 
 fn on_storage(
-    exists: bool,
-    deleted: bool,
+    spec: Option<&Meta>,
     generation: u64,
     status: Option<&StorageStatus>,
     kind: &OperationKind,
 ) -> (OperationState, String) {
     use OperationState as S;
+    let exists = spec.is_some();
+    let deleted = spec.is_some_and(|meta| meta.deleted_at.is_some());
     match (kind, exists) {
         (OperationKind::Delete, false) => (S::Done, String::new()),
         (OperationKind::Delete, true) => (S::Running, "deleting".to_owned()),
@@ -198,35 +199,17 @@ pub(crate) fn reconcile(id: OperationId, cache: &Cache, now: Timestamp) -> Resul
         ObjectRef::Volume(volume) => {
             let spec = cache.volumes.get(volume);
             let status = cache.volume_status.get(volume).map(|s| &s.0);
-            on_storage(
-                spec.is_some(),
-                spec.is_some_and(|s| s.meta.deleted_at.is_some()),
-                wanted,
-                status,
-                kind,
-            )
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
         }
         ObjectRef::Image(image) => {
             let spec = cache.images.get(image);
             let status = cache.image_status.get(image).map(|s| &s.0);
-            on_storage(
-                spec.is_some(),
-                spec.is_some_and(|s| s.meta.deleted_at.is_some()),
-                wanted,
-                status,
-                kind,
-            )
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
         }
         ObjectRef::Snapshot(snapshot) => {
             let spec = cache.snapshots.get(snapshot);
             let status = cache.snapshot_status.get(snapshot).map(|s| &s.0);
-            on_storage(
-                spec.is_some(),
-                spec.is_some_and(|s| s.meta.deleted_at.is_some()),
-                wanted,
-                status,
-                kind,
-            )
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
         }
         ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
             (OperationState::Done, String::new())

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::driver::{CreateVolume, DomainId, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, ImageId, NodeId, ObjectRef, OperationId, PoolId, SnapshotId, Verb, VmId,
-    VolumeId,
+    ActionId, Assignment, ImageId, Meta, NodeId, ObjectRef, OperationId, PoolId, SnapshotId, Verb,
+    VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -95,6 +95,20 @@ impl Draft {
     pub(crate) fn delete<T: Stored>(mut self, id: &T::Id) -> Self {
         self.ops.push(records::delete::<T>(id));
         self
+    }
+
+    /// Takes a name for a new object; the commit fails if it is taken.
+    pub(crate) fn name(
+        mut self,
+        meta: &Meta,
+        kind: &str,
+        id: impl std::fmt::Display,
+    ) -> Result<Self> {
+        let key = records::name_key(&meta.project, kind, &meta.name);
+        self.requires.push(Precondition::Absent(key.clone()));
+        self.ops
+            .push(Op::Put(key, records::encode(&id.to_string())?));
+        Ok(self)
     }
 
     pub(crate) fn op(mut self, op: Op) -> Self {

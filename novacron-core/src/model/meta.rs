@@ -31,6 +31,21 @@ pub struct Meta {
     pub deleted_at: Option<Timestamp>,
 }
 
+impl Meta {
+    /// That of a new object.
+    pub(crate) fn new(name: Name, project: Name, now: Timestamp) -> Self {
+        Self {
+            name,
+            project,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created_at: now,
+            generation: 1,
+            deleted_at: None,
+        }
+    }
+}
+
 /// An object as it was read: its value and the revision that wrote it, for
 /// `RequestOptions::expected_version`.
 #[derive(Clone, Debug, PartialEq, Eq)]
