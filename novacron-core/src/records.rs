@@ -6,7 +6,7 @@
 //! | `name/<project>/<kind>/<name>` | API | the object's id: uniqueness is the Store's |
 //! | `vm/…` `volume/…` `image/…` `snapshot/…` `network/…` `port/…` `action/…` | API | what should be |
 //! | `claim/vm/<vm>` `claim/volume/<volume>` `assignment/<node>/<vm>` | leader | who may run, who may write, with what |
-//! | `run/<node>/<vm>` `node-status/<node>` `action-status/<action>` | the node's owner | what is |
+//! | `run/<node>/<vm>` `port-status/<port>` `node-status/<node>` `action-status/<action>` | the node's owner | what is |
 //! | `volume-status/…` `image-status/…` `snapshot-status/…` | the pool's owner | what is |
 //! | `operation/…` `grave/<kind>/<id>` `usage/<project>` | leader | progress; what was deleted, for the sweep |
 //! | `event/…` `audit/…` | whoever commits the change | what happened |
@@ -22,8 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Audit, Claim, ClusterId, Epoch, Event, EventId,
     Image, ImageId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Operation, OperationId,
-    Pool, PoolId, Port, PortId, Run, Snapshot, SnapshotId, StorageStatus, Vm, VmId, Volume,
-    VolumeClaim, VolumeId,
+    Pool, PoolId, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageStatus, Vm, VmId,
+    Volume, VolumeClaim, VolumeId,
 };
 use crate::store::{Key, Op, Precondition, Record, Revision};
 use crate::time::Timestamp;
@@ -160,6 +160,7 @@ stored! {
     Snapshot, "snapshot", SnapshotId;
     Network, "network", NetworkId;
     Port, "port", PortId;
+    PortStatus, "port-status", PortId;
     Node, "node", NodeId;
     NodeStatus, "node-status", NodeId;
     Pool, "pool", PoolId;

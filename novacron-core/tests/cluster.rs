@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use novacron_core::cluster::VolumeSpec;
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
-use novacron_core::model::{DiskSource, Epoch, NodeId, PoolId, Power, VmId, VolumeId};
-use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
+use novacron_core::model::{
+    DiskSource, Epoch, NetworkKind, NicSpec, NodeId, PoolId, Power, VmId, VolumeId,
+};
+use novacron_core::sim::{SimHypervisor, SimNetwork, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
 use novacron_core::{
     Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, RequestOptions, SeededIds, TimerClock,
@@ -73,7 +75,10 @@ impl Site {
                 SimStorage::new(&self.world, PoolId::new("shared").unwrap()),
             );
         for (i, host) in self.world.hosts().into_iter().enumerate() {
-            builder = builder.node(format!("node-{i}"), SimHypervisor::new(&self.world, host));
+            let name = format!("node-{i}");
+            builder = builder
+                .node(name.clone(), SimHypervisor::new(&self.world, host))
+                .network(name, SimNetwork::new(&self.world, host));
         }
         let cluster = builder.build().await.unwrap();
         cluster.nodes().wait_available(soon()).await.unwrap();
@@ -318,4 +323,41 @@ async fn what_does_not_fit_waits_and_says_why() {
     assert!(!view.reason.is_empty());
     big.delete().await.unwrap().wait(soon()).await.unwrap();
     second.wait_for(Phase::Running, soon()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_are_bound_for_a_start_follow_the_vm_and_are_released() {
+    let mut site = Site::new(2);
+    let cluster = site.start().await;
+    let network = cluster.networks();
+    let network = network.create("lan", NetworkKind::User).await.unwrap();
+    let nic = NicSpec {
+        network,
+        mac: None,
+        forwards: Vec::new(),
+    };
+    let vm = cluster.vms().create(spec("web").nic(nic)).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    let port = vm.get().await.unwrap().vm.machine.nics[0].port;
+    let bound = |site: &Site| site.world.artefacts().ports;
+    let first = bound(&site);
+    assert_eq!(first.len(), 1);
+    assert_eq!((first[0].1.port, first[0].1.epoch), (port, Epoch(1)));
+
+    vm.stop().await.unwrap().wait(soon()).await.unwrap();
+    vm.move_to(NodeId::new("node-1").unwrap())
+        .await
+        .unwrap()
+        .wait(soon())
+        .await
+        .unwrap();
+    vm.start().await.unwrap().wait(soon()).await.unwrap();
+    let second = bound(&site);
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert_ne!(second[0].0, first[0].0);
+    assert_eq!(second[0].1.epoch, Epoch(2));
+
+    vm.delete().await.unwrap().wait(soon()).await.unwrap();
+    assert!(bound(&site).is_empty());
+    assert!(site.world.violations().is_empty());
 }

@@ -13,7 +13,7 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, Hypervisor, NicAttachment,
 };
 use novacron_core::model::{
-    Bytes, Epoch, Exit, Firmware, HostId, MacAddr, MiB, NetworkKind, PortId, SnapshotId,
+    Bytes, Epoch, Exit, Firmware, HostId, MacAddr, MiB, PortBinding, PortId, SnapshotId,
     VolumeFormat, VolumeId,
 };
 use novacron_core::sim::{Latency, SimHypervisor, SimWorld};
@@ -112,7 +112,7 @@ impl HypervisorFixture for Fixture {
         NicAttachment {
             port: PortId::generate(Timestamp::from_millis(0), &self.ids),
             mac: MacAddr::from_bits(1),
-            network: NetworkKind::User,
+            binding: PortBinding::User,
             forwards: Vec::new(),
         }
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use common::*;
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Hypervisor, StopMode};
-use novacron_core::model::NetworkKind;
+use novacron_core::model::PortBinding;
 
 fn ip(arguments: &[&str]) -> bool {
     Command::new("ip")
@@ -39,7 +39,7 @@ async fn a_tap_is_put_on_its_bridge_and_goes_with_its_guest() {
     };
     let mut spec = bench.guest();
     spec.nics = vec![bench.nic(None)];
-    spec.nics[0].network = NetworkKind::Bridge {
+    spec.nics[0].binding = PortBinding::Bridge {
         bridge: bridge.0.clone(),
     };
     hypervisor.define(call(), &spec).await.unwrap();
@@ -66,7 +66,7 @@ async fn a_tap_is_put_on_its_bridge_and_goes_with_its_guest() {
     assert_eq!(stats.nics.len(), 1);
     assert_eq!(stats.nics[0].port, spec.nics[0].port);
     let mut second = bench.nic(None);
-    second.network = spec.nics[0].network.clone();
+    second.binding = spec.nics[0].binding.clone();
     let plug = hypervisor.hot_plug().unwrap();
     plug.attach_nic(call(), spec.id, &second).await.unwrap();
     assert_eq!(ports(), 2);
@@ -75,5 +75,52 @@ async fn a_tap_is_put_on_its_bridge_and_goes_with_its_guest() {
         .await
         .unwrap();
     assert_eq!(ports(), 0, "taps go with their QEMU");
+    hypervisor.undefine(call(), spec.id).await.unwrap();
+}
+
+struct Tap(String);
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        ip(&["link", "del", &self.0]);
+    }
+}
+
+#[tokio::test]
+async fn a_tap_that_a_network_driver_made_is_used_and_stays() {
+    let bench = Bench::new();
+    let hypervisor = bench.hypervisor();
+    let tap = Tap(format!("ncr{}", std::process::id()));
+    let mut spec = bench.guest();
+    spec.nics = vec![bench.nic(None)];
+    spec.nics[0].binding = PortBinding::Tap {
+        device: tap.0.clone(),
+    };
+    hypervisor.define(call(), &spec).await.unwrap();
+    let missing = hypervisor.start(call(), spec.id).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::FailedPrecondition, "{missing}");
+    assert!(missing.message().contains(&tap.0), "{missing}");
+    hypervisor.undefine(call(), spec.id).await.unwrap();
+
+    if !ip(&["tuntap", "add", "dev", &tap.0, "mode", "tap"]) {
+        eprintln!("no tap device can be made here: only the refusal is looked at");
+        return;
+    }
+    let mut spec = bench.guest();
+    spec.nics = vec![bench.nic(None)];
+    spec.nics[0].binding = PortBinding::Tap {
+        device: tap.0.clone(),
+    };
+    hypervisor.define(call(), &spec).await.unwrap();
+    hypervisor.start(call(), spec.id).await.unwrap();
+    let carrier = Path::new("/sys/class/net").join(&tap.0).join("tun_flags");
+    assert!(carrier.exists());
+    let stats = hypervisor.stats(call(), spec.id).await.unwrap();
+    assert_eq!(stats.nics[0].port, spec.nics[0].port);
+    hypervisor
+        .stop(call(), spec.id, StopMode::Kill)
+        .await
+        .unwrap();
+    assert!(carrier.exists(), "it is its driver's, not QEMU's");
     hypervisor.undefine(call(), spec.id).await.unwrap();
 }

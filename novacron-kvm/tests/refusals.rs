@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::*;
 use novacron_core::driver::{Attachment, AttachmentSource, Call, DomainState, Hypervisor};
-use novacron_core::model::{Exit, Firmware, HostId, NetworkKind};
+use novacron_core::model::{Exit, Firmware, HostId, PortBinding};
 use novacron_core::{Error, ErrorKind};
 use novacron_kvm::QemuHypervisor;
 use uuid::Uuid;
@@ -118,7 +118,7 @@ async fn resources_that_are_not_to_be_had() {
     );
 
     spec.nics[0].forwards.clear();
-    spec.nics[0].network = NetworkKind::Bridge {
+    spec.nics[0].binding = PortBinding::Bridge {
         bridge: "no-such-br".into(),
     };
     let error = start(&spec).await;

@@ -13,7 +13,8 @@ use crate::control::executor::Drivers;
 use crate::control::plan::Draft;
 use crate::control::runtime::{Parts, Runtime, commit_known, finish};
 use crate::driver::{
-    AllowAll, Authorizer, FirstFit, Hypervisor, NoSecrets, Scheduler, SecretSource, StorageBackend,
+    AllowAll, Authorizer, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler, SecretSource,
+    StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{ClusterId, Name, Node, NodeId, Pool, PoolId, PoolScope};
@@ -24,12 +25,21 @@ use crate::time::{Clock, IdSource, SeededIds, SystemClock};
 /// A pool's name, the nodes that reach it (all if none), and its backend.
 type NamedPool = (String, Option<Vec<String>>, Arc<dyn StorageBackend>);
 
+/// The parts, under checked names.
+struct Named {
+    name: Name,
+    nodes: BTreeMap<NodeId, Arc<dyn Hypervisor>>,
+    networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
+    pools: BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>,
+}
+
 /// Builds a [`Cluster`]. Names are checked when it is built, all at once.
 #[derive(Debug)]
 pub struct Builder {
     name: String,
     store: Option<Arc<dyn Store>>,
     nodes: Vec<(String, Arc<dyn Hypervisor>)>,
+    networks: Vec<(String, Arc<dyn NetworkDriver>)>,
     pools: Vec<NamedPool>,
     scheduler: Arc<dyn Scheduler>,
     authorizer: Arc<dyn Authorizer>,
@@ -45,6 +55,7 @@ impl Builder {
             name,
             store: None,
             nodes: Vec::new(),
+            networks: Vec::new(),
             pools: Vec::new(),
             scheduler: Arc::new(FirstFit::default()),
             authorizer: Arc::new(AllowAll),
@@ -66,6 +77,14 @@ impl Builder {
     #[must_use]
     pub fn node(mut self, name: impl Into<String>, hypervisor: impl Hypervisor) -> Self {
         self.nodes.push((name.into(), Arc::new(hypervisor)));
+        self
+    }
+
+    /// Who binds the ports of a node's guests; [`HypervisorNetworks`](crate::driver::HypervisorNetworks) if none is
+    /// given.
+    #[must_use]
+    pub fn network(mut self, node: impl Into<String>, driver: impl NetworkDriver) -> Self {
+        self.networks.push((node.into(), Arc::new(driver)));
         self
     }
 
@@ -144,7 +163,12 @@ impl Builder {
                 vec![problem("store", "none was given: see Builder::store")],
             ));
         };
-        let (name, nodes, pools) = self.names()?;
+        let Named {
+            name,
+            nodes,
+            networks,
+            pools,
+        } = self.names()?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
         let incarnation = register(&*store, &nodes, &pools, &*self.clock, &*self.ids).await?;
         let cache = Arc::new(RwLock::new(Cache::default()));
@@ -153,6 +177,7 @@ impl Builder {
             clock: Arc::clone(&self.clock),
             secrets: self.secrets,
             nodes,
+            networks,
             pools: pools
                 .into_iter()
                 .map(|(id, (_, backend))| (id, backend))
@@ -193,17 +218,7 @@ impl Builder {
         })
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "taken apart at once by its only caller"
-    )]
-    fn names(
-        &self,
-    ) -> Result<(
-        Name,
-        BTreeMap<NodeId, Arc<dyn Hypervisor>>,
-        BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>,
-    )> {
+    fn names(&self) -> Result<Named> {
         let mut problems: Vec<Problem> = Vec::new();
         let name = Name::new(&self.name)
             .map_err(|e| problems.push(problem("name", e.message())))
@@ -220,6 +235,21 @@ impl Builder {
                         ));
                     }
                 }
+            }
+        }
+        let mut networks = BTreeMap::new();
+        for (text, driver) in &self.networks {
+            match NodeId::new(text) {
+                Ok(id) if nodes.contains_key(&id) => {
+                    if networks.insert(id, Arc::clone(driver)).is_some() {
+                        let message = format!("node {text:?} was given two");
+                        problems.push(problem("network", message));
+                    }
+                }
+                _ => problems.push(problem(
+                    "network",
+                    format!("{text:?} is no node of this cluster"),
+                )),
             }
         }
         let mut pools = BTreeMap::new();
@@ -253,7 +283,12 @@ impl Builder {
             }
         }
         match name {
-            Some(name) if problems.is_empty() => Ok((name, nodes, pools)),
+            Some(name) if problems.is_empty() => Ok(Named {
+                name,
+                nodes,
+                networks,
+                pools,
+            }),
             _ => Err(Error::invalid("cluster.build", problems)),
         }
     }

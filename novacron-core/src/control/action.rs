@@ -45,7 +45,7 @@ pub(crate) fn reconcile(
                 retryable: false,
             }) => refuse(reason),
             Some(Outcome::Failed { .. }) => write(ActionStatus::Unknown { at: now }),
-            None => {
+            Some(Outcome::Bound(_)) | None => {
                 let claim = cache.claims.get(&action.vm);
                 let at = claim.and_then(|c| {
                     let node = c.place.node()?.clone();

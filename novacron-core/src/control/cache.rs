@@ -8,14 +8,14 @@ use crate::error::Error;
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Network, NetworkId, Node,
     NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool, PoolId, Port,
-    PortId, Run, Snapshot, SnapshotId, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
-    VolumeSource,
+    PortId, PortStatus, Run, Snapshot, SnapshotId, Versioned, Vm, VmId, Volume, VolumeClaim,
+    VolumeId, VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
 use crate::store::{Change, Key, Revision};
 
 /// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
-pub(crate) const PREFIXES: [&str; 20] = [
+pub(crate) const PREFIXES: [&str; 21] = [
     "vm/",
     "claim/",
     "assignment/",
@@ -28,6 +28,7 @@ pub(crate) const PREFIXES: [&str; 20] = [
     "snapshot-status/",
     "network/",
     "port/",
+    "port-status/",
     "node/",
     "node-status/",
     "pool/",
@@ -56,6 +57,7 @@ pub(crate) struct Cache {
     pub(crate) snapshot_status: Table<SnapshotId, SnapshotStatus>,
     pub(crate) networks: Table<NetworkId, Network>,
     pub(crate) ports: Table<PortId, Port>,
+    pub(crate) port_status: Table<PortId, PortStatus>,
     pub(crate) nodes: Table<NodeId, Node>,
     pub(crate) node_status: Table<NodeId, NodeStatus>,
     pub(crate) pools: Table<PoolId, Pool>,
@@ -71,6 +73,7 @@ pub(crate) struct Cache {
     claimed_by: BTreeSet<(VmId, VolumeId)>,
     clones_of_image: BTreeSet<(ImageId, VolumeId)>,
     snapshots_of: BTreeSet<(VolumeId, SnapshotId)>,
+    ports_of: BTreeSet<(VmId, PortId)>,
 }
 
 /// Sets or removes a record; returns the value before.
@@ -184,6 +187,7 @@ impl Cache {
                 let ((node, vm), _) = take!(assignments, Assignment);
                 wake.push(ObjectKey::Run(node, vm));
                 wake.push(ObjectKey::Vm(vm));
+                wake.extend(self.ports_of(vm).map(ObjectKey::Port));
             }
             "run" => {
                 let ((node, vm), _) = take!(runs, Run);
@@ -247,9 +251,25 @@ impl Cache {
             }
             "port" => {
                 let (id, old) = take!(ports, Port);
-                if let Some(vm) = self.ports.get(&id).map(|p| p.vm).or(old.map(|p| p.vm)) {
+                if let Some(old) = old {
+                    self.ports_of.remove(&(old.vm, id));
+                }
+                if let Some(vm) = self.ports.get(&id).map(|p| p.vm) {
+                    self.ports_of.insert((vm, id));
                     wake.push(ObjectKey::Vm(vm));
                 }
+                wake.push(ObjectKey::Port(id));
+            }
+            "port-status" => {
+                let (id, old) = take!(port_status, PortStatus);
+                for status in [old.as_ref(), self.port_status.get(&id).map(|s| &s.value)]
+                    .into_iter()
+                    .flatten()
+                {
+                    wake.push(ObjectKey::Run(status.node.clone(), status.vm));
+                    wake.push(ObjectKey::Vm(status.vm));
+                }
+                wake.push(ObjectKey::Port(id));
             }
             "node" => wake.push(ObjectKey::Node(take!(nodes, Node).0)),
             "node-status" => wake.push(ObjectKey::Node(take!(node_status, NodeStatus).0)),
@@ -295,6 +315,7 @@ impl Cache {
 
     fn wake_vm(&self, vm: VmId, wake: &mut Vec<ObjectKey>) {
         wake.push(ObjectKey::Vm(vm));
+        wake.extend(self.ports_of(vm).map(ObjectKey::Port));
         wake.extend(self.actions_of(vm).map(ObjectKey::Action));
         self.wake_operations(&ObjectRef::Vm(vm), wake);
     }
@@ -345,6 +366,15 @@ impl Cache {
             .range((vm, lowest)..)
             .take_while(move |(v, _)| *v == vm)
             .map(|(_, id)| *id)
+    }
+
+    /// The VM's ports.
+    pub(crate) fn ports_of(&self, vm: VmId) -> impl Iterator<Item = PortId> + '_ {
+        let lowest = PortId::from_uuid(uuid::Uuid::nil());
+        self.ports_of
+            .range((vm, lowest)..)
+            .take_while(move |(v, _)| *v == vm)
+            .map(|(_, port)| *port)
     }
 
     /// The VMs whose spec names the volume.

@@ -10,9 +10,12 @@ use std::sync::{Arc, RwLock};
 use super::cache::Cache;
 use super::plan::{Command, ObjectKey};
 use super::start;
-use crate::driver::{Artefact, Call, Domain, DomainId, Hypervisor, SecretSource, StorageBackend};
+use crate::driver::{
+    Artefact, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver, PortArtefact,
+    SecretSource, StorageBackend,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, HostInfo, NodeId, PoolId, StopProof, Verb, VolumeId};
+use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb, VolumeId};
 use crate::store::Store;
 use crate::time::{Clock, Deadline};
 
@@ -23,6 +26,8 @@ pub(crate) struct Drivers {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) secrets: Arc<dyn SecretSource>,
     pub(crate) nodes: BTreeMap<NodeId, Arc<dyn Hypervisor>>,
+    /// Those nodes' networks; a node that is not named has [`HypervisorNetworks`].
+    pub(crate) networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
     pub(crate) cache: Arc<RwLock<Cache>>,
 }
@@ -37,6 +42,13 @@ impl Drivers {
             )
             .with("node", node)
         })
+    }
+
+    pub(crate) fn network(&self, node: &NodeId) -> &dyn NetworkDriver {
+        match self.networks.get(node) {
+            Some(driver) => &**driver,
+            None => &HypervisorNetworks,
+        }
     }
 
     pub(crate) fn pool(&self, pool: &PoolId) -> Result<&Arc<dyn StorageBackend>> {
@@ -76,7 +88,9 @@ pub(crate) enum Report {
     Done,
     Sized(Bytes),
     Retired(StopProof),
-    Observed(HostInfo, Vec<Domain>),
+    /// The host, its domains, and what its network holds, if that answers.
+    Observed(HostInfo, Vec<Domain>, Option<Vec<PortArtefact>>),
+    Bound(PortBinding),
     Inventory(Vec<Artefact>),
 }
 
@@ -135,17 +149,30 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
         Command::Observe { node } => {
             let hypervisor = drivers.node(node)?;
             let host = hypervisor.probe(call).await?;
-            Ok(Report::Observed(host, hypervisor.list(call).await?))
+            let domains = hypervisor.list(call).await?;
+            // A network that does not answer says nothing about the guests.
+            let ports = drivers.network(node).list(call).await.ok();
+            Ok(Report::Observed(host, domains, ports))
         }
         // The look that follows every command on a domain is the command.
         Command::Inspect { .. } => Ok(Report::Done),
         Command::Start {
             node,
             id,
+            boot_id,
             assignment,
-        } => start::start(drivers, call, node, *id, assignment)
-            .await
-            .map(|()| Report::Done),
+            nics,
+        } => start::start(
+            drivers,
+            call,
+            node,
+            *id,
+            boot_id.as_deref(),
+            assignment,
+            nics,
+        )
+        .await
+        .map(|()| Report::Done),
         Command::Resume { node, id } => start::resume(drivers, call, node, *id)
             .await
             .map(|()| Report::Done),
@@ -171,7 +198,18 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             node,
             id,
             assignment,
-        } => start::adapt(drivers, call, node, *id, assignment)
+            nics,
+        } => start::adapt(drivers, call, node, *id, assignment, nics)
+            .await
+            .map(|()| Report::Done),
+        Command::BindPort { node, request } => drivers
+            .network(node)
+            .ensure_port(call, request)
+            .await
+            .map(Report::Bound),
+        Command::ReleasePort { node, port, epoch } => drivers
+            .network(node)
+            .release_port(call, *port, *epoch)
             .await
             .map(|()| Report::Done),
         Command::Sweep { node, id } => start::retire(drivers, call, node, *id, true, &[])

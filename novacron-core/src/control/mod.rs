@@ -17,6 +17,7 @@
 //! |---|---|---|
 //! | [`vm`] | leader | every VM that should be on has a place, a claim and an assignment; none has two |
 //! | [`run`] | owner | the domain follows the assignment; the run tells what is |
+//! | [`port`] | owner | every port of a start is bound on its node before the domain is made, and released after it |
 //! | [`storage`] | pool owner | volumes, images and snapshots exist as they should |
 //! | [`node`] | owner | the host is observed, strays are swept or reported |
 //! | [`operation`] | leader | every operation ends |
@@ -28,6 +29,7 @@ pub(crate) mod executor;
 pub(crate) mod node;
 pub(crate) mod operation;
 pub(crate) mod plan;
+pub(crate) mod port;
 pub(crate) mod queue;
 pub(crate) mod run;
 pub(crate) mod runtime;

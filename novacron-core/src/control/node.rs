@@ -64,6 +64,19 @@ pub(crate) fn reconcile(
             unknown.push(format!("{vm} (epoch {epoch})"));
         }
     }
+    for held in &seen.ports {
+        let named = cache
+            .port_status
+            .get(&held.port)
+            .is_some_and(|status| status.node == *node && status.epoch == held.epoch);
+        if !named && is_over(held.vm, held.epoch, cache) {
+            return Ok(Plan::command(Command::ReleasePort {
+                node: node.clone(),
+                port: held.port,
+                epoch: held.epoch,
+            }));
+        }
+    }
     let before = cache.node_status.get(node);
     let state = if seen.host.is_some() {
         NodeState::Available

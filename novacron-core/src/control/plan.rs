@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::driver::{CreateVolume, DomainId, StopMode};
+use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, ImageId, Meta, NodeId, ObjectRef, OperationId, PoolId, SnapshotId, Verb,
-    VmId, VolumeId,
+    ActionId, Assignment, Epoch, ImageId, Meta, NodeId, ObjectRef, OperationId, PoolId, PortId,
+    SnapshotId, Verb, VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -20,6 +20,7 @@ pub(crate) enum ObjectKey {
     Image(ImageId),
     Volume(VolumeId),
     Snapshot(SnapshotId),
+    Port(PortId),
     Vm(VmId),
     Run(NodeId, VmId),
     Action(ActionId),
@@ -139,11 +140,13 @@ pub(crate) enum Command {
         node: NodeId,
         id: DomainId,
     },
-    /// Attach, define, start held, read the claim again, resume (unless it should be paused).
+    /// Attach, define, start held, read claim and boot id again, resume (unless it should be paused).
     Start {
         node: NodeId,
         id: DomainId,
+        boot_id: Option<String>,
         assignment: Box<Assignment>,
+        nics: Vec<NicAttachment>,
     },
     /// Read the claim again and resume.
     Resume {
@@ -171,6 +174,17 @@ pub(crate) enum Command {
         node: NodeId,
         id: DomainId,
         assignment: Box<Assignment>,
+        nics: Vec<NicAttachment>,
+    },
+    /// Make what a port needs on its node.
+    BindPort {
+        node: NodeId,
+        request: Box<PortRequest>,
+    },
+    ReleasePort {
+        node: NodeId,
+        port: PortId,
+        epoch: Epoch,
     },
     /// Kill and undefine a domain whose epoch is proved to be over.
     Sweep {
@@ -219,7 +233,12 @@ impl Command {
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(match self {
             Self::Inspect { .. } | Self::Observe { .. } | Self::Inventory { .. } => 15,
-            Self::Resume { .. } | Self::Pause { .. } | Self::Stop { .. } | Self::Sweep { .. } => 30,
+            Self::Resume { .. }
+            | Self::Pause { .. }
+            | Self::Stop { .. }
+            | Self::Sweep { .. }
+            | Self::BindPort { .. }
+            | Self::ReleasePort { .. } => 30,
             Self::Start { .. } | Self::Retire { .. } | Self::Adapt { .. } | Self::Act { .. } => 60,
             Self::Grow { .. }
             | Self::TakeSnapshot { .. }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::cache::Cache;
 use super::plan::{Command, Draft, Plan};
+use super::port::{self, Unbound};
 use super::world::{SeenRun, World};
 use crate::driver::{DomainId, DomainState, StopMode};
 use crate::error::Result;
@@ -28,6 +29,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// What a look at a run is made of.
 struct Look<'a> {
     cluster: ClusterId,
+    cache: &'a Cache,
     run: &'a Versioned<Run>,
     assignment: Option<&'a Versioned<Assignment>>,
     state: Option<&'a DomainState>,
@@ -57,6 +59,7 @@ pub(crate) fn reconcile(
     };
     let look = Look {
         cluster,
+        cache,
         run,
         assignment: cache.assignments.get(&at).filter(|a| a.epoch == run.epoch),
         state: seen_node.state(vm, run.epoch),
@@ -88,7 +91,7 @@ pub(crate) fn reconcile(
             },
         );
     }
-    if !seen_node.listed {
+    if !seen_node.listed || world.runs.get(&at).is_some_and(|s| s.unsettled.is_some()) {
         return Ok(Plan::nothing());
     }
     if look.seen.is_some_and(|s| s.stale) {
@@ -129,10 +132,17 @@ impl Look<'_> {
         self.assignment.map_or(Power::Off, |a| a.power.state)
     }
 
+    /// Every volume that this epoch may have attached: also one that the assignment names no more.
     fn disks(&self) -> Vec<(PoolId, VolumeId)> {
-        self.assignment
-            .map(|a| a.disks.iter().map(|d| (d.pool.clone(), d.volume)).collect())
-            .unwrap_or_default()
+        let claimed = |volume: &VolumeId| {
+            let claim = self.cache.volume_claims.get(volume);
+            claim.is_some_and(|c| c.epoch == self.run.epoch)
+        };
+        self.cache
+            .volumes_claimed_by(self.run.vm)
+            .filter(claimed)
+            .filter_map(|id| Some((self.cache.volumes.get(&id)?.pool.clone(), id)))
+            .collect()
     }
 
     /// Writes the phase after `event`, and what `change` adds.
@@ -228,11 +238,17 @@ impl Look<'_> {
                 detail: detail.clone(),
             });
         }
-        let assignment = Box::new(assignment.value.clone());
+        let nics = match port::nics(&self.run.node, assignment, self.cache) {
+            Ok(nics) => nics,
+            Err(Unbound::Yet) => return Ok(Plan::nothing()),
+            Err(Unbound::Failed(detail)) => return self.stop(Exit::StartFailed { detail }),
+        };
         Ok(Plan::command(Command::Start {
             node: self.run.node.clone(),
             id: self.id(),
-            assignment,
+            boot_id: self.run.boot_id.clone(),
+            assignment: Box::new(assignment.value.clone()),
+            nics,
         }))
     }
 
@@ -293,35 +309,35 @@ impl Look<'_> {
         };
         let adapted =
             self.seen.and_then(|s| s.adapted) == Some((self.run.epoch, assignment.generation));
+        let event = if self.run.phase == RunPhase::Paused {
+            RunEvent::Held
+        } else {
+            RunEvent::Ran
+        };
         if adapted {
-            return self.write(
-                if self.run.phase == RunPhase::Paused {
-                    RunEvent::Held
-                } else {
-                    RunEvent::Ran
-                },
-                |run| {
-                    run.generation = assignment.generation;
-                    run.message.clear();
-                },
-            );
+            return self.write(event, |run| {
+                run.generation = assignment.generation;
+                run.message.clear();
+            });
         }
         if let Some((epoch, detail, _)) = self.seen.and_then(|s| s.error.as_ref())
             && *epoch == self.run.epoch
             && self.run.message != *detail
         {
-            let event = if self.run.phase == RunPhase::Paused {
-                RunEvent::Held
-            } else {
-                RunEvent::Ran
-            };
             return self.write(event, |run| run.message.clone_from(detail));
         }
-        let assignment = Box::new(assignment.value.clone());
+        let nics = match port::nics(&self.run.node, assignment, self.cache) {
+            Ok(nics) => nics,
+            Err(Unbound::Failed(detail)) if self.run.message != detail => {
+                return self.write(event, |run| run.message = detail);
+            }
+            Err(_) => return Ok(Plan::nothing()),
+        };
         Ok(Plan::command(Command::Adapt {
             node: self.run.node.clone(),
             id: self.id(),
-            assignment,
+            assignment: Box::new(assignment.value.clone()),
+            nics,
         }))
     }
 

@@ -19,7 +19,7 @@ use super::plan::{Command, Draft, ObjectKey, Plan};
 use super::queue::Queue;
 use super::storage::{self, Outcome};
 use super::world::{SeenPool, World};
-use super::{action, node, operation, run, vm};
+use super::{action, node, operation, port, run, vm};
 use crate::driver::{DomainOwner, Host, HostChange, Placer, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ActionId, ClusterId, Event, EventId, MiB, NodeId, NodeState, VmId, uuid_v7};
@@ -368,7 +368,16 @@ impl Runtime {
         }
         if let Some((node, id)) = domain_of(&command) {
             let run = self.world.runs.entry((node.clone(), id.vm)).or_default();
-            run.touched += 1;
+            let observations = self.world.nodes.get(node).map_or(0, |n| n.observations);
+            run.touched = observations;
+            // What may still happen shows in a list that begins after this.
+            if matches!(&result, Err(error) if error.kind() == ErrorKind::OutcomeUnknown)
+                && let Some(host) = self.world.nodes.get_mut(node)
+            {
+                run.unsettled = Some(observations + 1);
+                host.stale = true;
+                self.queue.push(ObjectKey::Node(node.clone()));
+            }
             if let Some(seen) = seen {
                 if let Some(host) = self.world.nodes.get_mut(node) {
                     host.set(id, seen);
@@ -420,6 +429,18 @@ impl Runtime {
                 }
                 self.outcomes.insert(key.clone(), Outcome::Gone);
             }
+            (Command::BindPort { .. }, Ok(Report::Bound(binding))) => {
+                drop(self.outcomes.insert(key.clone(), Outcome::Bound(binding)));
+            }
+            (Command::ReleasePort { node, port, epoch }, Ok(_)) => {
+                if let Some(seen) = self.world.nodes.get_mut(node) {
+                    seen.ports
+                        .retain(|held| held.port != *port || held.epoch != *epoch);
+                }
+                if matches!(key, ObjectKey::Port(_)) {
+                    self.outcomes.insert(key.clone(), Outcome::Gone);
+                }
+            }
             (_, Ok(Report::Sized(size))) => {
                 drop(self.outcomes.insert(key.clone(), Outcome::Done(Some(size))));
             }
@@ -433,6 +454,7 @@ impl Runtime {
                 Command::Create { .. }
                 | Command::Grow { .. }
                 | Command::TakeSnapshot { .. }
+                | Command::BindPort { .. }
                 | Command::Act { .. },
                 Err(error),
             ) => {
@@ -464,10 +486,15 @@ impl Runtime {
     fn take_observation(&mut self, node: &NodeId, result: Result<Report>, now: Timestamp) {
         let seen = self.world.nodes.entry(node.clone()).or_default();
         seen.at = now;
-        seen.stale = false;
         match result {
-            Ok(Report::Observed(host, domains)) => {
+            Ok(Report::Observed(host, domains, ports)) => {
                 seen.host = Some(host);
+                if let Some(ports) = ports {
+                    seen.ports = ports
+                        .into_iter()
+                        .filter(|p| p.cluster == self.parts.cluster)
+                        .collect();
+                }
                 seen.error = None;
                 seen.foreign.clear();
                 let mut listed = BTreeMap::new();
@@ -483,8 +510,14 @@ impl Runtime {
                         DomainOwner::Foreign(name) => drop(seen.foreign.insert(name.clone())),
                     }
                 }
-                // What a command touches at this moment is known better by that command.
-                let busy = |vm: VmId| self.queue.is_busy(&ObjectKey::Run(node.clone(), vm));
+                // What a command touches at this moment, or has since the list was asked for, it knows better.
+                let runs = &mut self.world.runs;
+                let busy = |vm: VmId| {
+                    let at = (node.clone(), vm);
+                    let touched = runs.get(&at).map_or(0, |run| run.touched);
+                    touched >= seen.observations
+                        || self.queue.is_busy(&ObjectKey::Run(node.clone(), vm))
+                };
                 let mut keep: BTreeMap<_, _> = std::mem::take(&mut seen.domains)
                     .into_iter()
                     .filter(|((vm, _), _)| busy(*vm))
@@ -492,6 +525,11 @@ impl Runtime {
                 keep.extend(listed.into_iter().filter(|((vm, _), _)| !busy(*vm)));
                 seen.domains = keep;
                 seen.listed = true;
+                let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
+                let of_node = runs.range_mut(first..).take_while(|((n, _), _)| n == node);
+                for (_, run) in of_node {
+                    run.unsettled = run.unsettled.filter(|at| *at > seen.observations);
+                }
             }
             Err(error) => {
                 seen.host = None;
@@ -573,6 +611,13 @@ impl Runtime {
                 self.outcomes.get(key),
                 now,
             ),
+            ObjectKey::Port(id) => port::reconcile(
+                *id,
+                cluster,
+                &cache,
+                self.outcomes.get(key),
+                self.queue.failures(key),
+            ),
             ObjectKey::Operation(id) => operation::reconcile(*id, &cache, now),
             ObjectKey::Vm(id) => {
                 let mut booked = None;
@@ -627,15 +672,14 @@ impl Runtime {
             {
                 run.stale = false;
             }
-            // Listening begins before the list is read, so that nothing falls between the two.
-            if let Command::Observe { node } = &command
-                && self
-                    .world
-                    .nodes
-                    .get_mut(node)
-                    .is_some_and(|seen| std::mem::take(&mut seen.deaf))
-            {
-                self.listen(node.clone());
+            if let Command::Observe { node } = &command {
+                let seen = self.world.nodes.entry(node.clone()).or_default();
+                seen.observations += 1;
+                seen.stale = false;
+                // Listening begins before the list is read, so that nothing falls between the two.
+                if std::mem::take(&mut seen.deaf) {
+                    self.listen(node.clone());
+                }
             }
             self.queue.set_busy(key.clone());
             let drivers = Arc::clone(&self.parts.drivers);

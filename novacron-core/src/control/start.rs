@@ -1,13 +1,14 @@
 //! The steps of a start, of an adaptation and of an end, through hypervisor and storage together.
 //!
 //! ```text
-//!   start:   attach volumes → define → start (held) → READ THE CLAIM AGAIN → resume
+//!   start:   attach volumes → define → start (held) → READ BOOT ID AND CLAIM AGAIN → resume
 //!   adapt:   detach what the assignment no longer names → attach what it names anew
 //!   retire:  (kill) → undefine → detach volumes → proof
 //! ```
 //! The claim is read from the store, not from the cache, after the domain exists: whoever took it away before that
 //! sees no running guest, and whoever takes it away later finds the domain and must first prove it stopped. A start
-//! that lost its claim undoes itself.
+//! that lost its claim undoes itself; so does one whose host booted meanwhile, for the run says under which boot it
+//! began, and the owner takes another one for the proof that it is over.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::executor::Drivers;
 use crate::driver::{
-    AttachRequest, Call, DiskAttachment, DomainId, DomainSpec, DomainState, NicAttachment, Seed,
-    StopMode, StopReport,
+    AttachRequest, Call, DiskAttachment, DomainId, DomainSpec, DomainState, Hypervisor,
+    NicAttachment, Seed, StopMode, StopReport,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
@@ -43,6 +44,23 @@ async fn still_claimed(drivers: &Drivers, node: &NodeId, id: DomainId) -> Result
         )
         .with("vm", id.vm)
         .with("epoch", id.epoch)),
+    }
+}
+
+/// Whether the host has not booted since the run began.
+async fn same_boot(
+    hypervisor: &Arc<dyn Hypervisor>,
+    call: Call,
+    began: Option<&str>,
+) -> Result<()> {
+    let now = hypervisor.probe(call).await?.boot_id;
+    match began {
+        Some(began) if began != now => Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            "run.boot",
+            "the host booted anew before the guest ran",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -90,16 +108,6 @@ async fn detach(
     }
 }
 
-fn nics(assignment: &Assignment) -> Vec<NicAttachment> {
-    let nic = |p: &crate::model::AssignedPort| NicAttachment {
-        port: p.port,
-        mac: p.mac,
-        network: p.network.clone(),
-        forwards: p.forwards.clone(),
-    };
-    assignment.ports.iter().map(nic).collect()
-}
-
 /// The seed's files, with the secrets filled in.
 async fn seed(
     drivers: &Drivers,
@@ -126,7 +134,9 @@ pub(crate) async fn start(
     call: Call,
     node: &NodeId,
     id: DomainId,
+    boot_id: Option<&str>,
     assignment: &Assignment,
+    nics: &[NicAttachment],
 ) -> Result<()> {
     let hypervisor = drivers.node(node)?;
     // Before anything is made: a claim that is gone already costs nothing.
@@ -150,13 +160,17 @@ pub(crate) async fn start(
             firmware: machine.firmware,
             kernel: machine.kernel.clone(),
             disks,
-            nics: nics(assignment),
+            nics: nics.to_vec(),
             seed,
         };
         hypervisor.define(call, &spec).await?;
         hypervisor.start(call, id).await?;
     }
-    if let Err(lost) = still_claimed(drivers, node, id).await {
+    let held = match same_boot(hypervisor, call, boot_id).await {
+        Ok(()) => still_claimed(drivers, node, id).await,
+        rebooted => rebooted,
+    };
+    if let Err(lost) = held {
         if lost.kind() == ErrorKind::FailedPrecondition {
             hypervisor.stop(call, id, StopMode::Kill).await?;
             hypervisor.undefine(call, id).await?;
@@ -185,6 +199,7 @@ pub(crate) async fn adapt(
     node: &NodeId,
     id: DomainId,
     assignment: &Assignment,
+    nics: &[NicAttachment],
 ) -> Result<()> {
     let hypervisor = drivers.node(node)?;
     let Some(domain) = hypervisor.inspect(call, id).await? else {
@@ -193,7 +208,7 @@ pub(crate) async fn adapt(
         );
     };
     let wanted: BTreeSet<VolumeId> = assignment.disks.iter().map(|d| d.volume).collect();
-    let ports: BTreeSet<_> = assignment.ports.iter().map(|p| p.port).collect();
+    let ports: BTreeSet<_> = nics.iter().map(|n| n.port).collect();
     let leaving: Vec<_> = domain
         .disks
         .iter()
@@ -211,8 +226,8 @@ pub(crate) async fn adapt(
         .filter(|p| !ports.contains(p))
         .copied()
         .collect();
-    let coming_nics: Vec<_> = nics(assignment)
-        .into_iter()
+    let coming_nics: Vec<_> = nics
+        .iter()
         .filter(|n| !domain.nics.contains(&n.port))
         .collect();
     if leaving.is_empty() && coming.is_empty() && leaving_nics.is_empty() && coming_nics.is_empty()
@@ -242,7 +257,7 @@ pub(crate) async fn adapt(
         let attachment = attach(drivers, call, node, id, disk).await?;
         plug.attach_disk(call, id, &attachment).await?;
     }
-    for nic in &coming_nics {
+    for nic in coming_nics {
         plug.attach_nic(call, id, nic).await?;
     }
     Ok(())

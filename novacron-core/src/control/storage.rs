@@ -10,8 +10,8 @@ use super::world::World;
 use crate::driver::{ArtefactId, CreateSource, CreateVolume, DomainId};
 use crate::error::Result;
 use crate::model::{
-    Bytes, ClusterId, Image, ImageId, Meta, NodeId, ObjectRef, PlaceId, PoolId, Snapshot,
-    SnapshotId, StorageState, StorageStatus, Versioned, Volume, VolumeFormat, VolumeId,
+    Bytes, ClusterId, Image, ImageId, Meta, NodeId, ObjectRef, PlaceId, PoolId, PortBinding,
+    Snapshot, SnapshotId, StorageState, StorageStatus, Versioned, Volume, VolumeFormat, VolumeId,
     VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
@@ -19,13 +19,15 @@ use crate::store::Op;
 use crate::time::Timestamp;
 
 /// Failed attempts in a row after which making something is given up.
-const BUDGET: u32 = 5;
+pub(crate) const BUDGET: u32 = 5;
 
 /// How the last command of an object ended, as the executor reports it.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     /// It did, with this size if it has one.
     Done(Option<Bytes>),
+    /// It bound a port.
+    Bound(PortBinding),
     /// It removed the object.
     Gone,
     /// It did not.
@@ -324,7 +326,7 @@ impl Look<'_> {
     fn decided(&self) -> Option<&Outcome> {
         self.outcome.filter(|o| match o {
             Outcome::Done(_) => true,
-            Outcome::Gone => false,
+            Outcome::Gone | Outcome::Bound(_) => false,
             Outcome::Failed { retryable, .. } => !retryable || self.failures >= BUDGET,
         })
     }
@@ -384,7 +386,7 @@ impl Look<'_> {
                 "available",
                 "ready".to_owned(),
             ),
-            Outcome::Gone => return Ok(Plan::nothing()),
+            Outcome::Gone | Outcome::Bound(_) => return Ok(Plan::nothing()),
             Outcome::Failed { reason, .. } => (
                 StorageState::Failed {
                     reason: reason.clone(),

@@ -298,7 +298,8 @@ fn remove(
         }
         return Ok(Plan::commit(draft));
     }
-    if !made.is_empty() {
+    let bound = |port| cache.port_status.contains_key(&port);
+    if !made.is_empty() || cache.ports_of(vm.id).any(bound) {
         return Ok(Plan::nothing());
     }
     let mut draft = Draft::new()
@@ -323,8 +324,8 @@ fn remove(
             "deleted",
             format!("{} is gone", vm.meta.name),
         );
-    for nic in &vm.machine.nics {
-        draft = draft.delete::<Port>(&nic.port);
+    for port in cache.ports_of(vm.id) {
+        draft = draft.delete::<Port>(&port);
     }
     if let Some(node) = claim.and_then(|c| c.place.node()) {
         let at = (node.clone(), vm.id);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::driver::{ArtefactId, Domain, DomainId, DomainState};
+use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PortArtefact};
 use crate::model::{Epoch, HostInfo, NodeId, PoolId, StopProof, VmId};
 use crate::time::Timestamp;
 
@@ -26,10 +26,14 @@ pub(crate) struct SeenNode {
     pub(crate) at: Timestamp,
     /// Observe again as soon as possible.
     pub(crate) stale: bool,
+    /// Counts the observations that have begun.
+    pub(crate) observations: u64,
     /// Its event stream has ended: what happened since must be looked for.
     pub(crate) deaf: bool,
     /// Domains of our cluster by VM and epoch.
     pub(crate) domains: BTreeMap<(VmId, Epoch), Domain>,
+    /// What the network driver holds for our cluster's ports.
+    pub(crate) ports: BTreeSet<PortArtefact>,
     /// Names of domains that are not ours.
     pub(crate) foreign: BTreeSet<String>,
 }
@@ -51,10 +55,13 @@ impl SeenNode {
 /// What this process remembers of a run between two looks.
 #[derive(Debug, Default)]
 pub(crate) struct SeenRun {
-    /// Grows with every command that ends: an observation that began before is not taken.
+    /// The node's last observation that had begun when a command ended here: what it lists may be older than what the
+    /// command saw.
     pub(crate) touched: u64,
     /// An event said that the domain changed.
     pub(crate) stale: bool,
+    /// A command's outcome is unknown: it may still take effect until this observation of the node has ended.
+    pub(crate) unsettled: Option<u64>,
     /// Why the last command failed, for which epoch, and whether another try may help.
     pub(crate) error: Option<(Epoch, String, bool)>,
     /// The guest was asked to power off at this time.

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Attachment, Call};
 use crate::error::Result;
 use crate::model::{
-    self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, NetworkKind,
+    self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, PortBinding,
     PortForward, PortId, SnapshotId, VmId, VolumeId,
 };
 
@@ -85,8 +85,8 @@ pub struct NicAttachment {
     pub port: PortId,
     /// The MAC address.
     pub mac: MacAddr,
-    /// The network.
-    pub network: NetworkKind,
+    /// How it is reached on this host.
+    pub binding: PortBinding,
     /// Port forwards (user-mode networks only).
     pub forwards: Vec<PortForward>,
 }

@@ -12,6 +12,7 @@
 
 mod authorizer;
 mod hypervisor;
+mod network;
 mod scheduler;
 mod secrets;
 mod storage;
@@ -22,6 +23,7 @@ pub use hypervisor::{
     DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress, GuestAgent, GuestEvent,
     HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats, Seed, StopMode, StopReport,
 };
+pub use network::{HypervisorNetworks, NetworkDriver, PortArtefact, PortRequest};
 pub use scheduler::{FirstFit, Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 pub use secrets::{NoSecrets, SecretSource};
 pub use storage::{

@@ -20,7 +20,9 @@ pub use ids::{
 };
 pub(crate) use ids::{name_problem, uuid_v7};
 pub use meta::{Meta, Versioned};
-pub use network::{MacAddr, Network, NetworkKind, Port, PortForward, Protocol};
+pub use network::{
+    MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,
+};
 pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus};
 pub use object::ObjectRef;
 pub use operation::{

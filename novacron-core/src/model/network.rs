@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{NetworkId, PortId, VmId};
+use super::ids::{NetworkId, NodeId, PortId, VmId};
 use super::meta::Meta;
+use super::run::Epoch;
 use crate::error::{Error, ErrorKind};
 
 /// A network's record.
@@ -50,6 +51,53 @@ pub struct Port {
     /// Ports of the host that lead into the guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forwards: Vec<PortForward>,
+}
+
+/// The status record of a port, written by the owner of the node where its VM's start is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortStatus {
+    /// The VM.
+    pub vm: VmId,
+    /// Where.
+    pub node: NodeId,
+    /// The VM's start.
+    pub epoch: Epoch,
+    /// Where it stands.
+    pub state: PortState,
+}
+
+/// Where a port stands. One without a status is bound nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// It is being made.
+    Binding,
+    /// A NIC can use it.
+    Bound(PortBinding),
+    /// It could not be made.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How a hypervisor reaches a port on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum PortBinding {
+    /// By the hypervisor's own user-mode stack.
+    User,
+    /// By a tap device that the hypervisor makes and puts on this bridge.
+    Bridge {
+        /// The bridge's interface name.
+        bridge: String,
+    },
+    /// By a tap device that is there and connected already.
+    Tap {
+        /// The device's interface name.
+        device: String,
+    },
 }
 
 /// A port of the host that leads to a port of the guest.

@@ -11,7 +11,7 @@ use crate::driver::{
     AttachmentSource, Call, DiskAttachment, DiskPivot, DomainId, HotPlug, NicAttachment,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, PortId, SnapshotId, VolumeId};
+use crate::model::{Bytes, PortBinding, PortId, SnapshotId, VolumeId};
 
 /// What has to be known of a disk.
 pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
@@ -24,6 +24,11 @@ pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
         pool,
         pivoted: None,
     }
+}
+
+/// Whether a NIC wants a device that the host's network driver has made.
+pub(super) fn needs_device(nic: &NicAttachment) -> bool {
+    matches!(nic.binding, PortBinding::Tap { .. })
 }
 
 #[async_trait]
@@ -65,8 +70,12 @@ impl HotPlug for SimHypervisor {
 
     async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
         const OP: &str = "sim.attach_nic";
-        let (host, port) = (self.host, nic.port);
+        let (host, port, needs_device) = (self.host, nic.port, needs_device(nic));
         self.run(OP, Some(id), call, move |state| {
+            if needs_device && !state.host(OP, host)?.ports.contains_key(&port) {
+                let message = format!("port {port} has no device on this host");
+                return Err(Error::new(ErrorKind::FailedPrecondition, OP, message));
+            }
             let domain = started(state, OP, host, id)?;
             if !domain.nics.contains(&port) {
                 domain.nics.push(port);

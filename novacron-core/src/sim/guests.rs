@@ -102,6 +102,7 @@ impl State {
             }
         }
         let (memory, disks) = (domain.memory, domain.disks.clone());
+        let taps = domain.taps.clone();
         let h = self.host(op, host)?;
         let of_vm = |epoch| DomainId { epoch, ..id };
         if let Some((other, _)) = h
@@ -116,8 +117,11 @@ impl State {
         if h.used.0 + memory.0 > h.memory.0 {
             return Err(Error::new(ErrorKind::Exhausted, op, "out of memory").with("domain", id));
         }
-        if let Some(missing) = disks.iter().find(|d| !self.is_there(d)) {
-            let detail = format!("cannot open volume {}: it is not there", missing.volume);
+        let no_port = taps.iter().find(|port| !h.ports.contains_key(port));
+        let no_port = no_port.map(|port| format!("port {port} has no device on this host"));
+        let no_disk = disks.iter().find(|d| !self.is_there(d));
+        let no_disk = no_disk.map(|d| format!("cannot open volume {}: it is not there", d.volume));
+        if let Some(detail) = no_port.or(no_disk) {
             let exit = Exit::StartFailed {
                 detail: detail.clone(),
             };
@@ -203,6 +207,7 @@ impl State {
         h.boot_id = boot_id;
         h.boots += 1;
         h.used = MiB(0);
+        h.ports.clear();
         h.foreign.clear();
         h.listeners.clear();
         let domains = std::mem::take(&mut h.domains);

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 
-use super::devices::disk;
+use super::devices::{disk, needs_device};
 use super::guests::refused;
 use super::state::{Place, SimDomain, State};
 use super::world::SimWorld;
@@ -142,6 +142,12 @@ impl Hypervisor for SimHypervisor {
             memory: spec.memory,
             disks: spec.disks.iter().map(disk).collect(),
             nics: spec.nics.iter().map(|n| n.port).collect(),
+            taps: spec
+                .nics
+                .iter()
+                .filter(|n| needs_device(n))
+                .map(|n| n.port)
+                .collect(),
             state: DomainState::Defined,
             pressed: false,
             ran: Duration::ZERO,

@@ -1,9 +1,9 @@
 //! A simulated world, and drivers that act in it.
 //!
 //! ```text
-//!   SimHypervisor ─┐                                ┌─ hosts: boot id, domains, event streams
-//!   SimStorage ────┴─ call ─► fate, latency ─► effect on the world ─┼─ pools: volumes, images, snapshots
-//!                    (faults.rs, call.rs)           └─ observe.rs: what runs, violations, artefacts
+//!   SimHypervisor ─┐                                ┌─ hosts: boot id, domains, ports, event streams
+//!   SimNetwork ────┼─ call ─► fate, latency ─► effect on the world ─┼─ pools: volumes, images, snapshots
+//!   SimStorage ────┘ (faults.rs, call.rs)           └─ observe.rs: what runs, violations, artefacts
 //! ```
 //! [`SimWorld`] outlives a crash of the simulated NovaCron process: a call under way is carried out by a task of the
 //! world's, so that one whose caller was dropped, or got tired of waiting, may take effect later. Everything comes from
@@ -21,6 +21,7 @@ mod devices;
 mod faults;
 mod guests;
 mod hypervisor;
+mod network;
 mod observe;
 mod pool;
 mod state;
@@ -29,6 +30,7 @@ mod world;
 
 pub use faults::{FaultPlan, Latency};
 pub use hypervisor::SimHypervisor;
+pub use network::SimNetwork;
 pub use observe::{LogEntry, SimArtefacts, SimDomainRef, SimVolumeRef, Violation, ViolationKind};
 pub use pool::SimSource;
 pub use storage::SimStorage;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::world::SimWorld;
-use crate::driver::{ArtefactId, DomainId, DomainState};
-use crate::model::{ClusterId, HostId, PoolId, SnapshotId, VmId, VolumeId};
+use crate::driver::{ArtefactId, DomainId, DomainState, PortArtefact};
+use crate::model::{ClusterId, HostId, PoolId, PortId, SnapshotId, VmId, VolumeId};
 
 /// Something that must never happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,13 @@ pub enum ViolationKind {
         /// The domain.
         user: (HostId, DomainId),
     },
+    /// A port was released while a running domain had a NIC on it.
+    PortCut {
+        /// The port.
+        port: PortId,
+        /// The domain.
+        user: (HostId, DomainId),
+    },
 }
 
 impl fmt::Display for Violation {
@@ -67,6 +74,11 @@ impl fmt::Display for Violation {
             ViolationKind::ChangedInUse { volume, by, user } => write!(
                 f,
                 "volume {volume} was changed by {by} while domain {} on host {} wrote to it",
+                user.1, user.0
+            ),
+            ViolationKind::PortCut { port, user } => write!(
+                f,
+                "port {port} was released while domain {} on host {} had a NIC on it",
                 user.1, user.0
             ),
         }
@@ -117,6 +129,8 @@ pub struct SimArtefacts {
     pub domains: Vec<SimDomainRef>,
     /// Volumes and images.
     pub volumes: Vec<SimVolumeRef>,
+    /// Ports that are bound.
+    pub ports: Vec<(HostId, PortArtefact)>,
 }
 
 impl SimWorld {
@@ -179,7 +193,12 @@ impl SimWorld {
                 attachments: volume.attached.len(),
             })
         });
+        let ports = state
+            .hosts
+            .iter()
+            .flat_map(|(host, h)| h.ports.values().map(|p| (*host, p.artefact)));
         SimArtefacts {
+            ports: ports.collect(),
             domains: domains.collect(),
             volumes: volumes.collect(),
         }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::faults::{FaultPlan, Latency, chance};
 use super::observe::{LogEntry, Violation, ViolationKind};
 use super::pool::{SimPool, SimSource};
-use crate::driver::{DomainId, DomainState, GuestEvent, HypervisorEvent};
+use crate::driver::{DomainId, DomainState, GuestEvent, HypervisorEvent, PortArtefact};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ClusterId, Epoch, HostId, MiB, PoolId, PortId, SnapshotId, VmId, VolumeId};
 
@@ -72,6 +72,7 @@ pub(super) struct SimHost {
     /// The number of the outage, while its driver does not answer.
     pub(super) outage: Option<u64>,
     pub(super) domains: BTreeMap<DomainId, SimDomain>,
+    pub(super) ports: BTreeMap<PortId, SimPort>,
     pub(super) foreign: Vec<String>,
     pub(super) listeners: Vec<mpsc::Sender<HypervisorEvent>>,
 }
@@ -83,6 +84,8 @@ pub(super) struct SimDomain {
     pub(super) memory: MiB,
     pub(super) disks: Vec<SimDisk>,
     pub(super) nics: Vec<PortId>,
+    /// Those of them that need a device of the host.
+    pub(super) taps: Vec<PortId>,
     pub(super) state: DomainState,
     /// The power button was pressed while the vCPUs were held.
     pub(super) pressed: bool,
@@ -90,6 +93,12 @@ pub(super) struct SimDomain {
     pub(super) ran: Duration,
     /// Since when it runs.
     pub(super) since: Option<Instant>,
+}
+
+/// A port that is bound on a host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SimPort {
+    pub(super) artefact: PortArtefact,
 }
 
 /// An attached disk.

@@ -46,6 +46,7 @@ impl SimWorld {
             used: MiB(0),
             outage: None,
             domains: std::collections::BTreeMap::new(),
+            ports: std::collections::BTreeMap::new(),
             foreign: Vec::new(),
             listeners: Vec::new(),
         };

@@ -27,7 +27,7 @@ use invariants::{
     converges, no_overcommit, nothing_left, nothing_lost, one_writer, operations_end, runs_once,
 };
 use novacron_core::model::PoolId;
-use novacron_core::sim::{FaultPlan, Latency, SimHypervisor, SimStorage, SimWorld};
+use novacron_core::sim::{FaultPlan, Latency, SimHypervisor, SimNetwork, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
 use novacron_core::{Bytes, Cluster, MiB, Phase, SeededIds, TimerClock, Timestamp};
 use rand::rngs::StdRng;
@@ -86,7 +86,10 @@ impl Simulation {
                 SimStorage::new(&self.world, PoolId::new("shared").unwrap()),
             );
         for (i, host) in self.world.hosts().into_iter().enumerate() {
-            builder = builder.node(format!("node-{i}"), SimHypervisor::new(&self.world, host));
+            let name = format!("node-{i}");
+            builder = builder
+                .node(name.clone(), SimHypervisor::new(&self.world, host))
+                .network(name, SimNetwork::new(&self.world, host));
         }
         builder.build().await.unwrap()
     }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use novacron_core::cluster::VolumeSpec;
-use novacron_core::model::{DiskSource, NodeId, Power, SnapshotId, VmId, VolumeId};
+use novacron_core::model::{
+    DiskSource, NetworkId, NetworkKind, NicSpec, NodeId, Power, SnapshotId, VmId, VolumeId,
+};
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, Result, VmSpec};
 use rand::Rng;
@@ -26,6 +28,7 @@ pub(crate) struct Ledger {
     /// Whether it should exist.
     pub volumes: BTreeMap<VolumeId, Told<bool>>,
     pub snapshots: BTreeMap<SnapshotId, VolumeId>,
+    network: Option<NetworkId>,
     serial: u32,
 }
 
@@ -75,7 +78,7 @@ impl Ledger {
             } else {
                 Power::Off
             };
-            let spec = VmSpec::new(format!("vm-{serial}"))
+            let mut spec = VmSpec::new(format!("vm-{serial}"))
                 .memory(MiB(1024 * rng.random_range(1..8)))
                 .power(power)
                 .disk(
@@ -85,6 +88,20 @@ impl Ledger {
                         pool: None,
                     },
                 );
+            if self.network.is_none() {
+                self.network = cluster
+                    .networks()
+                    .create(&format!("net-{serial}"), NetworkKind::User)
+                    .await
+                    .ok();
+            }
+            if let Some(network) = self.network.filter(|_| rng.random_bool(0.5)) {
+                spec = spec.nic(NicSpec {
+                    network,
+                    mac: None,
+                    forwards: Vec::new(),
+                });
+            }
             if let Ok(vm) = cluster.vms().create(spec).await {
                 self.vms.insert(vm.id(), Told::Sure(Some(power)));
             }

@@ -219,7 +219,7 @@ fn root_port(id: String, chassis: usize, address: String, first_of_slot: bool) -
 mod tests {
     use novacron_core::driver::DomainId;
     use novacron_core::model::{
-        ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortId, VmId,
+        ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortId, VmId,
         VolumeFormat, VolumeId,
     };
     use uuid::Uuid;
@@ -250,7 +250,7 @@ mod tests {
             nics: vec![StoredNic {
                 port: PortId::from_uuid(uuid(5)),
                 mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
-                network: NetworkKind::User,
+                binding: PortBinding::User,
                 forwards: vec![],
             }],
             seed: true,

@@ -1,6 +1,6 @@
 //! How a NIC reaches its network, settled on this host before QEMU is asked.
 //!
-//! User-mode networks need nothing; their forwarded ports are tried first, so that a taken one is named. A bridge needs
+//! A tap device that a network driver has made is taken as it is. User-mode networks need nothing; their forwarded ports are tried first, so that a taken one is named. A bridge needs
 //! a tap device: with `CAP_NET_ADMIN` QEMU makes it (it goes with QEMU, so nothing is left behind) and `ip` puts it on the
 //! bridge; without, QEMU's own set-uid helper does if its administrator allowed the bridge; else it is refused, with the
 //! reason.
@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use novacron_core::model::{NetworkKind, PortForward, PortId, Protocol};
+use novacron_core::model::{PortBinding, PortForward, PortId, Protocol};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -34,6 +34,8 @@ pub(super) enum Link {
     User(Vec<String>),
     /// A tap device that QEMU makes and we put on the bridge.
     Tap { device: String, bridge: String },
+    /// A tap device that somebody else made and connected.
+    ReadyMade { device: String },
     /// A tap device that QEMU's helper makes and puts on the bridge.
     Helper { helper: String, bridge: String },
 }
@@ -41,16 +43,20 @@ pub(super) enum Link {
 impl Link {
     /// Settles it.
     pub(super) fn plan(nic: &StoredNic, operation: &'static str) -> Result<Self> {
-        match &nic.network {
-            NetworkKind::User => {
+        match &nic.binding {
+            PortBinding::User => {
                 let rules = nic.forwards.iter().map(|forward| rule(forward, operation));
                 Ok(Self::User(rules.collect::<Result<_>>()?))
             }
-            NetworkKind::Bridge { .. } if !nic.forwards.is_empty() => {
+            PortBinding::Bridge { .. } | PortBinding::Tap { .. } if !nic.forwards.is_empty() => {
                 let message = "ports can be forwarded on user-mode networks only";
                 Err(Error::new(ErrorKind::Unsupported, operation, message).with("port", nic.port))
             }
-            NetworkKind::Bridge { bridge } => {
+            PortBinding::Tap { device } => Self::ready_made(device).map_err(|reason| {
+                let message = format!("no tap device {device}: {reason}");
+                Error::new(ErrorKind::FailedPrecondition, operation, message).with("port", nic.port)
+            }),
+            PortBinding::Bridge { bridge } => {
                 Self::on_bridge(bridge, nic.port).map_err(|(kind, reason)| {
                     Error::new(
                         kind,
@@ -63,12 +69,23 @@ impl Link {
         }
     }
 
+    /// A device that is there: QEMU would silently make a new one under a name that is not.
+    fn ready_made(device: &str) -> Result<Self, &'static str> {
+        if !is_interface_name(device) {
+            return Err("that is no interface's name");
+        }
+        let flags = Path::new("/sys/class/net").join(device).join("tun_flags");
+        if flags.exists() {
+            Ok(Self::ReadyMade {
+                device: device.to_owned(),
+            })
+        } else {
+            Err("this host has no such tap device")
+        }
+    }
+
     fn on_bridge(bridge: &str, port: PortId) -> Result<Self, (ErrorKind, String)> {
-        let plain = !bridge.is_empty()
-            && bridge.len() < 16
-            && !bridge.contains(['/', ',', ' '])
-            && bridge != "..";
-        if !plain
+        if !is_interface_name(bridge)
             || !Path::new("/sys/class/net")
                 .join(bridge)
                 .join("bridge")
@@ -102,7 +119,7 @@ impl Link {
                     .collect();
                 format!("user,id={id}{rules}")
             }
-            Self::Tap { device, .. } => {
+            Self::Tap { device, .. } | Self::ReadyMade { device } => {
                 format!("tap,id={id},ifname={device},script=no,downscript=no")
             }
             Self::Helper { helper, bridge } => {
@@ -119,7 +136,7 @@ impl Link {
                 let rules: Vec<Value> = rules.iter().map(|rule| json!({ "str": rule })).collect();
                 json!({ "type": "user", "id": id, "hostfwd": rules })
             }
-            Self::Tap { device, .. } => {
+            Self::Tap { device, .. } | Self::ReadyMade { device } => {
                 json!({ "type": "tap", "id": id, "ifname": device, "script": "no", "downscript": "no" })
             }
             Self::Helper { helper, bridge } => {
@@ -156,6 +173,11 @@ impl Link {
             Err(failed(words.trim().to_owned()))
         }
     }
+}
+
+/// Whether the kernel, a path and QEMU's command line take it as an interface's name (`IFNAMSIZ`).
+fn is_interface_name(name: &str) -> bool {
+    (1..16).contains(&name.len()) && !name.contains(['/', ',', ' ']) && ![".", ".."].contains(&name)
 }
 
 /// The name of a port's tap device: at most 15 bytes, from the random end of the id.

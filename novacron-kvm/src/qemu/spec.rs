@@ -8,7 +8,7 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId, VolumeFormat,
+    Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId, VolumeFormat,
     VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
@@ -56,7 +56,7 @@ pub(super) enum StoredSource {
 pub(super) struct StoredNic {
     pub(super) port: PortId,
     pub(super) mac: MacAddr,
-    pub(super) network: NetworkKind,
+    pub(super) binding: PortBinding,
     pub(super) forwards: Vec<PortForward>,
 }
 
@@ -179,13 +179,13 @@ impl StoredNic {
         let NicAttachment {
             port,
             mac,
-            network,
+            binding,
             forwards,
         } = nic;
         Self {
             port: *port,
             mac: *mac,
-            network: network.clone(),
+            binding: binding.clone(),
             forwards: forwards.clone(),
         }
     }

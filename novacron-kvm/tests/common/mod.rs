@@ -18,7 +18,7 @@ use novacron_core::driver::{
     DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
 };
 use novacron_core::model::{
-    ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, NetworkKind, PortForward, PortId,
+    ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId,
     Protocol, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
@@ -147,7 +147,7 @@ impl Bench {
         NicAttachment {
             port: PortId::generate(self.now(), &self.ids),
             mac: MacAddr::from_bits(self.ids.bits()),
-            network: NetworkKind::User,
+            binding: PortBinding::User,
             forwards: forward.map(rule).into_iter().collect(),
         }
     }

@@ -4,7 +4,7 @@ use novacron_core::sim::SimWorld;
 
 pub(crate) fn check(world: &SimWorld) -> Result<(), String> {
     let left = world.artefacts();
-    if left.domains.is_empty() && left.volumes.is_empty() {
+    if left.domains.is_empty() && left.volumes.is_empty() && left.ports.is_empty() {
         return Ok(());
     }
     Err(format!("left behind: {left:?}"))

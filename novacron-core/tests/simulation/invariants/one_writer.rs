@@ -1,4 +1,4 @@
-//! A writable volume never has two writers, and nothing changes it behind a writer's back.
+//! A writable volume never has two writers, and nothing changes it, or cuts a port, behind a running guest's back.
 
 use novacron_core::sim::{SimWorld, ViolationKind};
 
@@ -8,7 +8,9 @@ pub(crate) fn check(world: &SimWorld) -> Result<(), String> {
         .iter()
         .find(|v| !matches!(v.kind, ViolationKind::RunsTwice { .. }))
     {
-        Some(violation) => Err(format!("a volume was not its writer's alone: {violation}")),
+        Some(violation) => Err(format!(
+            "a guest's volume or port was not its alone: {violation}"
+        )),
         None => Ok(()),
     }
 }
