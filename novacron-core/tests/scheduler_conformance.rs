@@ -2,10 +2,9 @@
 #![cfg(feature = "conformance")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use novacron_core::conformance::scheduler::{Ability, SchedulerFixture};
+use novacron_core::conformance::scheduler::SchedulerFixture;
 use novacron_core::driver::{FirstFit, Scheduler};
 
 struct Fixture {
@@ -13,11 +12,6 @@ struct Fixture {
 }
 
 impl SchedulerFixture for Fixture {
-    fn lacks(&self) -> BTreeSet<Ability> {
-        // Its search begins at the host of its last decision.
-        [Ability::NoHistory].into()
-    }
-
     fn scheduler(&self) -> Arc<dyn Scheduler> {
         let cpu_overcommit = self.cpu_overcommit;
         Arc::new(FirstFit { cpu_overcommit })

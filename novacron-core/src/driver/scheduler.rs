@@ -1,11 +1,11 @@
 //! Placement: a view in, a decision out. Synchronous, no I/O, no clock, no randomness of its own.
 //!
 //! A [`Placer`] keeps a view that changes are applied to, never rebuilt per decision; its caches never change a
-//! decision. [`FirstFit`] is the plain one: the first host by name on which everything fits.
+//! decision. [`FirstFit`] is the plain one: the first host on which everything fits, in a ring of the hosts' names that
+//! every request enters where its seed points to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::Bound;
 
 use crate::model::{Decision, MiB, NodeCapabilities, NodeId, PlaceId};
 use crate::store::Revision;
@@ -53,7 +53,7 @@ pub struct PlacementRequest {
     pub bridge: bool,
     /// User-mode networking is needed.
     pub user_network: bool,
-    /// Breaks ties.
+    /// Breaks ties: random for each request, and kept in the decision.
     pub seed: u64,
 }
 
@@ -94,7 +94,8 @@ pub trait Placer: fmt::Debug + Send {
 
     /// Finds a place and books it in the view, so that a burst of requests does not land on one host.
     ///
-    /// The same view, request and seed give the same answer.
+    /// The same view, request and seed give the same answer: of what was decided before, only the booking counts. An
+    /// amount beyond reason is turned down like any other that does not fit.
     fn decide(&mut self, request: &PlacementRequest) -> Result<Decision, Rejected>;
 
     /// The verdict on one host: the rule that turns it down, or none.
@@ -104,7 +105,11 @@ pub trait Placer: fmt::Debug + Send {
     fn fork(&self) -> Box<dyn Placer>;
 }
 
-/// The first host, by name, on which everything fits. Memory is never overcommitted; vCPUs up to a factor.
+/// The host that was asked for, else the preferred one, else the first in the order of names on which everything fits,
+/// beginning at the host that the request's seed points to (`seed` modulo the number of hosts) and wrapping round. So
+/// requests with random seeds spread, and each looks at few hosts even when most are full.
+///
+/// Memory is never overcommitted; vCPUs up to a factor.
 #[derive(Clone, Debug)]
 pub struct FirstFit {
     /// vCPUs of guests per CPU of the host.
@@ -119,12 +124,11 @@ impl Default for FirstFit {
 
 impl Scheduler for FirstFit {
     fn open(&self, hosts: Vec<Host>, revision: Revision) -> Box<dyn Placer> {
-        let hosts = hosts.into_iter().map(|h| (h.node.clone(), h)).collect();
+        let by_name: BTreeMap<_, _> = hosts.into_iter().map(|h| (h.node.clone(), h)).collect();
         Box::new(FirstFitPlacer {
             cpu_overcommit: u64::from(self.cpu_overcommit),
-            hosts,
+            hosts: by_name.into_values().collect(),
             revision,
-            cursor: None,
         })
     }
 }
@@ -132,16 +136,21 @@ impl Scheduler for FirstFit {
 #[derive(Clone, Debug)]
 struct FirstFitPlacer {
     cpu_overcommit: u64,
-    hosts: BTreeMap<NodeId, Host>,
+    /// In the order of their names. Hosts come and go rarely; requests want the n-th at once.
+    hosts: Vec<Host>,
     revision: Revision,
-    /// The host of the last decision: where every search begins, so that a long run of full hosts is not read again for
-    /// each request ("next fit").
-    cursor: Option<NodeId>,
 }
 
 impl FirstFitPlacer {
+    /// Where the node is, or where it would have to be.
+    fn find(&self, node: &NodeId) -> Result<usize, usize> {
+        self.hosts.binary_search_by(|host| host.node.cmp(node))
+    }
+
     fn verdict(&self, request: &PlacementRequest, host: &Host) -> Option<&'static str> {
         let caps = &host.capabilities;
+        let vcpus = host.used_vcpus.saturating_add(u64::from(request.vcpus));
+        let memory = host.used_memory.0.saturating_add(request.memory.0);
         if request.only.as_ref().is_some_and(|only| *only != host.node) {
             Some("are not the one asked for")
         } else if request
@@ -158,32 +167,31 @@ impl FirstFitPlacer {
         {
             Some("lack a capability")
         } else if request.vcpus > caps.max_vcpus
-            || host.used_vcpus + u64::from(request.vcpus)
-                > u64::from(caps.cpus) * self.cpu_overcommit
+            || vcpus > u64::from(caps.cpus).saturating_mul(self.cpu_overcommit)
         {
             Some("have too few CPUs left")
-        } else if host.used_memory.0 + request.memory.0 > caps.memory.0 {
+        } else if memory > caps.memory.0 {
             Some("have too little memory left")
         } else {
             None
         }
     }
 
+    /// Books the request on a host where it fits.
     fn take(
         &mut self,
-        node: NodeId,
+        at: usize,
         request: &PlacementRequest,
         rejections: BTreeMap<String, u32>,
     ) -> Decision {
-        if let Some(host) = self.hosts.get_mut(&node) {
-            host.used_vcpus += u64::from(request.vcpus);
-            host.used_memory.0 += request.memory.0;
-        }
+        let host = &mut self.hosts[at];
+        host.used_vcpus += u64::from(request.vcpus);
+        host.used_memory.0 += request.memory.0;
         Decision {
             scheduler: concat!("first-fit/", env!("CARGO_PKG_VERSION")).to_owned(),
             view: self.revision,
             seed: request.seed,
-            winner: PlaceId::Node(node),
+            winner: PlaceId::Node(host.node.clone()),
             rejections,
         }
     }
@@ -194,70 +202,121 @@ impl Placer for FirstFitPlacer {
         self.revision = revision;
         for change in changes {
             match change {
-                HostChange::Set(host) => drop(self.hosts.insert(host.node.clone(), host)),
-                HostChange::Removed(node) => drop(self.hosts.remove(&node)),
+                HostChange::Set(host) => match self.find(&host.node) {
+                    Ok(at) => self.hosts[at] = host,
+                    Err(at) => self.hosts.insert(at, host),
+                },
+                HostChange::Removed(node) => {
+                    if let Ok(at) = self.find(&node) {
+                        self.hosts.remove(at);
+                    }
+                }
             }
         }
     }
 
     fn decide(&mut self, request: &PlacementRequest) -> Result<Decision, Rejected> {
-        for wished in [request.only.as_ref(), request.prefer.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            if self
-                .hosts
-                .get(wished)
-                .is_some_and(|h| self.verdict(request, h).is_none())
+        for wished in [&request.only, &request.prefer].into_iter().flatten() {
+            if let Ok(at) = self.find(wished)
+                && self.verdict(request, &self.hosts[at]).is_none()
             {
-                let node = wished.clone();
-                return Ok(self.take(node, request, BTreeMap::new()));
+                return Ok(self.take(at, request, BTreeMap::new()));
             }
         }
         let mut rejections: BTreeMap<String, u32> = BTreeMap::new();
-        // A range from the cursor to the end, then from the beginning to the cursor: lazily, for most end at once.
-        let cursor = self
-            .cursor
-            .clone()
-            .map_or(Bound::Unbounded, Bound::Included);
-        let wrapped = self
-            .cursor
-            .clone()
-            .map(|c| self.hosts.range(..c))
-            .into_iter()
-            .flatten();
-        let ring = self
-            .hosts
-            .range((cursor, Bound::Unbounded))
-            .chain(wrapped)
-            .map(|(_, host)| host);
-        let mut found = None;
-        for host in ring {
-            match self.verdict(request, host) {
-                None => {
-                    found = Some(host.node.clone());
-                    break;
-                }
+        let count = self.hosts.len();
+        let entry = usize::try_from(request.seed % count.max(1) as u64).unwrap_or_default();
+        for at in (entry..count).chain(0..entry) {
+            match self.verdict(request, &self.hosts[at]) {
+                None => return Ok(self.take(at, request, rejections)),
                 Some(rule) => *rejections.entry(rule.to_owned()).or_default() += 1,
             }
         }
-        match found {
-            Some(node) => {
-                self.cursor = Some(node.clone());
-                Ok(self.take(node, request, rejections))
-            }
-            None => Err(Rejected { rejections }),
-        }
+        Err(Rejected { rejections })
     }
 
     fn explain(&self, request: &PlacementRequest, node: &NodeId) -> Option<String> {
-        match self.hosts.get(node) {
-            None => Some("no such node".to_owned()),
-            Some(host) => self.verdict(request, host).map(str::to_owned),
+        match self.find(node) {
+            Err(_) => Some("no such node".to_owned()),
+            Ok(at) => self.verdict(request, &self.hosts[at]).map(str::to_owned),
         }
     }
 
     fn fork(&self) -> Box<dyn Placer> {
         Box::new(self.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, memory: u64) -> Host {
+        let mut host = Host {
+            node: NodeId::new(name).unwrap(),
+            open: true,
+            capabilities: NodeCapabilities::default(),
+            used_vcpus: 0,
+            used_memory: MiB(0),
+        };
+        host.capabilities.cpus = 1_000;
+        host.capabilities.max_vcpus = 1_000;
+        host.capabilities.memory = MiB(memory);
+        host
+    }
+
+    fn request(seed: u64) -> PlacementRequest {
+        PlacementRequest {
+            vcpus: 1,
+            memory: MiB(1),
+            only: None,
+            reachable: None,
+            prefer: None,
+            uefi: false,
+            bridge: false,
+            user_network: false,
+            seed,
+        }
+    }
+
+    fn chosen(placer: &mut dyn Placer, seed: u64) -> (String, u32) {
+        let decision = placer.decide(&request(seed)).unwrap();
+        (
+            decision.winner.to_string(),
+            decision.rejections.values().sum(),
+        )
+    }
+
+    #[test]
+    fn the_ring_is_entered_where_the_seed_points_to() {
+        let hosts = ["c", "a", "d", "b"].map(|name| host(name, 100)).to_vec();
+        let mut placer = FirstFit::default().open(hosts, Revision(1));
+        for (seed, wanted) in [(0, "a"), (1, "b"), (3, "d"), (4, "a"), (u64::MAX, "d")] {
+            assert_eq!(chosen(&mut *placer, seed), (wanted.to_owned(), 0));
+        }
+        placer.apply(vec![HostChange::Set(host("aa", 100))], Revision(2));
+        assert_eq!(chosen(&mut *placer, 1).0, "aa");
+        // What is full is passed over, and the ring closes.
+        placer.apply(
+            ["c", "d"].map(|n| HostChange::Set(host(n, 0))).to_vec(),
+            Revision(3),
+        );
+        assert_eq!(chosen(&mut *placer, 3), ("a".to_owned(), 2));
+    }
+
+    #[test]
+    fn a_request_looks_at_few_hosts_of_many() {
+        let hosts = (0..1_000)
+            .map(|n| host(&format!("n{n:04}"), if n % 10 == 0 { 4 } else { 0 }))
+            .collect();
+        let mut placer = FirstFit::default().open(hosts, Revision(1));
+        let (mut looks, mut used) = (0, BTreeSet::new());
+        for n in 0..100u64 {
+            let (node, rejected) = chosen(&mut *placer, n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 7);
+            looks += rejected + 1;
+            used.insert(node);
+        }
+        assert!(looks < 1_500, "{looks} looks for 100 requests");
+        assert!(used.len() > 50, "{} hosts of 100 that fit", used.len());
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use rand::seq::SliceRandom;
 
+use super::SchedulerFixture;
 use super::subject::{
     Account, VIEW, answers, any_request, burst, cluster, decide, each_seed, host, node, request,
 };
-use super::{Ability, SchedulerFixture};
 use crate::driver::HostChange;
 use crate::model::MiB;
 use crate::store::Revision;
@@ -42,9 +42,6 @@ pub fn order_of_hosts_is_irrelevant(fixture: &dyn SchedulerFixture) {
 /// What was decided before changes an answer only by what it booked: a placer that has been at work and a fresh one
 /// over the same view agree.
 pub fn history_changes_no_answer(fixture: &dyn SchedulerFixture) {
-    if fixture.lacks().contains(&Ability::NoHistory) {
-        return;
-    }
     let scheduler = fixture.scheduler();
     each_seed(|rng| {
         let hosts = cluster(rng);

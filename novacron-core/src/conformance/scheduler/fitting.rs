@@ -137,6 +137,8 @@ pub fn absurd_request_is_rejected(fixture: &dyn SchedulerFixture) {
         request(u32::MAX, 1),
         request(1, u64::MAX / 2),
         request(u32::MAX, u64::MAX / 2),
+        request(1, u64::MAX),
+        request(u32::MAX, u64::MAX),
     ] {
         assert_eq!(decide(&mut *placer, &absurd), None, "{absurd:?}");
     }

@@ -11,7 +11,6 @@ mod deciding;
 mod fitting;
 mod subject;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use deciding::*;
@@ -19,20 +18,8 @@ pub use fitting::*;
 
 use crate::driver::Scheduler;
 
-/// What a scheduler may lack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Ability {
-    /// A decision follows from the view and the request alone. One that lacks it also looks at where its own decisions
-    /// before went, so that a decision can be repeated only together with those.
-    NoHistory,
-}
-
 /// How the suite gets a scheduler.
 pub trait SchedulerFixture {
-    /// What is not so here.
-    fn lacks(&self) -> BTreeSet<Ability>;
-
     /// The scheduler, without any rule but that everything fits.
     fn scheduler(&self) -> Arc<dyn Scheduler>;
 
