@@ -9,9 +9,10 @@ use tokio::sync::watch as signal;
 use super::request::problem;
 use super::{Cluster, Inner, RequestOptions};
 use crate::control::cache::Cache;
+use crate::control::commit::{commit_known, finish};
 use crate::control::executor::Drivers;
 use crate::control::plan::Draft;
-use crate::control::runtime::{Parts, Runtime, commit_known, finish};
+use crate::control::runtime::{Parts, Runtime};
 use crate::driver::{
     AllowAll, Authorizer, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler, SecretSource,
     StorageBackend,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
+use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
-use crate::control::runtime::{commit_known, finish};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
     Audit, EventId, Name, ObjectRef, Operation, OperationId, OperationKind, OperationState,

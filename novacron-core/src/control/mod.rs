@@ -7,11 +7,12 @@
 //!      ▲                                                         ▼          ▼
 //!      └────────────────────── Executor ◄──────── command      Store      timer
 //! ```
-//! One task ([`runtime`]) owns queue, cache and world; a reconciler is a pure function of them, one object at a time. A
-//! plan either commits or commands, so that a command is only ever issued for what a committed record already says
-//! (**name, then make**). While a commit or a command of an object is under way, the object is busy and is looked at
-//! again afterwards. [`executor`] owns the commands' tasks; one that passes its deadline is dropped, its outcome is
-//! unknown, and the node is observed again before anything else happens to the object.
+//! One task ([`runtime`], its intake in [`changes`] and [`ended`]) owns queue, cache and world; a reconciler is a pure
+//! function of them, one object at a time. A plan either commits or commands, so that a command is only ever issued for
+//! what a committed record already says (**name, then make**). While a commit or a command of an object is under way,
+//! the object is busy and is looked at again afterwards. [`executor`] owns the commands' tasks; one that passes its
+//! deadline is dropped, its outcome is unknown, and the node is observed again before anything else happens to the
+//! object.
 //!
 //! | reconciler | role | makes true |
 //! |---|---|---|
@@ -25,9 +26,13 @@
 
 pub(crate) mod action;
 pub(crate) mod cache;
+mod changes;
+pub(crate) mod commit;
+mod ended;
 pub(crate) mod executor;
 pub(crate) mod node;
 pub(crate) mod operation;
+mod placing;
 pub(crate) mod plan;
 pub(crate) mod port;
 pub(crate) mod queue;

@@ -1,0 +1,237 @@
+//! The runtime's intake of ended tasks: commits, and what commands told of the world.
+
+use std::collections::BTreeMap;
+
+use super::executor::{Completion, Report, domain_of};
+use super::plan::{Command, ObjectKey};
+use super::runtime::{Ended, Runtime};
+use super::storage::Outcome;
+use super::world::SeenPool;
+use crate::driver::DomainOwner;
+use crate::error::{ErrorKind, Result};
+use crate::model::{NodeId, VmId};
+use crate::time::Timestamp;
+
+impl Runtime {
+    pub(super) fn take_ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let now = self.parts.clock.now();
+        match ended {
+            Ok(Ended::Command(completion)) => self.take_completion(*completion, now),
+            Ok(Ended::Commit { key, result }) => {
+                match result {
+                    Ok(revision) => {
+                        self.queue.succeeded(&key);
+                        self.outcomes.remove(&key);
+                        self.settling.insert((revision, key));
+                        let has = *self.parts.progress.borrow();
+                        self.settle(has);
+                    }
+                    // A conflict means that a newer view is on its way.
+                    Err(error) => {
+                        if error.kind() != ErrorKind::Conflict {
+                            tracing::warn!(%error, ?key, "a commit failed");
+                        }
+                        if let ObjectKey::Vm(vm) = key {
+                            self.placing.give_back(vm);
+                        }
+                        self.queue.release_later(&key, now);
+                    }
+                }
+            }
+            Err(error) if error.is_panic() => tracing::error!(%error, "a task panicked"),
+            Err(_) => {}
+        }
+    }
+
+    fn take_completion(&mut self, completion: Completion, now: Timestamp) {
+        let Completion {
+            key,
+            command,
+            result,
+            seen,
+        } = completion;
+        if let Err(error) = &result {
+            tracing::debug!(%error, ?key, "a command failed");
+        }
+        if let Some((node, id)) = domain_of(&command) {
+            let run = self.world.runs.entry((node.clone(), id.vm)).or_default();
+            let observations = self.world.nodes.get(node).map_or(0, |n| n.observations);
+            run.touched = observations;
+            // What may still happen shows in a list that begins after this.
+            if matches!(&result, Err(error) if error.kind() == ErrorKind::OutcomeUnknown)
+                && let Some(host) = self.world.nodes.get_mut(node)
+            {
+                run.unsettled = Some(observations + 1);
+                host.stale = true;
+                self.queue.push(ObjectKey::Node(node.clone()));
+            }
+            if let Some(seen) = seen {
+                if let Some(host) = self.world.nodes.get_mut(node) {
+                    host.set(id, seen);
+                }
+            } else if let Some(host) = self.world.nodes.get_mut(node) {
+                host.stale = true;
+                self.queue.push(ObjectKey::Node(node.clone()));
+            }
+            match (&result, &command) {
+                (Err(error), Command::Start { .. } | Command::Adapt { .. }) => {
+                    run.error = Some((
+                        id.epoch,
+                        error.report(),
+                        error.is_retryable() || error.kind() == ErrorKind::OutcomeUnknown,
+                    ));
+                }
+                (Ok(_), Command::Start { assignment, .. } | Command::Adapt { assignment, .. }) => {
+                    run.error = None;
+                    run.adapted = Some((id.epoch, assignment.generation));
+                }
+                (Ok(Report::Retired(proof)), Command::Retire { .. }) => {
+                    run.retired = Some((id.epoch, proof.clone()));
+                }
+                (_, Command::Stop { .. }) => run.asked_at = Some(now),
+                _ => {}
+            }
+        }
+        let failed = result.is_err();
+        match (&command, result) {
+            (Command::Observe { node }, result) => self.take_observation(node, result, now),
+            (Command::Inventory { pool }, Ok(Report::Inventory(list))) => {
+                let ours = list
+                    .into_iter()
+                    .filter(|a| a.cluster == self.parts.cluster)
+                    .map(|a| a.id)
+                    .collect();
+                self.world.pools.insert(
+                    pool.clone(),
+                    SeenPool {
+                        artefacts: ours,
+                        at: now,
+                        listed: true,
+                    },
+                );
+            }
+            (Command::Delete { pool, id }, Ok(_)) => {
+                if let Some(seen) = self.world.pools.get_mut(pool) {
+                    seen.artefacts.remove(id);
+                }
+                self.outcomes.insert(key.clone(), Outcome::Gone);
+            }
+            (Command::BindPort { .. }, Ok(Report::Bound(binding))) => {
+                drop(self.outcomes.insert(key.clone(), Outcome::Bound(binding)));
+            }
+            (Command::ReleasePort { node, port, epoch }, Ok(_)) => {
+                if let Some(seen) = self.world.nodes.get_mut(node) {
+                    seen.ports
+                        .retain(|held| held.port != *port || held.epoch != *epoch);
+                }
+                if matches!(key, ObjectKey::Port(_)) {
+                    self.outcomes.insert(key.clone(), Outcome::Gone);
+                }
+            }
+            (_, Ok(Report::Sized(size))) => {
+                drop(self.outcomes.insert(key.clone(), Outcome::Done(Some(size))));
+            }
+            (Command::TakeSnapshot { .. } | Command::Act { .. }, Ok(_)) => {
+                self.outcomes.insert(key.clone(), Outcome::Done(None));
+            }
+            (Command::DropSnapshot { .. }, Ok(_)) => {
+                drop(self.outcomes.insert(key.clone(), Outcome::Gone));
+            }
+            (
+                Command::Create { .. }
+                | Command::Grow { .. }
+                | Command::TakeSnapshot { .. }
+                | Command::BindPort { .. }
+                | Command::Act { .. },
+                Err(error),
+            ) => {
+                let retryable = error.is_retryable()
+                    || matches!(
+                        error.kind(),
+                        ErrorKind::OutcomeUnknown
+                            | ErrorKind::DeadlineExceeded
+                            | ErrorKind::Internal
+                    );
+                self.outcomes.insert(
+                    key.clone(),
+                    Outcome::Failed {
+                        reason: error.report(),
+                        retryable,
+                    },
+                );
+            }
+            _ => {}
+        }
+        if failed {
+            self.queue.release_later(&key, now);
+        } else {
+            self.queue.succeeded(&key);
+            self.queue.release(&key);
+        }
+    }
+
+    fn take_observation(&mut self, node: &NodeId, result: Result<Report>, now: Timestamp) {
+        let seen = self.world.nodes.entry(node.clone()).or_default();
+        seen.at = now;
+        match result {
+            Ok(Report::Observed(host, domains, ports)) => {
+                seen.host = Some(host);
+                if let Some(ports) = ports {
+                    seen.ports = ports
+                        .into_iter()
+                        .filter(|p| p.cluster == self.parts.cluster)
+                        .collect();
+                }
+                seen.error = None;
+                seen.foreign.clear();
+                let mut listed = BTreeMap::new();
+                for domain in domains {
+                    match &domain.owner {
+                        DomainOwner::NovaCron(id) if id.cluster == self.parts.cluster => {
+                            listed.insert((id.vm, id.epoch), domain);
+                        }
+                        DomainOwner::NovaCron(id) => drop(
+                            seen.foreign
+                                .insert(format!("{id} of cluster {}", id.cluster)),
+                        ),
+                        DomainOwner::Foreign(name) => drop(seen.foreign.insert(name.clone())),
+                    }
+                }
+                // What a command touches at this moment, or has since the list was asked for, it knows better.
+                let runs = &mut self.world.runs;
+                let busy = |vm: VmId| {
+                    let at = (node.clone(), vm);
+                    let touched = runs.get(&at).map_or(0, |run| run.touched);
+                    touched >= seen.observations
+                        || self.queue.is_busy(&ObjectKey::Run(node.clone(), vm))
+                };
+                let mut keep: BTreeMap<_, _> = std::mem::take(&mut seen.domains)
+                    .into_iter()
+                    .filter(|((vm, _), _)| busy(*vm))
+                    .collect();
+                keep.extend(listed.into_iter().filter(|((vm, _), _)| !busy(*vm)));
+                seen.domains = keep;
+                seen.listed = true;
+                let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
+                let of_node = runs.range_mut(first..).take_while(|((n, _), _)| n == node);
+                for (_, run) in of_node {
+                    run.unsettled = run.unsettled.filter(|at| *at > seen.observations);
+                }
+            }
+            Err(error) => {
+                seen.host = None;
+                seen.listed = false;
+                seen.error = Some(error.report());
+            }
+            Ok(_) => {}
+        }
+        let cache = self
+            .parts
+            .cache
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (vm, _) in cache.runs_on(node) {
+            self.queue.push(ObjectKey::Run(node.clone(), vm));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Placing: the scheduler's view of the hosts, and the places that decisions booked in it.
+//!
+//! The view follows the cache: a host that changed is computed anew before the next decision, not at every change. A
+//! decision books its place at once, and the booking counts until its commit has ended, so that decisions made in
+//! between do not take the same room. A VM that found no place waits here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::cache::Cache;
+use crate::driver::{Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
+use crate::model::{Decision, MiB, NodeId, NodeState, VmId};
+use crate::store::Revision;
+
+/// Room on a node that was decided on and is not yet in the cache.
+#[derive(Debug)]
+struct Booking {
+    node: NodeId,
+    vcpus: u32,
+    memory: MiB,
+}
+
+#[derive(Debug)]
+pub(crate) struct Placing {
+    placer: Box<dyn Placer>,
+    /// Hosts that the placer must be told of again.
+    changed: BTreeSet<NodeId>,
+    bookings: BTreeMap<VmId, Booking>,
+    booked_on: BTreeSet<(NodeId, VmId)>,
+    waiting: BTreeSet<VmId>,
+}
+
+impl Placing {
+    pub(crate) fn new(scheduler: &dyn Scheduler) -> Self {
+        Self {
+            placer: scheduler.open(Vec::new(), Revision::default()),
+            changed: BTreeSet::new(),
+            bookings: BTreeMap::new(),
+            booked_on: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    /// What the view says of these hosts is old.
+    pub(crate) fn changed(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.changed.extend(nodes);
+    }
+
+    /// Decides, and books the place.
+    pub(crate) fn decide(
+        &mut self,
+        vm: VmId,
+        request: &PlacementRequest,
+        cache: &Cache,
+    ) -> Result<Decision, Rejected> {
+        if !self.changed.is_empty() {
+            let changes = std::mem::take(&mut self.changed);
+            let changes = changes.into_iter().map(|n| self.host(n, cache)).collect();
+            self.placer.apply(changes, cache.revision);
+        }
+        let decision = self.placer.decide(request)?;
+        if let Some(node) = decision.winner.node() {
+            self.booked_on.insert((node.clone(), vm));
+            let booking = Booking {
+                node: node.clone(),
+                vcpus: request.vcpus,
+                memory: request.memory,
+            };
+            self.bookings.insert(vm, booking);
+        }
+        Ok(decision)
+    }
+
+    /// Ends the VM's booking, if there is one: it came to nothing, or the cache has what it became.
+    pub(crate) fn give_back(&mut self, vm: VmId) {
+        if let Some(booking) = self.bookings.remove(&vm) {
+            self.booked_on.remove(&(booking.node.clone(), vm));
+            self.changed.insert(booking.node);
+        }
+    }
+
+    /// The VM found no place.
+    pub(crate) fn wait(&mut self, vm: VmId) {
+        self.waiting.insert(vm);
+    }
+
+    /// There may be room: the VMs to try again.
+    pub(crate) fn take_waiting(&mut self) -> BTreeSet<VmId> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// A host as the scheduler sees it: its capabilities, and what the assignments to it and the bookings on it add up
+    /// to.
+    fn host(&self, node: NodeId, cache: &Cache) -> HostChange {
+        let (Some(spec), Some(status)) = (cache.nodes.get(&node), cache.node_status.get(&node))
+        else {
+            return HostChange::Removed(node);
+        };
+        let mut host = Host {
+            open: spec.schedulable && status.state == NodeState::Available,
+            capabilities: status
+                .host
+                .as_ref()
+                .map(|h| h.capabilities.clone())
+                .unwrap_or_default(),
+            used_vcpus: 0,
+            used_memory: MiB(0),
+            node: node.clone(),
+        };
+        let mut counted = BTreeSet::new();
+        for (vm, assignment) in cache.assignments_to(&node) {
+            if cache
+                .claims
+                .get(&vm)
+                .is_some_and(|c| c.is_held() && c.epoch == assignment.epoch)
+            {
+                counted.insert(vm);
+                host.used_vcpus += u64::from(assignment.machine.vcpus);
+                host.used_memory.0 += assignment.machine.memory.0;
+            }
+        }
+        let lowest = VmId::from_uuid(uuid::Uuid::nil());
+        let booked = self.booked_on.range((node.clone(), lowest)..);
+        for (_, vm) in booked.take_while(|(n, _)| *n == node) {
+            if let Some(booking) = self.bookings.get(vm).filter(|_| !counted.contains(vm)) {
+                host.used_vcpus += u64::from(booking.vcpus);
+                host.used_memory.0 += booking.memory.0;
+            }
+        }
+        HostChange::Set(host)
+    }
+}
