@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo deps test verify fix sim sim-bugs bench-core doc msrv semver publish
+.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance
@@ -30,6 +30,7 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 	  need genisoimage genisoimage; \
 	  if ! command -v cc >/dev/null 2>&1; then install gcc libc6-dev; fi; \
 	  if [ ! -d /usr/share/OVMF ]; then install ovmf; fi; \
+	  for tool in $(MORE_TOOLS); do need "$${tool%:*}" "$${tool#*:}"; done; \
 	  if ! apt-cache show busybox-static >/dev/null 2>&1; then update; fi; \
 	fi
 	@command -v cargo >/dev/null || { echo "deps: no cargo; install Rust 1.88 or newer: https://rustup.rs" >&2; exit 1; }
@@ -50,6 +51,16 @@ test: deps ## every test, by cargo-nextest where there is one, else by cargo tes
 	  awk '/^test result:/ { p += $$4; f += $$6; s += $$8 } END { printf "Summary: %d passed, %d failed, %d ignored\n", p, f, s }' $$log; \
 	  exit $$rc; \
 	fi
+
+# The disk is built once; a change of its scripts builds it anew.
+DEBIAN := $(CURDIR)/target/guest/debian.qcow2
+$(DEBIAN): examples/guest/debian.sh examples/guest/disk.sh | deps
+	mkdir -p $(@D)
+	examples/guest/debian.sh $@
+
+test-debian: MORE_TOOLS := mmdebstrap $(if $(filter 0,$(shell id -u)),,fakeroot newuidmap:uidmap)
+test-debian: deps $(DEBIAN) ## a real Debian with cloud-init and the guest agent: some minutes
+	NOVACRON_DEBIAN_IMAGE=$(DEBIAN) cargo test --locked -p novacron-examples --test debian -- --ignored --nocapture
 
 verify: ## format, lints, docs, tidiness, licences, links, packages; writes nothing to the tree
 	cargo fmt --all --check

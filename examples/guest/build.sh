@@ -20,8 +20,9 @@ umask 022
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=disk.sh
+. "$here/disk.sh"
 disk_mib=64
-partition_start=2048 # in sectors of 512 bytes
 cmdline='console=ttyS0 quiet'
 
 # Kernel modules, in the order in which the guest loads them.
@@ -156,9 +157,6 @@ unpack() {
     done <"$1"
 }
 
-# Prints the one file that matches in $parts, wherever the release keeps it.
-part() { find "$parts" -path "$parts/$1" | head -n 1; }
-
 add_modules() {
     mkdir -p "$root/lib/modules"
     for module in $modules; do
@@ -215,67 +213,6 @@ make_initramfs() {
     (cd "$root" && find . | sort | bin/busybox cpio -o -H newc -R 0:0 2>/dev/null) | gzip -n >"$1"
 }
 
-# The 16 bytes of an MBR partition: active, type 0x0c (FAT32 by LBA), start, size.
-# CHS fields hold the value for "out of range".
-partition_entry() {
-    size=$((disk_mib * 2048 - partition_start))
-    for byte in 128 254 255 255 12 254 255 255 \
-        $((partition_start & 255)) $((partition_start >> 8 & 255)) 0 0 \
-        $((size & 255)) $((size >> 8 & 255)) $((size >> 16 & 255)) $((size >> 24)); do
-        # shellcheck disable=SC2059 # the format is the byte
-        printf "\\$(printf %o "$byte")"
-    done
-}
-
-# Writes a raw disk to $1: MBR with syslinux, one FAT partition that is the boot
-# partition of syslinux and the EFI system partition at once.
-make_disk() {
-    truncate -s "${disk_mib}M" "$1"
-    {
-        dd if="$(part '*/mbr.bin')" bs=440 count=1 conv=sync
-        head -c 6 /dev/zero
-        partition_entry
-        head -c 48 /dev/zero
-        printf '\125\252'
-    } 2>/dev/null | dd of="$1" conv=notrunc status=none
-
-    fat=$1@@$((partition_start * 512))
-    mformat -i "$fat" -v NOVACRON -T $((disk_mib * 2048 - partition_start)) \
-        -h 64 -s 32 -H $partition_start ::
-    "$(part '*bin/syslinux')" --install -t $((partition_start * 512)) "$1"
-
-    cat >"$work/syslinux.cfg" <<-END
-		DEFAULT novacron
-		PROMPT 0
-		TIMEOUT 1
-		LABEL novacron
-		    LINUX /vmlinuz
-		    INITRD /initrd.img
-		    APPEND $cmdline
-	END
-    mcopy -i "$fat" "$work/vmlinuz" "$work/initrd.img" "$work/syslinux.cfg" ::
-
-    loader=$(part '*/systemd-bootx64.efi')
-    [ -n "$loader" ] || return 0
-    printf 'timeout 0\ndefault novacron.conf\n' >"$work/loader.conf"
-    cat >"$work/novacron.conf" <<-END
-		title NovaCron guest
-		linux /vmlinuz
-		initrd /initrd.img
-		options $cmdline
-	END
-    mmd -i "$fat" ::/EFI ::/EFI/BOOT ::/loader ::/loader/entries
-    mcopy -i "$fat" "$loader" ::/EFI/BOOT/BOOTX64.EFI
-    mcopy -i "$fat" "$work/loader.conf" ::/loader/
-    mcopy -i "$fat" "$work/novacron.conf" ::/loader/entries/
-}
-
-# Moves $1 to $2 so that $2 is at no moment incomplete.
-publish() {
-    cp --sparse=always "$1" "$2.tmp.$$"
-    mv "$2.tmp.$$" "$2"
-}
-
 direct=
 case ${1-} in
     --direct) direct=1; shift ;;
@@ -308,7 +245,7 @@ if [ -n "$direct" ]; then
     publish "$work/vmlinuz" "$output/vmlinuz"
     publish "$work/initrd.img" "$output/initrd.img"
 else
-    make_disk "$work/disk.raw"
+    boot_disk "$work/disk.raw" $disk_mib $disk_mib "$work/vmlinuz" "$work/initrd.img" "$cmdline"
     qemu-img convert -f raw -O qcow2 "$work/disk.raw" "$work/disk.qcow2"
     publish "$work/disk.qcow2" "$output"
 fi

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use novacron_core::cluster::VmHandle;
-use novacron_core::driver::{self, Call};
+use novacron_core::driver::{self, Call, ConsoleStart};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Result;
@@ -35,13 +35,13 @@ pub(crate) struct Ready {
 }
 
 impl Console {
-    /// Opens the console of a running VM; what the guest said before, up to `history` bytes, is read again.
-    pub(crate) async fn open(vm: &VmHandle, history: usize) -> Result<Self> {
-        let stream = vm
-            .console(Call::within(Duration::from_secs(10)), history)
+    /// Opens the console of a running VM, from `start` on.
+    pub(crate) async fn open(vm: &VmHandle, start: ConsoleStart) -> Result<Self> {
+        let console = vm
+            .console(Call::within(Duration::from_secs(10)), start)
             .await?;
         Ok(Self {
-            stream,
+            stream: console.stream,
             unread: Vec::new(),
             tail: Vec::new(),
             commands: 0,

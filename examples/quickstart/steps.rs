@@ -10,7 +10,7 @@ use std::time::Duration;
 use novacron_core::cluster::{
     Cluster, ImageSpec, OperationHandle, VmHandle, VmView, VolumeHandle, VolumeSpec,
 };
-use novacron_core::driver::{Call, Hypervisor, StorageBackend};
+use novacron_core::driver::{Call, ConsoleStart, Hypervisor, StorageBackend};
 use novacron_core::model::{
     CloudInit, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState, SnapshotId,
 };
@@ -305,7 +305,7 @@ impl App {
         self.vm = Some(vm.clone());
         let view = vm.wait_for(Phase::Running, soon(30)).await?;
         expect_place(&view, "alpha")?;
-        self.console = Some(Console::open(&vm, 0).await?);
+        self.console = Some(Console::open(&vm, ConsoleStart::Last(0)).await?);
         let (same, after) = self.clock().await?;
         ensure(same == boot_id, || {
             format!("it was boot {boot_id}, it is {same}")
@@ -386,7 +386,9 @@ impl App {
     /// Opens the console of a guest that was just started, and waits for its ready line.
     async fn ready(&mut self) -> Result<Ready> {
         let vm = self.vm()?;
-        let console = self.console.insert(Console::open(&vm, 1 << 20).await?);
+        let console = self
+            .console
+            .insert(Console::open(&vm, ConsoleStart::Last(1 << 20)).await?);
         let ready = console.ready().await?;
         ensure(ready.hostname == HOSTNAME, || {
             format!("the guest calls itself {:?}", ready.hostname)

@@ -15,7 +15,7 @@ use std::time::Duration;
 use novacron_core::cluster::VolumeSpec;
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
 use novacron_core::model::{
-    DiskSource, Epoch, NetworkKind, NicSpec, NodeId, PoolId, Power, VmId, VolumeId,
+    DiskSource, Epoch, Exit, NetworkKind, NicSpec, NodeId, PoolId, Power, VmId, VolumeId,
 };
 use novacron_core::sim::{SimHypervisor, SimNetwork, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
@@ -232,24 +232,26 @@ async fn guests_outlive_the_process_and_are_adopted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_is_restarted_and_a_poweroff_is_not() {
+async fn a_failure_is_restarted_and_a_poweroff_is_not() {
     let mut site = Site::new(1);
     let cluster = site.start().await;
     let vm = cluster.vms().create(spec("web-1")).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
-    let (host, first) = site.world.running(vm.id())[0];
-    let crash = novacron_core::model::Exit::Crashed {
-        detail: "test".to_owned(),
-    };
-    assert!(site.world.end_guest(host, first, crash));
-    vm.wait_for(Phase::Pending, soon()).await.unwrap();
-    vm.wait_for(Phase::Running, soon()).await.unwrap();
-    let (_, second) = site.world.running(vm.id())[0];
-    assert!(second.epoch > first.epoch);
-    assert!(
-        site.world
-            .end_guest(host, second, novacron_core::model::Exit::GuestShutdown)
-    );
+    let detail = || "test".to_owned();
+    for failure in [
+        Exit::Crashed { detail: detail() },
+        Exit::Terminated { detail: detail() },
+        Exit::Panicked,
+    ] {
+        let (host, first) = site.world.running(vm.id())[0];
+        assert!(site.world.end_guest(host, first, failure));
+        vm.wait_for(Phase::Pending, soon()).await.unwrap();
+        vm.wait_for(Phase::Running, soon()).await.unwrap();
+        let (_, second) = site.world.running(vm.id())[0];
+        assert!(second.epoch > first.epoch);
+    }
+    let (host, last) = site.world.running(vm.id())[0];
+    assert!(site.world.end_guest(host, last, Exit::GuestShutdown));
     vm.wait_for(Phase::Stopped, soon()).await.unwrap();
     vm.start().await.unwrap().wait(soon()).await.unwrap();
     assert_eq!(vm.get().await.unwrap().phase, Phase::Running);

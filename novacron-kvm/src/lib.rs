@@ -1,7 +1,7 @@
 //! QEMU hypervisors for NovaCron: a `qemu-system-*` binary driven over QMP, no daemon, no root needed.
 //!
-//! [`QemuHypervisor`] implements the core's `Hypervisor`. The parts, each with its design in its module's header: `process` (QEMU started detached, found again by its run
-//! lock), `qmp` (its monitor), `console` (the serial console), `agent` (the guest agent), [`seed`] (the cloud-init
+//! [`QemuHypervisor`] implements the core's `Hypervisor`. The parts, each with its design in its module's header:
+//! `process` (QEMU started detached, found again by its run lock), `qmp` (its monitor), `console` (the serial console), `agent` (the guest agent), [`seed`] (the cloud-init
 //! CD), [`accel`] (KVM or TCG), `probe` (what the binary can do).
 //!
 //! # Guests outlive the host application, under systemd too

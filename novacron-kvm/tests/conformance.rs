@@ -4,7 +4,9 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -14,12 +16,22 @@ use novacron_core::conformance::hypervisor::{Ability, GuestAct, HypervisorFixtur
 use novacron_core::driver::{DiskAttachment, DomainId, DomainSpec, Hypervisor, NicAttachment};
 use novacron_core::model::{Bytes, SnapshotId};
 use novacron_kvm::QemuHypervisor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 struct Fixture {
     bench: Bench,
     open: Mutex<Option<Weak<QemuHypervisor>>>,
+    foreign: Mutex<Option<Child>>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(foreign) = self.foreign.get_mut().unwrap() {
+            let _ = foreign.kill();
+            let _ = foreign.wait();
+        }
+    }
 }
 
 impl Fixture {
@@ -27,6 +39,7 @@ impl Fixture {
         Self {
             bench: Bench::new(),
             open: Mutex::default(),
+            foreign: Mutex::default(),
         }
     }
 
@@ -37,9 +50,9 @@ impl Fixture {
 
 #[async_trait]
 impl HypervisorFixture for Fixture {
-    /// The test guest has no driver for the panic device, and nothing tells whose a strange QEMU is.
+    /// The test guest has no driver for the panic device.
     fn lacks(&self) -> BTreeSet<Ability> {
-        [Ability::Guest(GuestAct::Panic), Ability::Foreign].into()
+        [Ability::Guest(GuestAct::Panic)].into()
     }
 
     fn patience(&self) -> Duration {
@@ -109,32 +122,40 @@ impl HypervisorFixture for Fixture {
             GuestAct::PowerOff => match self.current() {
                 Some(hypervisor) => Shell::open(&hypervisor, id).await.send("poweroff\n").await,
                 None => {
-                    let socket = format!("{}/{}/con", id.vm, id.epoch);
-                    let mut console = UnixStream::connect(self.bench.state().join(socket))
-                        .await
-                        .unwrap();
-                    // QEMU drops what the guest has not read yet when its client goes.
-                    console
-                        .write_all(b"echo g\"\"oes; poweroff\n")
-                        .await
-                        .unwrap();
-                    let (mut heard, mut chunk) = (String::new(), [0; 256]);
-                    while !heard.contains("goes") {
-                        let count = console.read(&mut chunk).await.unwrap();
-                        assert!(count > 0, "the console ended: {heard}");
-                        heard.push_str(&String::from_utf8_lossy(&chunk[..count]));
-                    }
+                    let dir = self.bench.dir(id);
+                    let mut console = UnixStream::connect(dir.join("con")).await.unwrap();
+                    console.write_all(b"poweroff\n").await.unwrap();
+                    // The console stays open: QEMU drops what the guest has not read yet when its client goes.
+                    powered_off(&dir.join("qmp")).await;
                 }
             },
         }
     }
 
+    /// A process that holds a VM's lock, in a folder whose spec is damaged.
     async fn add_foreign(&self) -> String {
-        unreachable!("declared as lacking")
+        let id = self.bench.domain_id();
+        let dir = self.bench.dir(id);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("spec.json"), "{").unwrap();
+        let lock = dir.with_file_name("run.lock");
+        let mut holder = Command::new("flock")
+            .args(["--no-fork", "--exclusive", lock.to_str().unwrap()])
+            .args(["sh", "-c", "echo locked; exec sleep 1000"])
+            .current_dir(&dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut word = [0; 6];
+        holder.stdout.take().unwrap().read_exact(&mut word).unwrap();
+        std::fs::write(&lock, format!("{} {}", id.epoch, holder.id())).unwrap();
+        *self.foreign.lock().unwrap() = Some(holder);
+        id.to_string()
     }
 
     async fn foreign_runs(&self, _name: &str) -> bool {
-        unreachable!("declared as lacking")
+        let mut foreign = self.foreign.lock().unwrap();
+        foreign.as_mut().unwrap().try_wait().unwrap().is_none()
     }
 }
 

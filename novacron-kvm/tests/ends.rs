@@ -1,21 +1,24 @@
 //! How guests end, and how that is told.
+#![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use common::*;
-use novacron_core::driver::{DomainId, DomainState, GuestEvent, Hypervisor, StopMode, StopReport};
+use novacron_core::driver::{
+    ConsoleStart, DomainId, DomainState, GuestEvent, Hypervisor, StopMode, StopReport,
+};
 use novacron_core::model::{Epoch, Exit};
 use novacron_kvm::QemuHypervisor;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deaf_guest_is_killed_a_killed_qemu_is_a_crash_and_an_unseen_poweroff_is_a_poweroff() {
+async fn each_end_is_told_from_the_others() {
     let bench = Bench::new();
-    let hypervisor = bench.hypervisor();
+    let mut hypervisor = bench.hypervisor();
     let mut events = hypervisor.events();
     let mut spec = bench.guest();
 
@@ -57,7 +60,7 @@ async fn a_deaf_guest_is_killed_a_killed_qemu_is_a_crash_and_an_unseen_poweroff_
     let history = hypervisor
         .consoles()
         .unwrap()
-        .open(call(), spec.id, usize::MAX)
+        .open(call(), spec.id, ConsoleStart::Last(u64::MAX))
         .await;
     assert!(history.is_ok(), "an ended domain's console can be read");
 
@@ -73,24 +76,36 @@ async fn a_deaf_guest_is_killed_a_killed_qemu_is_a_crash_and_an_unseen_poweroff_
     };
     assert!(detail.contains("signal 9"), "{detail}");
 
-    // The start after it: the guest powers off while nobody is there.
-    spec.id.epoch = Epoch(3);
+    // The start after it: somebody on the host ends QEMU in an orderly way, seen and unseen.
+    for epoch in [3, 4] {
+        spec.id.epoch = Epoch(epoch);
+        hypervisor.define(call(), &spec).await.unwrap();
+        hypervisor.start(call(), spec.id).await.unwrap();
+        let pid = bench.pid(spec.id);
+        let ended = if epoch == 3 {
+            signal(pid, Signal::TERM);
+            wait_end(&hypervisor, &mut events, spec.id).await
+        } else {
+            drop((events, hypervisor));
+            signal(pid, Signal::TERM);
+            child_ended(pid).await;
+            hypervisor = bench.hypervisor();
+            events = hypervisor.events();
+            state(&hypervisor, spec.id).await
+        };
+        let DomainState::Ended(exit @ Exit::Terminated { .. }) = &ended else {
+            panic!("start {epoch}: {ended:?}")
+        };
+        assert!(exit.is_failure());
+    }
+
+    // The last: the guest powers off while nobody is there.
+    spec.id.epoch = Epoch(5);
     let (mut shell, _) = boot(&hypervisor, &spec).await;
     shell.send("(sleep 1; poweroff) &\n").await;
     shell.wait("# ", SOON).await;
     drop((shell, events, hypervisor));
-    let log = bench
-        .state()
-        .join(spec.id.vm.to_string())
-        .join("3/qemu.log");
-    assert!(log.exists());
-    let unattended = async {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        for _ in 0..6 {
-            tick.tick().await;
-        }
-    };
-    unattended.await;
+    powered_off(&bench.dir(spec.id).join("qmp")).await;
     let hypervisor = bench.hypervisor();
     let ends: Vec<_> = hypervisor
         .list(call())
@@ -106,8 +121,8 @@ async fn a_deaf_guest_is_killed_a_killed_qemu_is_a_crash_and_an_unseen_poweroff_
         1,
         "{ends:?}"
     );
-    assert_eq!(ends.len(), 3);
-    for epoch in 1..=3 {
+    assert_eq!(ends.len(), 5);
+    for epoch in 1..=5 {
         hypervisor
             .undefine(
                 call(),
@@ -120,6 +135,15 @@ async fn a_deaf_guest_is_killed_a_killed_qemu_is_a_crash_and_an_unseen_poweroff_
             .unwrap();
     }
     assert_eq!(bench.left(), [""; 0]);
+}
+
+/// Returns when a child has ended; reaping it is the hypervisor's.
+async fn child_ended(pid: u32) {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let unreaped = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    let wait = move || waitid(WaitId::Pid(pid), unreaped);
+    let ended = timeout(SOON, tokio::task::spawn_blocking(wait)).await;
+    ended.expect("QEMU ends").unwrap().unwrap();
 }
 
 const HOST_STATE: &str = "NOVACRON_TEST_HOST_STATE";

@@ -1,15 +1,22 @@
 //! One guest through its whole life, with the hypervisor replaced in the middle.
+#![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use common::*;
 use novacron_core::ErrorKind;
 use novacron_core::driver::{
-    DomainId, DomainOwner, DomainState, GuestEvent, Hypervisor, Seed, StopMode, StopReport,
+    ConsoleStart, DomainId, DomainOwner, DomainState, GuestEvent, Hypervisor, Seed, StopMode,
+    StopReport,
 };
 use novacron_core::model::{Bytes, Epoch, Exit, SnapshotId};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,6 +110,9 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
         (output.exit_code, &output.stdout[..]),
         (Some(3), &b"hello"[..])
     );
+    let argv = ["/bin/sh", "-c", "kill -9 $$"].map(str::to_owned);
+    let output = agent.exec(call(), id, &argv, None).await.unwrap();
+    assert_eq!((output.exit_code, output.signal), (None, Some(9)));
     shell
         .run("for i in $(seq 100); do ip addr | grep -q 10.0.2.15 && break; sleep 0.1; done")
         .await;
@@ -112,6 +122,33 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
         .find(|a| a.address.to_string() == "10.0.2.15")
         .unwrap();
     assert_eq!((outside.prefix, outside.mac), (24, Some(spec.nics[0].mac)));
+
+    // Its forwarded port, its screen, its random numbers; and nobody else's sockets.
+    shell
+        .run("(while true; do echo through | nc -l -p 80; done >/dev/null 2>&1 &)")
+        .await;
+    timeout(SOON, hears(port, "through")).await.unwrap();
+    shell.run("killall nc").await;
+    let mut screen = UnixStream::connect(bench.dir(id).join("vnc"))
+        .await
+        .unwrap();
+    let mut banner = [0; 4];
+    timeout(SOON, screen.read_exact(&mut banner))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&banner, b"RFB ");
+    assert_eq!(
+        shell
+            .run("dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c")
+            .await,
+        "16"
+    );
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&bench.dir(id)), 0o700);
+    for socket in ["qmp", "con", "ga"] {
+        assert_eq!(mode(&bench.dir(id).join(socket)), 0o600, "{socket}");
+    }
 
     // A disk comes, is used, and grows.
     let plug = hypervisor.hot_plug().unwrap();
@@ -203,12 +240,14 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
     assert!(agent.freeze(call(), id).await.unwrap() >= 1);
     assert!(agent.thaw(call(), id).await.unwrap() >= 1);
 
-    // Once more replaced, then the disk and a NIC go.
+    // Once more replaced; the console's reader goes on where it was. Then the disk and a NIC go.
+    let offset = shell.offset();
     drop((shell, hypervisor));
     let hypervisor = bench.hypervisor();
     let mut events = hypervisor.events();
-    let (mut shell, _) = Shell::again(&hypervisor, id, "two").await;
-    shell.run("umount /mnt").await;
+    let mut shell = Shell::open_at(&hypervisor, id, ConsoleStart::Offset(offset)).await;
+    assert_eq!(shell.offset(), offset);
+    assert_eq!(shell.run("umount /mnt").await, "");
     let plug = hypervisor.hot_plug().unwrap();
     plug.detach_disk(call(), id, data.volume).await.unwrap();
     plug.detach_disk(call(), id, data.volume).await.unwrap();
@@ -270,4 +309,14 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
     assert_eq!(bench.left(), [""; 0]);
     let free = TcpListener::bind(("127.0.0.1", port));
     assert!(free.is_ok(), "the port is free again");
+}
+
+/// Connects until the guest says this. QEMU takes connections before anybody in the guest listens.
+async fn hears(port: u16, wanted: &str) {
+    let mut heard = String::new();
+    while !heard.contains(wanted) {
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await {
+            let _ = stream.read_to_string(&mut heard).await;
+        }
+    }
 }

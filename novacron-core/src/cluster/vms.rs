@@ -1,6 +1,5 @@
 //! Virtual machines: create, change, follow, reach.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use super::check::{self, disk_name};
@@ -10,7 +9,9 @@ use super::volumes::pick_pool;
 use super::{Cluster, Inner};
 use crate::control::operation::phase_of;
 use crate::control::plan::Draft;
-use crate::driver::{AgentOutput, Call, Console, DomainId, DomainStats, GuestAddress, Hypervisor};
+use crate::driver::{
+    AgentOutput, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats, GuestAddress, Hypervisor,
+};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::lifecycle::Phase;
 use crate::model::{
@@ -751,16 +752,16 @@ impl VmHandle {
         hypervisor.stats(call, id).await
     }
 
-    /// The serial console, from the last `history` bytes on.
+    /// The serial console, from `start` on. Offsets are of the present start of the VM: its next one counts from zero.
     ///
     /// # Errors
     /// [`ErrorKind::FailedPrecondition`] when it does not run; [`ErrorKind::Unsupported`].
-    pub async fn console(&self, call: Call, history: usize) -> Result<Pin<Box<dyn Console>>> {
+    pub async fn console(&self, call: Call, start: ConsoleStart) -> Result<ConsoleStream> {
         let (hypervisor, id) = self.domain("vm.console").await?;
         hypervisor
             .consoles()
             .ok_or_else(|| unsupported("vm.console"))?
-            .open(call, id, history)
+            .open(call, id, start)
             .await
     }
 

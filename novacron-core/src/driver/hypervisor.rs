@@ -330,13 +330,41 @@ pub trait HotPlug: Send + Sync {
 pub trait Console: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Console for T {}
 
+/// Where a console's stream begins. Offsets count the bytes that the guest has written since the domain was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleStart {
+    /// At most this many bytes before the end.
+    Last(u64),
+    /// This offset: where a reader that lost its stream goes on.
+    Offset(u64),
+}
+
+/// An open console.
+pub struct ConsoleStream {
+    /// The offset of the first byte that will be read; each byte read is one more.
+    pub offset: u64,
+    /// The bytes. What is written goes to the guest.
+    pub stream: Pin<Box<dyn Console>>,
+}
+
+impl fmt::Debug for ConsoleStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsoleStream")
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Serial consoles.
 #[async_trait]
 pub trait Consoles: Send + Sync {
-    /// The console's bytes, from the last `history` bytes on, and then live; what is written goes to the guest. Several
-    /// readers each see everything; one that falls behind is ended.
-    async fn open(&self, call: Call, id: DomainId, history: usize)
-    -> Result<Pin<Box<dyn Console>>>;
+    /// The console's bytes from `start` on, and then live. Several readers each see everything.
+    ///
+    /// *Holds on return:* the stream begins at `start` or, where those bytes are not kept any more, at the oldest that
+    /// are; an offset that the guest has not come to is the end. Which it is, the stream's offset says. A reader that is
+    /// so slow that its next bytes are not kept any more gets an error, and opens anew. The stream of a domain that has
+    /// ended ends after its last byte.
+    async fn open(&self, call: Call, id: DomainId, start: ConsoleStart) -> Result<ConsoleStream>;
 }
 
 /// The guest agent. Its answers are the guest's word, and as hostile as the guest.
@@ -367,12 +395,18 @@ pub trait GuestAgent: Send + Sync {
 /// What a program in the guest came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentOutput {
-    /// Its exit code, or none if a signal ended it.
+    /// Its exit code; none if a signal ended it.
     pub exit_code: Option<i32>,
-    /// Standard output, as far as the agent keeps it.
+    /// The signal that ended it (on Windows the exception, as a signed number); none if it exited.
+    pub signal: Option<i32>,
+    /// Standard output, from its beginning, as far as the agent keeps it.
     pub stdout: Bytes,
-    /// Standard error.
+    /// Standard error, likewise.
     pub stderr: Bytes,
+    /// The program wrote more to its standard output than the agent kept.
+    pub stdout_truncated: bool,
+    /// The program wrote more to its standard error than the agent kept.
+    pub stderr_truncated: bool,
 }
 
 /// An address of an interface in the guest.

@@ -19,9 +19,10 @@ mod storage;
 
 pub use authorizer::{AllowAll, Authorizer};
 pub use hypervisor::{
-    AgentOutput, Console, Consoles, DiskAttachment, DiskPivot, DiskStats, Domain, DomainId,
-    DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress, GuestAgent, GuestEvent,
-    HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats, Seed, StopMode, StopReport,
+    AgentOutput, Console, ConsoleStart, ConsoleStream, Consoles, DiskAttachment, DiskPivot,
+    DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress,
+    GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats, Seed,
+    StopMode, StopReport,
 };
 pub use network::{HypervisorNetworks, NetworkDriver, PortArtefact, PortRequest};
 pub use scheduler::{FirstFit, Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};

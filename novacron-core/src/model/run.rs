@@ -206,9 +206,15 @@ pub enum Exit {
     Requested,
     /// The guest's kernel panicked.
     Panicked,
-    /// The hypervisor's process ended by itself.
+    /// The hypervisor's process ended by itself, or was killed outright: the two cannot always be told apart.
     Crashed {
         /// Its last words.
+        detail: String,
+    },
+    /// Somebody else on the host ended the hypervisor's process in an orderly way, such as by SIGTERM. Nobody asked
+    /// NovaCron for it, so it counts as a failure.
+    Terminated {
+        /// How, and its last words.
         detail: String,
     },
     /// It never began to run.
@@ -223,7 +229,10 @@ impl Exit {
     pub fn is_failure(&self) -> bool {
         matches!(
             self,
-            Self::Panicked | Self::Crashed { .. } | Self::StartFailed { .. }
+            Self::Panicked
+                | Self::Crashed { .. }
+                | Self::Terminated { .. }
+                | Self::StartFailed { .. }
         )
     }
 }

@@ -149,7 +149,7 @@ pub struct PowerRequest {
 pub enum RestartPolicy {
     /// It stays off.
     Never,
-    /// Started again after a crash, not after its own poweroff.
+    /// Started again after a failure (a crash, a panic, an end from outside), not after its own poweroff.
     #[default]
     OnFailure,
     /// Started again in any case.

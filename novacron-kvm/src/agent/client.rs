@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use novacron_core::driver::AgentOutput;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -17,8 +18,9 @@ use super::error::AgentError;
 use super::reply::{self, Interface};
 use crate::lines::LineDecoder;
 
-/// The longest line taken from a guest.
-const MAX_LINE: usize = 8 << 20;
+/// The longest line taken from a guest: a program's end with both its outputs, of which the agent keeps 16 MiB each, in
+/// base 64.
+const MAX_LINE: usize = 48 << 20;
 /// Lines skipped in one session before it is given up: a guest could send them for ever.
 const MAX_SKIPPED: usize = 10_000;
 const FIRST_POLL: Duration = Duration::from_millis(20);
@@ -35,21 +37,6 @@ pub(crate) struct ExecRequest {
     pub(crate) environment: Vec<String>,
     /// What it reads from stdin.
     pub(crate) input: Bytes,
-}
-
-/// How a program ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ExecOutput {
-    /// Its exit code; `None` when a signal ended it.
-    pub(crate) exit_code: Option<i32>,
-    /// The signal that ended it.
-    pub(crate) signal: Option<i32>,
-    /// What it wrote to stdout, up to what the agent and the line limit let through.
-    pub(crate) stdout: Bytes,
-    /// What it wrote to stderr.
-    pub(crate) stderr: Bytes,
-    /// The agent cut the output short.
-    pub(crate) truncated: bool,
 }
 
 /// The agent of one guest.
@@ -82,7 +69,7 @@ impl Agent {
         &self,
         request: &ExecRequest,
         deadline: Duration,
-    ) -> Result<ExecOutput, AgentError> {
+    ) -> Result<AgentOutput, AgentError> {
         let mut arguments =
             json!({ "path": request.program, "arg": request.arguments, "capture-output": true });
         if !request.environment.is_empty() {
@@ -266,23 +253,24 @@ fn line(command: &str, arguments: &Value) -> Vec<u8> {
     bytes
 }
 
-fn exec_output(status: &Value) -> Option<ExecOutput> {
+fn exec_output(status: &Value) -> Option<AgentOutput> {
+    // Windows' codes are unsigned: 0xc0000005 and the like.
     let number = |key: &str| {
-        status
-            .get(key)
-            .and_then(Value::as_i64)
-            .and_then(|n| i32::try_from(n).ok())
+        let number = status.get(key)?.as_i64()?;
+        let unsigned = || u32::try_from(number).ok().map(u32::cast_signed);
+        i32::try_from(number).ok().or_else(unsigned)
     };
     let stream = |key: &str| match status.get(key) {
         None => Some(Bytes::new()),
         Some(text) => BASE64.decode(text.as_str()?).ok().map(Bytes::from),
     };
     let flag = |key: &str| status.get(key).and_then(Value::as_bool).unwrap_or(false);
-    Some(ExecOutput {
+    Some(AgentOutput {
         exit_code: number("exitcode"),
         signal: number("signal"),
         stdout: stream("out-data")?,
         stderr: stream("err-data")?,
-        truncated: flag("out-truncated") || flag("err-truncated"),
+        stdout_truncated: flag("out-truncated"),
+        stderr_truncated: flag("err-truncated"),
     })
 }

@@ -8,7 +8,7 @@
 //! port, so sessions queue up inside an [`Agent`], and the time in the queue counts towards the deadline.
 //!
 //! What can fail: nobody listens in the guest → [`AgentError::Deadline`] (the port gives no sign; whether the agent is
-//! there shows only in an answer). The guest sends rubbish → skipped; lines longer than 8 MiB are dropped. The guest
+//! there shows only in an answer). The guest sends rubbish → skipped; lines longer than 48 MiB are dropped. The guest
 //! hangs, lies or dies → the call ends at its deadline. A command that was sent may have been carried out all the same.
 //! The agent has no event for the end of a program, so [`Agent::exec`] asks, at intervals that grow up to half a second.
 

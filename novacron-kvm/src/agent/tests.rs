@@ -80,9 +80,34 @@ async fn a_program_runs_and_old_answers_are_skipped() {
     };
     let output = guest.agent().exec(&request, SOON).await.unwrap();
     assert_eq!(
-        (output.exit_code, &output.stdout[..], output.truncated),
-        (Some(3), &b"hi"[..], false)
+        (output.exit_code, output.signal, &output.stdout[..]),
+        (Some(3), None, &b"hi"[..])
     );
+    assert!(!output.stdout_truncated && !output.stderr_truncated);
+}
+
+#[tokio::test]
+async fn a_signal_a_large_code_and_output_that_was_cut_are_told() {
+    let request = ExecRequest {
+        program: "/bin/true".into(),
+        arguments: vec![],
+        environment: vec![],
+        input: bytes::Bytes::new(),
+    };
+    let ends = async |end: &'static str| {
+        let guest = Guest::new(vec![], move |command, _| match command {
+            "guest-exec" => b"{\"return\":{\"pid\":7}}\n".to_vec(),
+            _ => format!("{{\"return\":{{\"exited\":true,{end}}}}}\n").into_bytes(),
+        });
+        guest.agent().exec(&request, SOON).await.unwrap()
+    };
+    let killed = ends("\"signal\":9,\"err-data\":\"aGk=\",\"err-truncated\":true").await;
+    assert_eq!((killed.exit_code, killed.signal), (None, Some(9)));
+    assert_eq!(killed.stderr, "hi");
+    assert!(killed.stderr_truncated && !killed.stdout_truncated);
+    let crashed = ends("\"exitcode\":3221225477,\"out-truncated\":true").await;
+    assert_eq!(crashed.exit_code, Some(0xc000_0005_u32.cast_signed()));
+    assert!(crashed.stdout_truncated && !crashed.stderr_truncated);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use super::reader::ConsoleReader;
 
 /// Bytes of history that are always kept.
-pub(crate) const KEEP: u64 = 4 << 20;
+pub(super) const KEEP: u64 = 4 << 20;
 /// A multiple of every file system's block.
 const BLOCK: u64 = 64 << 10;
 /// Chunks of input that wait for a guest that does not read.

@@ -10,16 +10,17 @@
 //! same offset after the host application was restarted. The socket carries input, and tells when to look at the log.
 //!
 //! A guest may write for ever. While the hub runs it gives the head of a long log back to the file system by punching a
-//! hole: at least the last [`KEEP`] bytes stay, and offsets stay what they are; a reader that asks for older bytes
-//! starts at the oldest that are there. Without a host application the log grows without such a bound.
+//! hole: at least the last [`KEEP`] bytes stay, and offsets stay what they are. [`place`] puts a reader that asks for older
+//! bytes at the oldest that are there; one whose next bytes go while it reads gets an error, since it would not know how
+//! many it missed. Without a host application the log grows without such a bound.
 //!
 //! When QEMU is gone, readers get the rest of the log and then the end.
 
 mod hub;
 mod reader;
 
-pub(crate) use hub::{ConsoleHub, KEEP};
-pub(crate) use reader::ConsoleReader;
+pub(crate) use hub::ConsoleHub;
+pub(crate) use reader::{ConsoleReader, place};
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
 //! One reader of a console, at its own offset of the log.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use novacron_core::driver::ConsoleStart;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use tokio::fs::File;
@@ -19,6 +21,31 @@ const CHUNK: usize = 64 << 10;
 const LOG_LAG: Duration = Duration::from_millis(5);
 /// The same, once it has been looked at in vain.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// The offset in a log at which a reader begins. A log that QEMU has not made yet begins at zero.
+pub(crate) fn place(log: &Path, start: ConsoleStart) -> io::Result<u64> {
+    let file = match std::fs::File::open(log) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    let wanted = match start {
+        ConsoleStart::Last(bytes) => length.saturating_sub(bytes),
+        ConsoleStart::Offset(offset) => offset.min(length),
+    };
+    Ok(first_kept(&file, wanted)?.unwrap_or(length))
+}
+
+/// The first byte from `offset` on that is not in a hole; none at the end. A file system without holes keeps all.
+fn first_kept(file: impl AsFd, offset: u64) -> io::Result<Option<u64>> {
+    match seek(file, SeekFrom::Data(offset)) {
+        Ok(kept) => Ok(Some(kept)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL) => Ok(Some(offset)),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Reads a console from an offset on: first the history, then what comes.
 #[derive(Debug)]
@@ -80,12 +107,15 @@ impl ConsoleReader {
                 Err(error) => return Err(error),
             },
         };
-        // Jump over a hole: what was there is gone.
-        match seek(&*file, SeekFrom::Data(self.offset)) {
-            Ok(data) => self.offset = data,
-            Err(Errno::NXIO) => return Ok(Bytes::new()),
-            Err(Errno::INVAL) => {}
-            Err(error) => return Err(error.into()),
+        match first_kept(&*file, self.offset)? {
+            None => return Ok(Bytes::new()),
+            Some(kept) if kept > self.offset => {
+                let (from, upto) = (self.offset, kept);
+                return Err(io::Error::other(format!(
+                    "the console's bytes from {from} up to {upto} are not kept any more"
+                )));
+            }
+            Some(_) => {}
         }
         file.seek(io::SeekFrom::Start(self.offset)).await?;
         let mut bytes = BytesMut::with_capacity(CHUNK);

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use novacron_core::driver::ConsoleStart;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
+use super::hub::KEEP;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -104,14 +106,16 @@ async fn a_long_log_loses_its_head_and_keeps_its_offsets() {
     let length = KEEP + (1 << 20) + 3;
     hub::punch(&qemu.log());
     let (hub, _socket) = qemu.hub().await;
-    let mut reader = hub.reader(0);
-    let first = timeout(SOON, reader.read())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
-    assert_eq!(first[0], b'x', "no zeros of a hole");
-    assert!(reader.offset() - first.len() as u64 > 0, "the head is gone");
-    let mut reader = hub.reader(length - 3);
+    let place = |start| place(&qemu.log(), start).unwrap();
+    let oldest = place(ConsoleStart::Offset(0));
+    assert!(oldest > 0, "the head is gone");
+    assert_eq!(place(ConsoleStart::Last(u64::MAX)), oldest);
+    let mut reader = hub.reader(oldest);
+    let first = timeout(SOON, reader.read()).await.unwrap().unwrap();
+    assert_eq!(first.unwrap()[0], b'x', "no zeros of a hole");
+    let mut reader = hub.reader(place(ConsoleStart::Last(3)));
     assert_eq!(text_of(&mut reader, 3).await, "end");
+    assert_eq!(place(ConsoleStart::Offset(u64::MAX)), length);
+    let error = hub.reader(0).read().await.unwrap_err();
+    assert!(error.to_string().contains("not kept any more"), "{error}");
 }

@@ -37,7 +37,8 @@ mod watch;
 pub(crate) use end::{End, EndCause};
 pub(crate) use error::ProcessError;
 pub(crate) use identity::boot_id;
-pub(crate) use rundir::{Found, RunDir};
+pub(crate) use lock::Holder;
+pub(crate) use rundir::{Found, RunDir, holder};
 pub(crate) use spawn::{Launch, Listener, launch};
 pub(crate) use watch::Process;
 

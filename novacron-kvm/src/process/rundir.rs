@@ -12,11 +12,13 @@ use serde::de::DeserializeOwned;
 use super::end::{End, EndCause};
 use super::error::ProcessError;
 use super::identity::{Identity, boot_id};
-use super::lock::{LockState, RunLock, look};
+use super::lock::{Holder, LockState, RunLock, look};
 use super::watch::{Process, reap};
 
 /// Bytes of a unix socket's path that the kernel takes, without the closing zero.
 const SOCKET_PATH_LIMIT: usize = 107;
+/// The VM's lock, beside the directories of its starts.
+const LOCK: &str = "run.lock";
 /// The longest socket name in a run directory.
 const LONGEST_SOCKET: &str = "qmp";
 /// How much of QEMU's stderr is kept in an error.
@@ -33,6 +35,14 @@ pub(crate) enum Found {
     Gone(End),
 }
 
+/// Who holds the lock of the VM with this folder.
+pub(crate) fn holder(vm: &Path) -> Result<Option<Holder>, ProcessError> {
+    Ok(match look(&vm.join(LOCK))? {
+        LockState::Held(holder) => holder,
+        LockState::Absent | LockState::Free => None,
+    })
+}
+
 /// The run directory of one start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RunDir {
@@ -46,7 +56,7 @@ impl RunDir {
     pub(crate) fn new(vm: &Path, epoch: u64) -> Result<Self, ProcessError> {
         let dir = Self {
             path: vm.join(epoch.to_string()),
-            lock: vm.join("run.lock"),
+            lock: vm.join(LOCK),
             epoch,
         };
         let longest = dir.file(LONGEST_SOCKET);
@@ -249,11 +259,7 @@ fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
 }
 
 fn only_the_lock_is_left(vm: &Path) -> bool {
-    fs::read_dir(vm).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .all(|entry| entry.file_name() == "run.lock")
-    })
+    fs::read_dir(vm).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == LOCK))
 }
 
 fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -199,6 +199,20 @@ fn a_reused_pid_is_not_ours() {
     assert_eq!(end.cause, EndCause::HostRebooted);
 }
 
+/// As after the host application was killed: QEMU is nobody's child, so only its log tells.
+#[test]
+fn a_qemu_that_was_told_to_end_while_nobody_watched_did_not_crash() {
+    let vm = Fixture::new();
+    vm.dir.note_start().unwrap();
+    let words = "qemu-system-x86_64: terminating on signal 15 from pid 1 (/sbin/init)\n";
+    vm.dir.write_bytes("qemu.log", words.as_bytes()).unwrap();
+    let Found::Gone(end) = vm.dir.inspect().unwrap() else {
+        panic!("still there")
+    };
+    assert_eq!(end.cause, EndCause::Terminated);
+    assert!(end.to_string().contains("signal 15"), "{end}");
+}
+
 #[test]
 fn a_poweroff_that_was_noted_stays_a_poweroff() {
     let vm = Fixture::new();

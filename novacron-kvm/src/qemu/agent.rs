@@ -43,15 +43,7 @@ impl GuestAgent for QemuHypervisor {
             .agent
             .exec(&request, error::remaining(call, OPERATION)?)
             .await;
-        let output = answer.map_err(|e| error::agent(OPERATION, e, true))?;
-        if output.truncated {
-            tracing::debug!(domain = %id, signal = ?output.signal, "the agent kept only part of the output");
-        }
-        Ok(AgentOutput {
-            exit_code: output.exit_code,
-            stdout: output.stdout,
-            stderr: output.stderr,
-        })
+        answer.map_err(|e| error::agent(OPERATION, e, true))
     }
 
     async fn freeze(&self, call: Call, id: DomainId) -> Result<u32> {

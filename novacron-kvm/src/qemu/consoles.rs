@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::future::BoxFuture;
-use novacron_core::driver::{Call, Console, Consoles, DomainId};
+use novacron_core::driver::{Call, ConsoleStart, ConsoleStream, Consoles, DomainId};
 use novacron_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc::error::SendError;
@@ -16,49 +16,42 @@ use tokio::task::AbortHandle;
 
 use super::state::Seen;
 use super::{QemuHypervisor, error};
-use crate::console::{ConsoleHub, ConsoleReader, KEEP};
+use crate::console::{ConsoleHub, ConsoleReader, place};
 
 /// The most of one write that is taken at once.
 const CHUNK: usize = 16 << 10;
 
 #[async_trait]
 impl Consoles for QemuHypervisor {
-    async fn open(
-        &self,
-        call: Call,
-        id: DomainId,
-        history: usize,
-    ) -> Result<Pin<Box<dyn Console>>> {
+    async fn open(&self, call: Call, id: DomainId, start: ConsoleStart) -> Result<ConsoleStream> {
         const OPERATION: &str = "qemu.console";
+        let failed = |e: io::Error| {
+            let message = "the console cannot be opened";
+            Error::new(ErrorKind::Unavailable, OPERATION, message).caused_by(e)
+        };
         let log = self.state.dir(id, OPERATION)?.file("console.log");
-        let length = std::fs::metadata(&log).map_or(0, |log| log.len());
-        let offset = length.saturating_sub((history as u64).min(KEEP));
-        match self.state.observe(call, id, OPERATION).await? {
+        let offset = place(&log, start).map_err(failed)?;
+        let stream = match self.state.observe(call, id, OPERATION).await? {
             Seen::Live(live, _) => {
-                let hub = live.console().await.map_err(|e| {
-                    Error::new(
-                        ErrorKind::Unavailable,
-                        OPERATION,
-                        "the console cannot be connected",
-                    )
-                    .caused_by(e)
-                })?;
-                Ok(Box::pin(Stream::new(hub.reader(offset), Some(hub.input()))))
+                let hub = live.console().await.map_err(failed)?;
+                Stream::new(hub.reader(offset), Some(hub.input()))
             }
-            Seen::Ended(_) => Ok(Box::pin(Stream::new(
-                ConsoleHub::reader_of_ended(log, offset),
-                None,
-            ))),
-            Seen::Absent => Err(error::not_found(OPERATION, id)),
-            Seen::Defined(_) => Err(error::precondition(
-                OPERATION,
-                id,
-                "the domain has not been started",
-            )),
+            Seen::Ended(_) => Stream::new(ConsoleHub::reader_of_ended(log, offset), None),
+            Seen::Absent => return Err(error::not_found(OPERATION, id)),
+            Seen::Defined(_) => {
+                let message = "the domain has not been started";
+                return Err(error::precondition(OPERATION, id, message));
+            }
             Seen::Unknown(reason) => {
-                Err(Error::new(ErrorKind::Unavailable, OPERATION, reason).with("domain", id))
+                return Err(
+                    Error::new(ErrorKind::Unavailable, OPERATION, reason).with("domain", id)
+                );
             }
-        }
+        };
+        Ok(ConsoleStream {
+            offset,
+            stream: Box::pin(stream),
+        })
     }
 }
 

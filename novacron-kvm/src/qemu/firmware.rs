@@ -1,4 +1,8 @@
 //! OVMF: where distributions keep it.
+//!
+//! Each start has variables of its own: copied from the template into its run directory, and removed with it. So what a
+//! guest writes into them (boot entries, enrolled keys) lasts until its end, and a disk boots by the path for removable
+//! media, `EFI/BOOT/BOOTX64.EFI`, which cloud images have.
 
 use std::path::{Path, PathBuf};
 

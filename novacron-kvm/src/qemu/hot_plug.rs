@@ -24,14 +24,8 @@ impl HotPlug for QemuHypervisor {
     async fn attach_disk(&self, call: Call, id: DomainId, disk: &DiskAttachment) -> Result<()> {
         const OPERATION: &str = "qemu.attach_disk";
         let disk = StoredDisk::of(disk, OPERATION)?;
-        let slot = self.state.slot(id);
-        let _turn = slot.turn(call, OPERATION).await?;
-        let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor {
-            qmp: &live.qmp,
-            call,
-            operation: OPERATION,
-        };
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        let monitor = turn.monitor();
         if monitor.devices().await?.contains(&disk_id(disk.volume)) {
             return Ok(());
         }
@@ -49,14 +43,8 @@ impl HotPlug for QemuHypervisor {
 
     async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()> {
         const OPERATION: &str = "qemu.detach_disk";
-        let slot = self.state.slot(id);
-        let _turn = slot.turn(call, OPERATION).await?;
-        let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor {
-            qmp: &live.qmp,
-            call,
-            operation: OPERATION,
-        };
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        let monitor = turn.monitor();
         unplug(monitor, &disk_id(volume)).await?;
         // QEMU lets go of the image a moment after it says that the device is gone.
         let mut look = interval(Duration::from_millis(20));
@@ -69,14 +57,8 @@ impl HotPlug for QemuHypervisor {
     async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
         const OPERATION: &str = "qemu.attach_nic";
         let nic = StoredNic::of(nic);
-        let slot = self.state.slot(id);
-        let _turn = slot.turn(call, OPERATION).await?;
-        let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor {
-            qmp: &live.qmp,
-            call,
-            operation: OPERATION,
-        };
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        let monitor = turn.monitor();
         if monitor.devices().await?.contains(&nic_id(nic.port)) {
             return Ok(());
         }
@@ -100,14 +82,8 @@ impl HotPlug for QemuHypervisor {
 
     async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()> {
         const OPERATION: &str = "qemu.detach_nic";
-        let slot = self.state.slot(id);
-        let _turn = slot.turn(call, OPERATION).await?;
-        let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor {
-            qmp: &live.qmp,
-            call,
-            operation: OPERATION,
-        };
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        let monitor = turn.monitor();
         unplug(monitor, &nic_id(port)).await?;
         drop_link(monitor, port).await
     }
@@ -120,14 +96,8 @@ impl HotPlug for QemuHypervisor {
         size: Bytes,
     ) -> Result<()> {
         const OPERATION: &str = "qemu.resize_disk";
-        let slot = self.state.slot(id);
-        let _turn = slot.turn(call, OPERATION).await?;
-        let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor {
-            qmp: &live.qmp,
-            call,
-            operation: OPERATION,
-        };
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        let monitor = turn.monitor();
         let top = monitor.top_layer(volume).await?;
         let top = top.ok_or_else(|| not_attached(OPERATION, volume))?;
         match top.size {

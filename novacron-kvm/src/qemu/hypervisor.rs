@@ -17,10 +17,9 @@ use tokio::time::timeout;
 
 use super::firmware::Ovmf;
 use super::live::{ASKED, quit};
-use super::monitor::Monitor;
 use super::spec::StoredSpec;
 use super::start::blocking;
-use super::state::{Seen, exit};
+use super::state::{Seen, Stranger, exit};
 use super::{MAX_VCPUS, QemuHypervisor, error, host, net, start, stats};
 use crate::process::{EndCause, Found, ProcessError, boot_id};
 
@@ -73,10 +72,20 @@ impl Hypervisor for QemuHypervisor {
     async fn list(&self, call: Call) -> Result<Vec<Domain>> {
         const OPERATION: &str = "qemu.list";
         error::remaining(call, OPERATION)?;
-        let ids = self.state.ids(OPERATION)?;
+        let (ids, strangers) = self.state.found(OPERATION)?;
         let looks = ids.into_iter().map(|id| self.inspect(call, id));
         let seen: Vec<_> = stream::iter(looks).buffered(LOOKS).collect().await;
-        seen.into_iter().filter_map(Result::transpose).collect()
+        let strangers = strangers.into_iter().map(|Stranger { vm, holder }| {
+            let state = format!("process {} runs, and its spec cannot be read", holder.pid);
+            Ok(Domain {
+                owner: DomainOwner::Foreign(format!("{vm}.{}", holder.epoch)),
+                state: DomainState::Unknown(state),
+                disks: Vec::new(),
+                nics: Vec::new(),
+            })
+        });
+        let ours = seen.into_iter().filter_map(Result::transpose);
+        ours.chain(strangers).collect()
     }
 
     async fn inspect(&self, call: Call, id: DomainId) -> Result<Option<Domain>> {
@@ -99,13 +108,7 @@ impl Hypervisor for QemuHypervisor {
                     )
                 }
                 Seen::Live(live, status) => {
-                    let attached = Monitor {
-                        qmp: &live.qmp,
-                        call,
-                        operation: OPERATION,
-                    }
-                    .attached()
-                    .await;
+                    let attached = live.monitor(call, OPERATION).attached().await;
                     match attached {
                         Ok(attached) => domain(status.domain_state(), self.in_order(id, attached)?),
                         Err(error) => {
@@ -182,15 +185,7 @@ impl Hypervisor for QemuHypervisor {
     async fn stats(&self, call: Call, id: DomainId) -> Result<DomainStats> {
         const OPERATION: &str = "qemu.stats";
         let (live, _) = self.state.live(call, id, OPERATION).await?;
-        stats::read(
-            Monitor {
-                qmp: &live.qmp,
-                call,
-                operation: OPERATION,
-            },
-            live.process.pid(),
-        )
-        .await
+        stats::read(live.monitor(call, OPERATION), live.process.pid()).await
     }
 
     /// Running domains that nothing has looked at since this value was made have no events yet: `list` looks at all.
@@ -229,13 +224,7 @@ impl QemuHypervisor {
         operation: &'static str,
     ) -> Result<()> {
         let (live, _) = self.state.live(call, id, operation).await?;
-        Monitor {
-            qmp: &live.qmp,
-            call,
-            operation,
-        }
-        .tell(command, json!({}))
-        .await
+        live.monitor(call, operation).tell(command, json!({})).await
     }
 
     async fn ask_to_end(&self, call: Call, id: DomainId) -> Result<StopReport> {
@@ -250,11 +239,7 @@ impl QemuHypervisor {
                 live.dir
                     .write(ASKED, &true)
                     .map_err(|e| error::process(OPERATION, e))?;
-                let monitor = Monitor {
-                    qmp: &live.qmp,
-                    call,
-                    operation: OPERATION,
-                };
+                let monitor = live.monitor(call, OPERATION);
                 monitor.tell("system_powerdown", json!({})).await?;
                 Ok(StopReport::Asked)
             }

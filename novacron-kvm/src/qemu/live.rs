@@ -3,13 +3,13 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use novacron_core::driver::{DomainId, GuestEvent, HypervisorEvent};
+use novacron_core::driver::{Call, DomainId, GuestEvent, HypervisorEvent};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, broadcast, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::monitor::Status;
+use super::monitor::{Monitor, Status};
 use super::state::Slot;
 use crate::agent::Agent;
 use crate::console::ConsoleHub;
@@ -84,6 +84,15 @@ impl Live {
         self.console.get_or_try_init(connect).await
     }
 
+    /// Its monitor, for one call.
+    pub(super) fn monitor(&self, call: Call, operation: &'static str) -> Monitor<'_> {
+        Monitor {
+            qmp: &self.qmp,
+            call,
+            operation,
+        }
+    }
+
     /// Whether its end has been seen.
     pub(super) fn is_over(&self) -> bool {
         *self.over.borrow()
@@ -147,6 +156,9 @@ impl Watcher {
 
     async fn hear(&self, event: &Event) {
         match event.name.as_str() {
+            "SHUTDOWN" if from_outside(event) => {
+                self.note(EndCause::Terminated);
+            }
             "SHUTDOWN" | "GUEST_PANICKED" => self.look().await,
             "STOP" => {
                 self.look().await;
@@ -185,12 +197,18 @@ impl Watcher {
     }
 
     async fn end(&self, cause: EndCause) {
-        if let Err(error) = self.dir.note_end(cause) {
-            // Without the note it would read as a crash: QEMU stays, and says it again to the next who asks.
-            tracing::error!(%error, domain = %self.id, "the guest's end cannot be noted");
-            return;
+        // Without the note it would read as a crash: QEMU stays, and says it again to the next who asks.
+        if self.note(cause) {
+            quit(&self.qmp, &self.process).await;
         }
-        quit(&self.qmp, &self.process).await;
+    }
+
+    fn note(&self, cause: EndCause) -> bool {
+        let noted = self.dir.note_end(cause);
+        if let Err(error) = &noted {
+            tracing::error!(%error, domain = %self.id, "the guest's end cannot be noted");
+        }
+        noted.is_ok()
     }
 
     fn push(&self, event: GuestEvent) {
@@ -200,6 +218,12 @@ impl Watcher {
             event,
         });
     }
+}
+
+/// Whether QEMU says that somebody on the host ends it. Our own `quit` says so too, but its reason was noted before.
+fn from_outside(event: &Event) -> bool {
+    let reason = event.data.get("reason").and_then(Value::as_str);
+    matches!(reason, Some("host-signal" | "host-qmp-quit" | "host-ui"))
 }
 
 /// Tells QEMU to quit, so that it closes its images in order; kills it if it does not.

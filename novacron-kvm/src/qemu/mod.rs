@@ -17,8 +17,9 @@
 //!
 //! Two locks order the calls on a domain: `turn` is held by what changes it (define, start, undefine, hot-plug, pivot),
 //! `connecting` while its connections are made. A kill takes neither. Locks of the folder are flocks: they go with
-//! their holder. Foreign QEMUs are not listed: nothing tells whose a process is. Other clusters' domains in the folder
-//! are listed with their ids, and answer to them only.
+//! their holder. Other clusters' domains in the folder are listed with their ids, and answer to them only. A QEMU that
+//! holds a VM's lock and whose spec is lost is listed as foreign, and never touched; QEMUs outside of the folder are not
+//! listed: nothing tells whose a process is.
 
 mod agent;
 mod args;

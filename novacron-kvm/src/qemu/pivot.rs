@@ -11,7 +11,6 @@ use serde_json::json;
 use super::QemuHypervisor;
 use super::devices::{layer, layer_node};
 use super::hot_plug::not_attached;
-use super::monitor::Monitor;
 
 #[async_trait]
 impl DiskPivot for QemuHypervisor {
@@ -24,14 +23,8 @@ impl DiskPivot for QemuHypervisor {
         path: PathBuf,
     ) -> Result<()> {
         const OPERATION: &str = "qemu.pivot";
-        let slot = self.state.slot(id);
-        let _turn = slot.turn(call, OPERATION).await?;
-        let (live, _) = self.state.live(call, id, OPERATION).await?;
-        let monitor = Monitor {
-            qmp: &live.qmp,
-            call,
-            operation: OPERATION,
-        };
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        let monitor = turn.monitor();
         let top = monitor
             .top_layer(volume)
             .await?

@@ -17,11 +17,11 @@ use tokio::time::timeout;
 
 use super::error;
 use super::live::Live;
-use super::monitor::Status;
+use super::monitor::{Monitor, Status};
 use super::spec::StoredSpec;
 use crate::accel::AccelChoice;
 use crate::probe::QemuBinary;
-use crate::process::{End, EndCause, Found, Process, ProcessError, RunDir};
+use crate::process::{End, EndCause, Found, Holder, Process, ProcessError, RunDir, holder};
 use crate::qmp::Qmp;
 
 /// Events that a slow reader may be behind.
@@ -54,6 +54,28 @@ pub(super) struct Slot {
     turn: Arc<tokio::sync::Mutex<()>>,
     pub(super) connecting: tokio::sync::Mutex<()>,
     live: Mutex<Option<Arc<Live>>>,
+}
+
+/// A QEMU that holds a VM's lock and whose spec cannot be read.
+#[derive(Debug)]
+pub(super) struct Stranger {
+    pub(super) vm: VmId,
+    pub(super) holder: Holder,
+}
+
+/// A started domain, and the right to change it.
+#[derive(Debug)]
+pub(super) struct Turn {
+    live: Arc<Live>,
+    call: Call,
+    operation: &'static str,
+    _right: OwnedMutexGuard<()>,
+}
+
+impl Turn {
+    pub(super) fn monitor(&self) -> Monitor<'_> {
+        self.live.monitor(self.call, self.operation)
+    }
 }
 
 /// What a look at a domain shows.
@@ -190,23 +212,31 @@ impl State {
         probed.map_err(|e| error::probe(operation, e))
     }
 
-    /// Every domain in the folder.
-    pub(super) fn ids(&self, operation: &'static str) -> Result<Vec<DomainId>> {
+    /// Every domain in the folder; and every QEMU that holds a VM's lock and whose spec cannot be read, so that nobody
+    /// knows whose it is.
+    pub(super) fn found(&self, operation: &'static str) -> Result<(Vec<DomainId>, Vec<Stranger>)> {
         self.own(operation)?;
-        let mut ids = Vec::new();
+        let failed = |e| error::process(operation, e);
+        let (mut ids, mut strangers) = (Vec::new(), Vec::new());
         for vm in names::<VmId>(&self.config.folder) {
-            for epoch in names::<u64>(&self.config.folder.join(vm.to_string())) {
-                let dir = RunDir::new(&self.config.folder.join(vm.to_string()), epoch);
-                let spec = dir
-                    .and_then(|dir| StoredSpec::read(&dir))
-                    .map_err(|e| error::process(operation, e))?;
-                ids.extend(
-                    spec.map(|spec| spec.id)
-                        .filter(|id| id.vm == vm && id.epoch == Epoch(epoch)),
-                );
+            let folder = self.config.folder.join(vm.to_string());
+            // Before the specs: one is written before its QEMU is started, and removed after its end.
+            let holder = holder(&folder).map_err(failed)?;
+            let known = ids.len();
+            for epoch in names::<u64>(&folder) {
+                let dir = RunDir::new(&folder, epoch).map_err(failed)?;
+                let id = StoredSpec::read(&dir).map_err(failed)?.map(|spec| spec.id);
+                ids.extend(id.filter(|id| id.vm == vm && id.epoch == Epoch(epoch)));
             }
+            let is_known =
+                |holder: &Holder| ids[known..].iter().any(|id| id.epoch.0 == holder.epoch);
+            strangers.extend(
+                holder
+                    .filter(|holder| !is_known(holder))
+                    .map(|holder| Stranger { vm, holder }),
+            );
         }
-        Ok(ids)
+        Ok((ids, strangers))
     }
 
     /// Looks at a domain, connecting to it if it runs and finishing its end if its guest has ended.
@@ -314,6 +344,23 @@ impl State {
         live
     }
 
+    /// Waits for the right to change a domain that must have been started.
+    pub(super) async fn turn(
+        &self,
+        call: Call,
+        id: DomainId,
+        operation: &'static str,
+    ) -> Result<Turn> {
+        let right = self.slot(id).turn(call, operation).await?;
+        let (live, _) = self.live(call, id, operation).await?;
+        Ok(Turn {
+            live,
+            call,
+            operation,
+            _right: right,
+        })
+    }
+
     /// The connections of a domain that must have been started.
     pub(super) async fn live(
         &self,
@@ -355,13 +402,14 @@ pub(super) fn exit(end: &End) -> Exit {
         EndCause::StartFailed => Exit::StartFailed {
             detail: end.to_string(),
         },
-        EndCause::Terminated
-        | EndCause::Exited(_)
-        | EndCause::Killed(_)
-        | EndCause::Vanished
-        | EndCause::HostRebooted => Exit::Crashed {
+        EndCause::Terminated => Exit::Terminated {
             detail: end.to_string(),
         },
+        EndCause::Exited(_) | EndCause::Killed(_) | EndCause::Vanished | EndCause::HostRebooted => {
+            Exit::Crashed {
+                detail: end.to_string(),
+            }
+        }
     }
 }
 

@@ -6,16 +6,16 @@
     reason = "to panic is to fail the test"
 )]
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::Command;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use novacron_core::driver::{
-    Attachment, AttachmentSource, Call, Console, DiskAttachment, Domain, DomainId, DomainSpec,
-    DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
+    Attachment, AttachmentSource, Call, ConsoleStart, ConsoleStream, DiskAttachment, Domain,
+    DomainId, DomainSpec, DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
 };
 use novacron_core::model::{
     ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId,
@@ -23,7 +23,9 @@ use novacron_core::model::{
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
 use novacron_kvm::QemuHypervisor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 /// Long enough for a slow machine to boot a guest in software.
@@ -36,6 +38,16 @@ pub(crate) fn call() -> Call {
 
 /// The folder with the guest's kernel and initial RAM disk; built on the first use.
 pub(crate) fn guest_dir() -> PathBuf {
+    built("initrd.img", |dir| vec!["--direct".into(), dir.into()])
+}
+
+/// The disk that the guest boots from; built on the first use. To be read only.
+pub(crate) fn guest_disk() -> PathBuf {
+    built("disk.qcow2", |dir| vec![dir.join("disk.qcow2").into()]).join("disk.qcow2")
+}
+
+/// The folder of the guest's files, with this one in it: made by build.sh with these arguments, if it is not there.
+fn built(file: &str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> PathBuf {
     if let Some(dir) = std::env::var_os("NOVACRON_GUEST_DIR") {
         return dir.into();
     }
@@ -47,13 +59,9 @@ pub(crate) fn guest_dir() -> PathBuf {
     std::fs::create_dir_all(&dir).unwrap();
     let lock = std::fs::File::create(root.join("target/guest.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    if !dir.join("vmlinuz").exists() || !dir.join("initrd.img").exists() {
+    if !dir.join(file).exists() {
         let script = root.join("examples/guest/build.sh");
-        let status = Command::new(script)
-            .arg("--direct")
-            .arg(&dir)
-            .status()
-            .unwrap();
+        let status = Command::new(script).args(arguments(&dir)).status().unwrap();
         assert!(
             status.success(),
             "the test guest cannot be built; see the words of build.sh above"
@@ -124,6 +132,28 @@ impl Bench {
     pub(crate) fn disk(&self, name: &str, size: &str) -> DiskAttachment {
         let path = self.path().join(format!("{name}.qcow2"));
         qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size]);
+        self.attachment(name, path)
+    }
+
+    /// A disk that the guest boots from.
+    pub(crate) fn boot_disk(&self, name: &str) -> DiskAttachment {
+        let path = self.path().join(format!("{name}.qcow2"));
+        let (base, text) = (guest_disk(), path.to_str().unwrap());
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            base.to_str().unwrap(),
+            text,
+        ]);
+        self.attachment(name, path)
+    }
+
+    fn attachment(&self, name: &str, path: PathBuf) -> DiskAttachment {
         DiskAttachment {
             name: name.into(),
             volume: VolumeId::generate(self.now(), &self.ids),
@@ -164,6 +194,12 @@ impl Bench {
             .collect()
     }
 
+    /// The run directory of a domain.
+    pub(crate) fn dir(&self, id: DomainId) -> PathBuf {
+        let vm = self.state().join(id.vm.to_string());
+        vm.join(id.epoch.to_string())
+    }
+
     /// The pid of a VM's QEMU.
     pub(crate) fn pid(&self, id: DomainId) -> u32 {
         let text =
@@ -193,8 +229,12 @@ impl Drop for Bench {
 }
 
 pub(crate) fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let _ = rustix::process::kill_process(pid, signal);
 }
 
 pub(crate) fn qemu_img(arguments: &[&str]) -> String {
@@ -258,23 +298,33 @@ pub(crate) async fn wait_end(
 
 /// The guest's shell on its console.
 pub(crate) struct Shell {
-    console: Pin<Box<dyn Console>>,
+    console: ConsoleStream,
     seen: String,
 }
 
 impl Shell {
     /// Opens it with all of the history.
     pub(crate) async fn open(hypervisor: &QemuHypervisor, id: DomainId) -> Self {
-        let console = hypervisor
-            .consoles()
-            .unwrap()
-            .open(call(), id, usize::MAX)
-            .await
-            .unwrap();
+        Self::open_at(hypervisor, id, ConsoleStart::Last(u64::MAX)).await
+    }
+
+    /// Opens it from there on.
+    pub(crate) async fn open_at(
+        hypervisor: &QemuHypervisor,
+        id: DomainId,
+        start: ConsoleStart,
+    ) -> Self {
+        let consoles = hypervisor.consoles().unwrap();
+        let console = consoles.open(call(), id, start).await.unwrap();
         Self {
             console,
             seen: String::new(),
         }
+    }
+
+    /// The offset of what was not read yet.
+    pub(crate) fn offset(&self) -> u64 {
+        self.console.offset
     }
 
     /// Waits for text; what came before it, and it.
@@ -286,7 +336,8 @@ impl Shell {
                     return std::mem::replace(&mut self.seen, rest);
                 }
                 let mut chunk = [0; 4096];
-                let count = self.console.read(&mut chunk).await.unwrap();
+                let count = self.console.stream.read(&mut chunk).await.unwrap();
+                self.console.offset += count as u64;
                 assert!(
                     count > 0,
                     "the console ended without {text:?}: {}",
@@ -326,7 +377,11 @@ impl Shell {
     }
 
     pub(crate) async fn send(&mut self, text: &str) {
-        self.console.write_all(text.as_bytes()).await.unwrap();
+        self.console
+            .stream
+            .write_all(text.as_bytes())
+            .await
+            .unwrap();
     }
 
     /// Runs a command; what it printed.
@@ -349,7 +404,7 @@ impl Shell {
     /// Reads to the end.
     pub(crate) async fn ended(&mut self) {
         let mut rest = Vec::new();
-        timeout(SOON, self.console.read_to_end(&mut rest))
+        timeout(SOON, self.console.stream.read_to_end(&mut rest))
             .await
             .expect("the console ends")
             .unwrap();
@@ -364,4 +419,20 @@ pub(crate) async fn boot(hypervisor: &QemuHypervisor, spec: &DomainSpec) -> (She
     let mut shell = Shell::open(hypervisor, spec.id).await;
     let boot_id = shell.ready().await;
     (shell, boot_id)
+}
+
+/// Waits, as the monitor's one client while no hypervisor is there, until the guest has powered off.
+pub(crate) async fn powered_off(socket: &Path) {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let mut lines = BufReader::new(stream);
+    let ask = "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-status\"}\n";
+    lines.write_all(ask.as_bytes()).await.unwrap();
+    let off = async {
+        let mut line = String::new();
+        while !(line.contains("\"SHUTDOWN\"") || line.contains("\"status\": \"shutdown\"")) {
+            line.clear();
+            assert!(lines.read_line(&mut line).await.unwrap() > 0, "QEMU ended");
+        }
+    };
+    timeout(SOON, off).await.expect("the guest powers off");
 }

@@ -179,6 +179,7 @@ macro_rules! hypervisor_conformance {
             stats_grow_while_it_runs
             stats_need_a_started_domain
             console_gives_what_the_guest_writes
+            console_goes_on_at_an_offset
             guest_agent_answers
             disk_is_attached_and_detached
             detach_of_a_disk_that_is_not_attached_is_no_error
