@@ -34,7 +34,7 @@ pub enum ErrorKind {
     Exhausted,
     /// A part that is needed does not answer now.
     Unavailable,
-    /// The deadline passed **before** anything was sent: nothing happened.
+    /// The deadline passed and nothing happened: nothing was sent, or what was done is taken back.
     DeadlineExceeded,
     /// The effect may or may not have happened; it must be looked at before anything is repeated.
     OutcomeUnknown,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use novacron_core::conformance::ManualClock;
 use novacron_core::store::{
@@ -56,7 +57,7 @@ enum Step {
     },
     Renew(usize),
     Release(usize),
-    Beat(usize, u16),
+    Beat(usize, Option<u16>),
     Beats(usize),
     Pass(u64),
     Reopen,
@@ -103,7 +104,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, holder, seconds)| Step::Acquire { name, holder, seconds }),
         1 => (0..4_usize).prop_map(Step::Renew),
         1 => (0..4_usize).prop_map(Step::Release),
-        1 => (key, any::<u16>()).prop_map(|(key, value)| Step::Beat(key, value)),
+        1 => (key, any::<Option<u16>>()).prop_map(|(key, value)| Step::Beat(key, value)),
         1 => prefix.prop_map(Step::Beats),
         1 => prop_oneof![9 => 0..20_u64, 1 => Just(3_700_u64)].prop_map(Step::Pass),
         1 => Just(Step::Reopen),
@@ -276,7 +277,8 @@ impl Pair {
                 }
             }
             Step::Beat(key, value) => {
-                let _ = both!(self, s => s.put_beat(&key_of(key), value.to_string().into()).await);
+                let value = value.map(|v| Bytes::from(v.to_string()));
+                let _ = both!(self, s => s.put_beat(&key_of(key), value.clone()).await);
             }
             Step::Beats(prefix) => drop(both!(self, s => s.beats(PREFIXES[prefix]).await)),
             Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),

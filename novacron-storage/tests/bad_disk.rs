@@ -98,7 +98,7 @@ async fn full_disk() {
             .await
             .unwrap_err(),
         t.pool
-            .snapshot_prepare(call(), id, t.snapshot())
+            .snapshot_prepare(call(), id, t.snapshot(), None)
             .await
             .unwrap_err(),
         t.pool.restore(call(), id, snapshot).await.unwrap_err(),
@@ -140,7 +140,7 @@ async fn read_only_folder() {
         t.pool.resize(call(), id, Bytes(8 * MIB)).await.unwrap_err(),
         t.pool.restore(call(), id, snapshot).await.unwrap_err(),
         t.pool
-            .snapshot_prepare(call(), id, t.snapshot())
+            .snapshot_prepare(call(), id, t.snapshot(), None)
             .await
             .unwrap_err(),
         t.pool

@@ -157,6 +157,79 @@ async fn other_formats_are_refused_by_name() {
     }
 }
 
+/// CVE-2022-47951: a text that names a host's files as its extents.
+#[tokio::test]
+async fn a_vmdk_descriptor_is_refused() {
+    let t = Fixture::new().await;
+    let path = t.dir.path().join("descriptor.raw");
+    let mut text = b"# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"/etc/passwd\" 0\n".to_vec();
+    text.resize(4096, 0);
+    std::fs::write(&path, text).unwrap();
+    let error = refused(&t, &path).await;
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.message().contains("VMDK descriptor"), "{error}");
+}
+
+/// CVE-2015-5162: a file of some hundred kilobytes that says it is a petabyte, whose tables even agree.
+#[tokio::test]
+async fn a_small_file_with_an_absurd_size_is_refused_by_the_pools_limit() {
+    let t = Fixture::new().await;
+    let pool = LocalStorage::builder(t.pool.dir())
+        .max_size(novacron_core::Bytes::mib(64))
+        .open()
+        .await
+        .unwrap();
+    let path = t.dir.path().join("absurd.qcow2");
+    let text = path.to_str().unwrap();
+    qemu_img(&["create", "-q", "-f", "qcow2", text, "100M"]);
+    let id = ArtefactId::Image(t.image());
+    let request = t.request(id, 0, VolumeFormat::Qcow2, support::file(&path));
+    let error = pool.create(call(), &request).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.message().contains("at most"), "{error}");
+    assert!(t.left().is_empty());
+}
+
+/// The source becomes another file once it has been looked at: what was looked at is what is made.
+#[tokio::test]
+async fn a_source_that_is_exchanged_after_the_check_changes_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let t = Fixture::new().await;
+    let (source, evil) = (good(&t, "source.qcow2"), t.dir.path().join("evil.qcow2"));
+    let text = evil.to_str().unwrap();
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        "/etc/passwd",
+        "-F",
+        "raw",
+        text,
+        "4M",
+    ]);
+    let swap = t.dir.path().join("swap");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = check ] && cp {text} {}\nexec qemu-img \"$@\"\n",
+        source.display()
+    );
+    std::fs::write(&swap, script).unwrap();
+    std::fs::set_permissions(&swap, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let pool = LocalStorage::builder(t.pool.dir())
+        .qemu_img(&swap)
+        .open()
+        .await
+        .unwrap();
+    let id = ArtefactId::Image(t.image());
+    let request = t.request(id, 0, VolumeFormat::Qcow2, support::file(&source));
+    pool.create(call(), &request).await.unwrap();
+    let exchanged = std::fs::read(&source).unwrap() == std::fs::read(&evil).unwrap();
+    assert!(exchanged, "the source was exchanged");
+    same(&t.read(id, None).await, &disk(4 * MIB, &[(1, 0, 2 * MIB)]));
+}
+
 #[tokio::test]
 async fn a_guest_that_writes_a_header_into_its_raw_disk_stays_in_it() {
     let t = Fixture::new().await;

@@ -132,13 +132,13 @@ async fn images_are_imported_and_cloned() {
 }
 
 #[tokio::test]
-async fn a_clone_is_as_large_as_its_image_at_least() {
+async fn a_create_that_is_repeated_with_another_size_finds_what_was_made() {
     let t = Fixture::new().await;
     let raw = t.dir.path().join("a.raw");
     std::fs::write(&raw, disk(2 * MIB, &[])).unwrap();
     let from = CreateSource::Image(t.import(&raw).await.unwrap());
     let id = ArtefactId::Volume(t.volume());
-    for size in [MIB, 4 * MIB] {
+    for size in [2 * MIB, 4 * MIB] {
         let made = t.create(id, size, VolumeFormat::Qcow2, from.clone()).await;
         assert_eq!(made.unwrap().size, Bytes(2 * MIB), "made once");
     }
@@ -288,20 +288,25 @@ async fn prepare_and_commit_are_idempotent() {
     let error = t.pool.snapshot_commit(call(), id, snapshot).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::NotFound);
 
-    let before = t.attach(id).await;
-    let prepared = t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
+    let (before, writer) = (t.attach(id).await, t.user(3));
+    let prepare = async || {
+        let prepare = t.pool.snapshot_prepare(call(), id, snapshot, Some(&writer));
+        prepare.await.unwrap().unwrap()
+    };
+    let prepared = prepare().await;
     assert_ne!(prepared.source, before.source);
     assert_eq!(prepared.epoch, before.epoch);
-    let again = t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
-    assert_eq!(again, prepared);
-    let other = t.pool.snapshot_prepare(call(), id, t.snapshot()).await;
+    assert_eq!(prepare().await, prepared);
+    let other = t
+        .pool
+        .snapshot_prepare(call(), id, t.snapshot(), None)
+        .await;
     assert_eq!(other.unwrap_err().kind(), ErrorKind::FailedPrecondition);
     assert_eq!(t.attach(id).await.source, before.source);
 
     for _ in 0..2 {
         t.pool.snapshot_commit(call(), id, snapshot).await.unwrap();
-        let after = t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
-        assert_eq!(after, prepared);
+        assert_eq!(prepare().await, prepared);
         assert_eq!(t.attach(id).await.source, prepared.source);
     }
 }
@@ -313,15 +318,19 @@ async fn a_prepared_layer_that_was_written_is_never_lost() {
     let artefact = ArtefactId::Volume(id);
     // Not written: dropped, and its id can be taken again.
     let snapshot = t.snapshot();
-    t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
+    t.pool
+        .snapshot_prepare(call(), id, snapshot, None)
+        .await
+        .unwrap();
     t.pool.snapshot_delete(call(), id, snapshot).await.unwrap();
     assert_eq!(
         path_of(&t.attach(id).await).file_name().unwrap(),
         "base.qcow2"
     );
 
-    let layer = t.pool.snapshot_prepare(call(), id, snapshot).await.unwrap();
-    write(&layer, 6, 0, 65_536);
+    let writer = Some(&t.user(3));
+    let layer = t.pool.snapshot_prepare(call(), id, snapshot, writer).await;
+    write(&layer.unwrap().unwrap(), 6, 0, 65_536);
     let refused = t.pool.attach(call(), id, &t.user(4)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     t.pool.snapshot_delete(call(), id, snapshot).await.unwrap();
@@ -388,7 +397,7 @@ async fn what_is_not_there_is_said() {
     assert_eq!(inspected.unwrap(), None);
     let error = t.pool.restore(call(), id, snapshot).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    let error = t.pool.snapshot_prepare(call(), id, snapshot).await;
+    let error = t.pool.snapshot_prepare(call(), id, snapshot, None).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::NotFound);
     t.pool.snapshot_delete(call(), id, snapshot).await.unwrap();
     t.pool.delete(call(), ArtefactId::Volume(id)).await.unwrap();

@@ -60,7 +60,10 @@ async fn a_volume_in_use_is_not_changed_under_its_guest() {
             &disk(4 * MIB, &[(1, 0, 4096)]),
         );
         let next = t.snapshot();
-        t.pool.snapshot_prepare(call(), id, next).await.unwrap();
+        t.pool
+            .snapshot_prepare(call(), id, next, None)
+            .await
+            .unwrap();
         t.pool.snapshot_delete(call(), id, next).await.unwrap();
         t.pool.snapshot_delete(call(), id, snapshot).await.unwrap();
         drop(guest.stdin.take());
@@ -88,7 +91,7 @@ async fn calls_on_one_volume_wait_for_each_other() {
         ));
         let (pool, snapshot) = (other.clone(), t.snapshot());
         tasks.push(tokio::spawn(async move {
-            match pool.snapshot_prepare(call(), id, snapshot).await {
+            match pool.snapshot_prepare(call(), id, snapshot, None).await {
                 Ok(_) => pool.snapshot_commit(call(), id, snapshot).await?,
                 Err(e) if e.kind() == ErrorKind::FailedPrecondition => {}
                 Err(e) => return Err(e),
@@ -120,6 +123,52 @@ async fn calls_on_one_volume_wait_for_each_other() {
     let short = Call::within(Duration::from_millis(100));
     let error = t.pool.resize(short, id, Bytes(9 * MIB)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+}
+
+/// A folder that two hosts share: each has a pool of its own over it.
+#[tokio::test]
+async fn what_one_host_does_the_other_sees() {
+    let t = Fixture::new().await;
+    let other = LocalStorage::open(t.pool.dir()).await.unwrap();
+    let raw = t.dir.path().join("a.raw");
+    std::fs::write(&raw, disk(MIB, &[(1, 0, 4096)])).unwrap();
+    let image = t.import(&raw).await.unwrap();
+    let id = t.volume();
+    let clone = CreateSource::Image(image);
+    let request = t.request(ArtefactId::Volume(id), 0, VolumeFormat::Qcow2, clone);
+    let (here, there) = tokio::join!(
+        t.pool.create(call(), &request),
+        other.create(call(), &request)
+    );
+    assert_eq!(here.unwrap(), there.unwrap(), "made once");
+    assert_eq!(
+        t.pool.list(call()).await.unwrap(),
+        other.list(call()).await.unwrap()
+    );
+    t.write(id, 2, 0, 4096).await;
+    let snapshot = t.snap(id).await;
+
+    // Attached here, so not restored there; detached there, so free here.
+    t.attach(id).await;
+    let refused = [
+        other.restore(call(), id, snapshot).await.unwrap_err(),
+        other.resize(call(), id, Bytes(2 * MIB)).await.unwrap_err(),
+        other
+            .delete(call(), ArtefactId::Image(image))
+            .await
+            .unwrap_err(),
+    ];
+    for error in refused {
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+    }
+    other.detach(call(), id, &t.user(3)).await.unwrap();
+    t.pool.restore(call(), id, snapshot).await.unwrap();
+    let seen = other.inspect(call(), ArtefactId::Volume(id)).await;
+    assert_eq!(seen.unwrap().unwrap().snapshots, [snapshot]);
+    for id in [ArtefactId::Volume(id), ArtefactId::Image(image)] {
+        other.delete(call(), id).await.unwrap();
+    }
+    assert!(t.left().is_empty());
 }
 
 #[tokio::test]

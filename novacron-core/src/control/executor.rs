@@ -11,8 +11,8 @@ use super::cache::Cache;
 use super::plan::{Command, ObjectKey};
 use super::start;
 use crate::driver::{
-    Artefact, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver, PortArtefact,
-    SecretSource, StorageBackend,
+    Artefact, AttachRequest, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver,
+    PortArtefact, SecretSource, StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb, VolumeId};
@@ -254,8 +254,15 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             attached,
         } => {
             let backend = drivers.pool(pool)?;
-            let layer = backend.snapshot_prepare(call, *volume, *snapshot).await?;
-            if let Some((node, id)) = attached {
+            let writer = attached.as_ref().map(|(node, id)| AttachRequest {
+                node: node.clone(),
+                vm: id.vm,
+                epoch: id.epoch,
+            });
+            let layer = backend
+                .snapshot_prepare(call, *volume, *snapshot, writer.as_ref())
+                .await?;
+            if let Some(((node, id), layer)) = attached.as_ref().zip(layer) {
                 let hypervisor = drivers.node(node)?;
                 let pivot = hypervisor.disk_pivot().ok_or_else(|| {
                     Error::new(

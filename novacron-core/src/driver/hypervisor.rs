@@ -4,8 +4,8 @@
 //!   define ──► Defined ── start(paused) ──► Paused ⇄ Running ── stop, or by itself ──► Ended ── undefine ──► (nothing)
 //! ```
 //! A domain is named by cluster, VM and epoch, so that a sweep can tell this start's artefacts from an older one's and
-//! from others'. [`DomainState::Ended`] is a promise: this epoch does not run and, unless somebody calls `start` again,
-//! never will; a driver that is not sure answers [`DomainState::Unknown`].
+//! from others'. An epoch is started once. [`DomainState::Ended`] is a promise: this epoch does not run and never will;
+//! a driver that is not sure answers [`DomainState::Unknown`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -133,7 +133,7 @@ pub enum DomainState {
     Paused,
     /// Its vCPUs run.
     Running,
-    /// It does not run, and will not unless it is started again.
+    /// It does not run, and never will: the VM's next start is another epoch.
     Ended(Exit),
     /// The hypervisor cannot tell.
     Unknown(String),
@@ -239,7 +239,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
     /// Names the domain on the host.
     ///
     /// *Holds on return:* it is listed, and nothing runs. *A second identical call* changes nothing; one with another
-    /// spec for a domain that has not been started replaces it. *Left behind on failure:* only what `undefine` removes.
+    /// spec for a domain that is [`DomainState::Defined`] replaces it, and for any other changes nothing. *Left behind on
+    /// failure:* only what `undefine` removes.
     async fn define(&self, call: Call, spec: &DomainSpec) -> Result<()>;
 
     /// Starts a defined domain with its vCPUs held.
@@ -259,7 +260,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
 
     /// Stops a domain.
     ///
-    /// *Holds on return:* for [`StopReport::Ended`], the domain does not run and its images are closed. *A second
+    /// *Holds on return:* for [`StopReport::Ended`], the domain does not run, never will, and its images are closed. One
+    /// that was only defined has then ended too, whichever the mode: a later `start` of it is refused. *A second
     /// identical call* asks again, or answers `Ended`. A domain that does not exist has ended.
     async fn stop(&self, call: Call, id: DomainId, mode: StopMode) -> Result<StopReport>;
 

@@ -6,11 +6,12 @@
 //! has an API; [`NodeCapabilities`](crate::model::NodeCapabilities) says what a host can do now, and only that is
 //! scheduled on.
 //!
-//! Every call takes a [`Call`]. When its deadline passes before anything was sent, the error is
-//! [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded); after that it is
-//! [`OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown), and the world is looked at before anything is repeated.
+//! Every call takes a [`Call`]. [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) says that the deadline passed
+//! and nothing happened: nothing was sent, or what was done is taken back. When the driver does not know that, the error
+//! is [`OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown), and the world is looked at before anything is repeated.
 
 mod authorizer;
+mod changed_blocks;
 mod hypervisor;
 mod network;
 mod scheduler;
@@ -18,6 +19,7 @@ mod secrets;
 mod storage;
 
 pub use authorizer::{AllowAll, Authorizer};
+pub use changed_blocks::{ChangedBlocks, Extent};
 pub use hypervisor::{
     AgentOutput, Console, ConsoleStart, ConsoleStream, Consoles, DiskAttachment, DiskPivot,
     DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress,

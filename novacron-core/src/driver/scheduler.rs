@@ -53,7 +53,7 @@ pub struct PlacementRequest {
     pub bridge: bool,
     /// User-mode networking is needed.
     pub user_network: bool,
-    /// Breaks ties: random for each request, and kept in the decision.
+    /// Breaks ties: as good as random from request to request, and kept in the decision.
     pub seed: u64,
 }
 

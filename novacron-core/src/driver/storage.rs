@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   create (blank | image | snapshot | import) ──► attach(epoch) ──► Attachment ──► detach ──► delete
-//!   live snapshot:  snapshot_prepare ──► Hypervisor::disk_pivot().pivot ──► snapshot_commit
-//!   cold snapshot:  snapshot_prepare ──────────────────────────────────► snapshot_commit
+//!   live snapshot:  snapshot_prepare(writer) ─► layer: Hypervisor::disk_pivot().pivot ─► snapshot_commit
+//!                                            └► no layer: the backend freezes the data itself ─┘
+//!   cold snapshot:  snapshot_prepare(nobody) ──────────────────────────────────────────► snapshot_commit
 //! ```
 //! Images and volumes are both *artefacts* with an id that a committed record named first; whatever a crash leaves in
 //! the middle carries that id, so that `delete` removes it and [`StorageBackend::list`] shows it to the sweep.
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use super::Call;
+use super::{Call, ChangedBlocks};
 use crate::error::Result;
 use crate::model::{
     self, ClusterId, Epoch, ImageId, ImageSource, NodeId, SnapshotId, VmId, VolumeFormat, VolumeId,
@@ -59,7 +60,7 @@ pub struct CreateVolume {
     pub cluster: ClusterId,
     /// Its id.
     pub id: ArtefactId,
-    /// Its size; for an image or an import, at least the source's (the source's if zero).
+    /// Its size; the source's if zero, which a blank volume cannot ask for.
     pub size: model::Bytes,
     /// How it is stored.
     pub format: VolumeFormat,
@@ -155,20 +156,25 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
     async fn probe(&self, call: Call) -> Result<PoolInfo>;
 
     /// Everything of NovaCron's in the pool, also what a crash left half made.
+    ///
+    /// *Holds on return:* complete: what is missing does not exist, and no call on this backend that ended before can
+    /// still make it.
     async fn list(&self, call: Call) -> Result<Vec<Artefact>>;
 
     /// Makes a volume or an image.
     ///
     /// *Holds on return:* it has at least the wanted size, is durable, and `inspect` shows it. *A second identical
-    /// call* changes nothing. *Left behind on failure:* nothing; after a crash only what `delete` of the same id
-    /// removes. *Errors:* `Invalid` for a source that is not what it claims to be (with the reason), `NotFound` for a
-    /// missing one, `Exhausted` when the pool is full.
+    /// call* changes nothing, and answers what is there by now. *Left behind on failure:* nothing; after a crash only
+    /// what `delete` of the same id removes. *Errors:* `Invalid` for a source that is not what it claims to be (with the
+    /// reason) and for a wanted size that is smaller than the source's (naming both), `NotFound` for a missing source,
+    /// `Exhausted` when the pool is full.
     async fn create(&self, call: Call, request: &CreateVolume) -> Result<VolumeInfo>;
 
     /// A volume or an image, or none if it has not been made completely.
     async fn inspect(&self, call: Call, id: ArtefactId) -> Result<Option<VolumeInfo>>;
 
-    /// Grows a volume that is not attached. One that has at least that size is no error.
+    /// Grows a volume that is not attached. *A second identical call* changes nothing: one that has at least that size is
+    /// no error.
     async fn resize(&self, call: Call, id: VolumeId, size: model::Bytes) -> Result<VolumeInfo>;
 
     /// Removes a volume or an image with every layer of it.
@@ -184,30 +190,46 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
     /// Takes that back. One that is not attached is no error.
     async fn detach(&self, call: Call, id: VolumeId, request: &AttachRequest) -> Result<()>;
 
-    /// Makes the layer that will take the writes after `snapshot`, on top of the present one; nothing changes for a
-    /// running guest.
+    /// Makes everything ready for `snapshot`; nothing changes for a running guest.
     ///
-    /// *Holds on return:* [`Attachment`] of the new layer. *A second identical call* answers the same; after the commit
-    /// too.
+    /// *Needs:* `writer` is the attached user whose domain may write the volume; none if no domain may. One snapshot is
+    /// taken at a time. *Holds on return:* if the writer has to go over to a new layer before the commit, how it reaches
+    /// that layer, under its own epoch; none if there is no writer, or if the backend freezes the data by itself at the
+    /// commit. *A second identical call* answers the same, after the commit too. *Errors:* `FailedPrecondition` for a
+    /// writer that is not attached, or while another snapshot is prepared. *Left behind on failure:* nothing that a
+    /// guest sees.
     async fn snapshot_prepare(
         &self,
         call: Call,
         id: VolumeId,
         snapshot: SnapshotId,
-    ) -> Result<Attachment>;
+        writer: Option<&AttachRequest>,
+    ) -> Result<Option<Attachment>>;
 
-    /// The prepared layer becomes the active one and what is below is the snapshot, which nothing changes any more.
+    /// Takes the snapshot: nothing changes it any more, and what is written from now on is above it.
+    ///
+    /// *Needs:* it was prepared, and the writer went over to the new layer, if it was given one. *A second identical
+    /// call* changes nothing, also when the guest has written on. *Errors:* `NotFound` for one that was not prepared, or
+    /// was deleted.
     async fn snapshot_commit(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()>;
 
     /// Forgets a snapshot of a volume (and a prepared one); data that others need stays. One that is not there is no
     /// error.
     async fn snapshot_delete(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()>;
 
-    /// The volume goes back to a snapshot. Needs: not attached. *Left behind on failure:* the volume as it was.
+    /// The volume goes back to a snapshot; every snapshot of it stays.
+    ///
+    /// *Needs:* not attached. *A second identical call* goes back again, and what was written in between is lost: whoever
+    /// cannot tell whether the first one ended asks a person. *Left behind on failure:* the volume as it was.
     async fn restore(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()>;
 
     /// Copying data out of the pool.
     fn transfer(&self) -> Option<&dyn VolumeTransfer> {
+        None
+    }
+
+    /// What differs between two points in time of a volume.
+    fn changed_blocks(&self) -> Option<&dyn ChangedBlocks> {
         None
     }
 }

@@ -88,10 +88,9 @@ impl SimVolume {
         }
     }
 
-    pub(super) fn epoch(&self) -> Epoch {
-        self.attached
-            .last()
-            .map_or(Epoch(0), |(_, _, epoch)| *epoch)
+    pub(super) fn is_attached(&self, user: &AttachRequest) -> bool {
+        let key = (user.node.clone(), user.vm, user.epoch);
+        self.attached.contains(&key)
     }
 
     pub(super) fn format(&self) -> VolumeFormat {
@@ -307,6 +306,13 @@ impl State {
                 (found.size, found.fill, found.size)
             }
         };
+        if request.size.0 != 0 && request.size < least {
+            let message = format!(
+                "its size would be {}, and its source has {least}",
+                request.size
+            );
+            return Err(Error::new(ErrorKind::Invalid, op, message).with("id", id));
+        }
         let half_made = self.orphan && chance(&mut self.rng, self.plan.half_made);
         let pool = self.pool(op, pool)?;
         // What was left half made is written over.

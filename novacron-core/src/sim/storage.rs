@@ -14,7 +14,7 @@ use crate::driver::{
     PoolInfo, StorageBackend, VolumeInfo, VolumeTransfer,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{self, PoolId, SnapshotId, VolumeId};
+use crate::model::{self, Epoch, PoolId, SnapshotId, VolumeId};
 
 /// Bytes of one piece of an export.
 const PIECE: u64 = 1 << 20;
@@ -78,11 +78,17 @@ fn unused(state: &mut State, by: &'static str, volume: VolumeId) {
     }
 }
 
-fn attachment(pool: &PoolId, id: VolumeId, volume: &SimVolume, layer: String) -> Attachment {
+fn attachment(
+    pool: &PoolId,
+    id: VolumeId,
+    volume: &SimVolume,
+    layer: String,
+    epoch: Epoch,
+) -> Attachment {
     Attachment {
         source: AttachmentSource::File(layer_path(pool, id, layer)),
         format: volume.format(),
-        epoch: volume.epoch(),
+        epoch,
         enforces_writer: false,
     }
 }
@@ -165,7 +171,7 @@ impl StorageBackend for SimStorage {
         self.run(OP, call, move |state, pool| {
             let volume = state.pool(OP, pool)?.find(OP, ArtefactId::Volume(id))?;
             volume.attach(&request);
-            Ok(attachment(pool, id, volume, volume.layer()))
+            Ok(attachment(pool, id, volume, volume.layer(), request.epoch))
         })
         .await
     }
@@ -188,12 +194,23 @@ impl StorageBackend for SimStorage {
         call: Call,
         id: VolumeId,
         snapshot: SnapshotId,
-    ) -> Result<Attachment> {
+        writer: Option<&AttachRequest>,
+    ) -> Result<Option<Attachment>> {
         const OP: &str = "sim.snapshot.prepare";
+        let writer = writer.cloned();
         self.run(OP, call, move |state, pool| {
             let volume = state.pool(OP, pool)?.find(OP, ArtefactId::Volume(id))?;
+            if let Some(writer) = &writer
+                && !volume.is_attached(writer)
+            {
+                let message = "the writer is not attached";
+                return Err(
+                    Error::new(ErrorKind::FailedPrecondition, OP, message).with("volume", id)
+                );
+            }
             volume.prepare(OP, snapshot)?;
-            Ok(attachment(pool, id, volume, snapshot.to_string()))
+            Ok(writer
+                .map(|writer| attachment(pool, id, volume, snapshot.to_string(), writer.epoch)))
         })
         .await
     }

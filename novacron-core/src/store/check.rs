@@ -1,6 +1,6 @@
 //! Preconditions, evaluated alike in every store: a store only says how to look up a version and a lease.
 
-use super::{Key, Precondition, Revision};
+use super::{Key, MAX_BEAT_BYTES, Precondition, Revision};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What preconditions are evaluated against: the store as it is right before the commit.
@@ -13,6 +13,16 @@ pub(super) trait Facts {
 
     /// Whether the lease `name` is held under `token` and has not expired.
     fn holds(&self, name: &str, token: u64) -> Result<bool, Self::Error>;
+}
+
+/// Checks the limit of a beat's value.
+pub(super) fn beat(key: &Key, value: Option<&[u8]>) -> Result<()> {
+    let bytes = value.map_or(0, <[u8]>::len);
+    if bytes <= MAX_BEAT_BYTES {
+        return Ok(());
+    }
+    let message = format!("beat {key} has {bytes} bytes; at most {MAX_BEAT_BYTES}");
+    Err(Error::new(ErrorKind::Invalid, "store.put_beat", message))
 }
 
 /// Looks every precondition up; the inner result is [`ErrorKind::Conflict`] at the first one that does not hold.

@@ -48,6 +48,8 @@ pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 pub const MAX_OPS: usize = 100;
 /// The most bytes of keys and values in one commit.
 pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
+/// The largest value of a heartbeat, bytes.
+pub const MAX_BEAT_BYTES: usize = 16 * 1024;
 /// How long the outcome of a commit is kept at least, whatever is compacted.
 pub const OUTCOMES_KEPT: Duration = Duration::from_secs(3600);
 
@@ -337,7 +339,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ///
     /// *Holds on return:* it is durable (survives `kill -9` and loss of power) and visible to every read.
     /// *A second identical call* (same [`TxnId`]) changes nothing and returns the first one's revision.
-    /// *Errors:* [`ErrorKind::Conflict`] when a precondition fails, with the context `precondition` (its index) and
+    /// *Errors:* [`ErrorKind::Invalid`] when it passes a limit ([`Commit::check`]; as many preconditions as operations,
+    /// [`MAX_OPS`], are allowed). [`ErrorKind::Conflict`] when a precondition fails, with the context `precondition` (its index) and
     /// `key` (the key, or the lease's name): nothing happened. [`ErrorKind::Cancelled`] when [`Store::outcome`] has
     /// already answered [`TxnOutcome::NotCommitted`]. [`ErrorKind::OutcomeUnknown`]: ask [`Store::outcome`].
     async fn commit(&self, commit: Commit) -> Result<Revision>;
@@ -351,8 +354,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The commits after `after` that touch a key under one of `prefixes`, as they happen, from then on for ever.
     /// A bookmark follows whenever everything there is has been delivered, so also at the start.
     ///
-    /// *Errors:* [`ErrorKind::Compacted`] as for [`Store::list`] (also inside the stream, for a reader that fell too far
-    /// behind).
+    /// *Errors:* [`ErrorKind::Compacted`] as for [`Store::list`]: `after` is older than what is kept, or newer than any
+    /// commit. A reader that fell too far behind gets it inside the stream.
     async fn watch(&self, prefixes: Vec<String>, after: Revision) -> Result<WatchStream>;
 
     /// Forgets what only history needs: superseded values and outcomes before `before`. Later reads and watches from
@@ -373,8 +376,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Gives a lease back, so that the next holder need not wait. One that is not held any more is no error.
     async fn lease_release(&self, lease: &Lease) -> Result<()>;
 
-    /// Overwrites a heartbeat. Beats bypass the history: no revision, no watch, durable only when convenient.
-    async fn put_beat(&self, key: &Key, value: Bytes) -> Result<()>;
+    /// Overwrites a heartbeat, or removes it if there is no value: whoever takes a node out removes its beats. Beats
+    /// bypass the history: no revision, no watch, durable only when convenient, so that after a crash an older one, or
+    /// one that was removed, may be there.
+    ///
+    /// *Errors:* [`ErrorKind::Invalid`] for a value of more than [`MAX_BEAT_BYTES`].
+    async fn put_beat(&self, key: &Key, value: Option<Bytes>) -> Result<()>;
 
     /// The beats whose keys start with `prefix`, in key order.
     async fn beats(&self, prefix: &str) -> Result<Vec<(Key, Bytes)>>;

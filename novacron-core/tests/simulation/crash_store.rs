@@ -145,7 +145,7 @@ impl Store for CrashStore {
         self.store.lease_release(lease).await
     }
 
-    async fn put_beat(&self, key: &Key, value: Bytes) -> Result<()> {
+    async fn put_beat(&self, key: &Key, value: Option<Bytes>) -> Result<()> {
         self.alive().await;
         self.store.put_beat(key, value).await
     }

@@ -100,11 +100,11 @@ async fn act(what: &str, dir: &Path, pool: &LocalStorage) -> Result<()> {
         }
         "clone" => create(pool, volume(CLONE), CreateSource::Image(IMAGE)).await,
         "prepare" => pool
-            .snapshot_prepare(call(), VOLUME, SECOND)
+            .snapshot_prepare(call(), VOLUME, SECOND, None)
             .await
             .map(drop),
         "commit" => {
-            pool.snapshot_prepare(call(), VOLUME, SECOND).await?;
+            pool.snapshot_prepare(call(), VOLUME, SECOND, None).await?;
             pool.snapshot_commit(call(), VOLUME, SECOND).await
         }
         "restore" => pool.restore(call(), VOLUME, FIRST).await,
@@ -153,7 +153,9 @@ async fn scene(dir: &Path) -> LocalStorage {
         .unwrap();
     let folder = pool.dir().join(format!("volumes/{VOLUME}"));
     write(&folder.join("base.qcow2"), 2, 1);
-    pool.snapshot_prepare(call(), VOLUME, FIRST).await.unwrap();
+    pool.snapshot_prepare(call(), VOLUME, FIRST, None)
+        .await
+        .unwrap();
     pool.snapshot_commit(call(), VOLUME, FIRST).await.unwrap();
     write(&folder.join(format!("{FIRST}.qcow2")), 3, 2);
     pool

@@ -7,10 +7,10 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use novacron_core::driver::{ArtefactId, Call, CreateSource, CreateVolume, VolumeInfo};
-use novacron_core::model::{ClusterId, ImageId, SnapshotId, VolumeFormat, VolumeId};
+use novacron_core::model::{Bytes, ClusterId, ImageId, SnapshotId, VolumeFormat, VolumeId};
 use novacron_core::{Deadline, Error, ErrorKind, Problem, Result};
 
 use super::import::digest_of;
@@ -19,7 +19,7 @@ use super::layout::{
 };
 use super::lock::Want;
 use super::record::{Layer, Record};
-use super::volume::sweep;
+use super::volume::{Why, sweep};
 use super::{Held, Pool, chain, missing};
 use crate::qemu_img::{file_arg, format_name};
 use crate::task::blocking;
@@ -45,6 +45,16 @@ impl Making {
     pub(super) fn base_path(&self) -> std::path::PathBuf {
         self.dir.join(self.base())
     }
+
+    /// The size to make from a source of this size: nothing of it is cut off.
+    pub(super) fn size_from(&self, source: u64) -> Result<u64> {
+        if self.size != 0 && self.size < source {
+            let (wanted, source) = (Bytes(self.size), Bytes(source));
+            let message = format!("{wanted} are less than the source's {source}");
+            return Err(invalid("size", &message));
+        }
+        Ok(self.size.max(source))
+    }
 }
 
 impl Pool {
@@ -66,7 +76,11 @@ impl Pool {
         }
 
         let (pool, id, cluster) = (Arc::clone(&self), request.id, request.cluster);
-        let dir = blocking(OP, move || begin(OP, &pool.layout, id, cluster)).await?;
+        let dir = blocking(OP, move || {
+            let _naming = pool.naming.read().unwrap_or_else(PoisonError::into_inner);
+            begin(OP, &pool.layout, id, cluster)
+        })
+        .await?;
         let held = self
             .locks
             .acquire(OP, &dir, Want::Change, call.deadline)
@@ -117,7 +131,12 @@ impl Pool {
                 )
                 .with("cluster", other));
             }
-            sweep(OP, &dir, &[CLUSTER, LOCK, DATA_LOCK].map(str::to_owned))
+            sweep(
+                OP,
+                &dir,
+                &[CLUSTER, LOCK, DATA_LOCK].map(str::to_owned),
+                Why::Interrupted,
+            )
         })
         .await
     }
@@ -293,11 +312,11 @@ impl Pool {
         self.convert(making, &source, format, size).await
     }
 
-    /// The size to make, which is at least the source's.
+    /// The size to make over a layer.
     async fn size_over(&self, making: &Making, source: &Path, format: VolumeFormat) -> Result<u64> {
         let source = source.to_owned();
-        let (least, _) = blocking(OP, move || chain::header(OP, &source, format)).await?;
-        Ok(making.size.max(least))
+        let (size, _) = blocking(OP, move || chain::header(OP, &source, format)).await?;
+        making.size_from(size)
     }
 
     /// Copies a file's data into the first layer, holes left out.

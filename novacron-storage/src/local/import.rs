@@ -49,7 +49,7 @@ impl Pool {
         let max = self.max_size;
         let at = staged.clone();
         let detected = blocking(OP, move || look(&at, max)).await?;
-        let size = making.size.max(detected.size);
+        let size = making.size_from(detected.size)?;
         if detected.format == VolumeFormat::Qcow2 {
             self.check(making, &staged, "source").await?;
         }

@@ -15,7 +15,7 @@ use novacron_core::{Deadline, ErrorKind, Result};
 use super::Pool;
 use super::layout::sync_file;
 use super::record::Record;
-use super::volume::Owned;
+use super::volume::{Owned, Why};
 use crate::failure::of_io;
 use crate::qemu_img::{file_arg, format_name};
 use crate::task::blocking;
@@ -55,7 +55,7 @@ impl Pool {
             }
             owned.record.drop_unreachable();
             owned.commit(op).await?;
-            owned.sweep(op).await?;
+            owned.sweep(op, Why::Replaced).await?;
         }
         Ok(())
     }

@@ -52,7 +52,7 @@ mod http;
 mod crash_tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -95,6 +95,9 @@ struct Pool {
     qemu: QemuImg,
     max_size: u64,
     locks: Locks,
+    /// Held shared while an artefact gets its name, which a dropped call may still be about to; exclusively by `list`,
+    /// so that what it does not find is not made by a call that has ended.
+    naming: Arc<std::sync::RwLock<()>>,
 }
 
 impl LocalStorage {
@@ -149,6 +152,7 @@ impl LocalStorageBuilder {
                 qemu: QemuImg::new(self.qemu_img),
                 max_size: self.max_size.0,
                 locks: Locks::default(),
+                naming: Arc::default(),
             }),
         })
     }
@@ -246,8 +250,12 @@ impl StorageBackend for LocalStorage {
 
     async fn list(&self, call: Call) -> Result<Vec<Artefact>> {
         const OP: &str = "storage.list";
-        let layout = self.pool.layout.clone();
-        reading(OP, call, blocking(OP, move || layout.list())).await
+        let (layout, naming) = (self.pool.layout.clone(), Arc::clone(&self.pool.naming));
+        let list = blocking(OP, move || {
+            let _naming = naming.write().unwrap_or_else(PoisonError::into_inner);
+            layout.list()
+        });
+        reading(OP, call, list).await
     }
 
     async fn create(&self, call: Call, request: &CreateVolume) -> Result<VolumeInfo> {
@@ -286,8 +294,9 @@ impl StorageBackend for LocalStorage {
         call: Call,
         id: VolumeId,
         snapshot: SnapshotId,
-    ) -> Result<Attachment> {
-        let work = self.pool.snapshot_prepare(call, id, snapshot);
+        writer: Option<&AttachRequest>,
+    ) -> Result<Option<Attachment>> {
+        let work = self.pool.snapshot_prepare(call, id, snapshot, writer);
         changing("storage.snapshot-prepare", call, work).await
     }
 

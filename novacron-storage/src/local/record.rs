@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
-use novacron_core::driver::ArtefactId;
+use novacron_core::driver::{ArtefactId, AttachRequest};
 use novacron_core::model::{ClusterId, Epoch, ImageId, NodeId, SnapshotId, VmId, VolumeFormat};
 use novacron_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,16 @@ pub(super) struct Attached {
     pub(super) epoch: Epoch,
 }
 
+impl From<&AttachRequest> for Attached {
+    fn from(request: &AttachRequest) -> Self {
+        Self {
+            node: request.node.clone(),
+            vm: request.vm,
+            epoch: request.epoch,
+        }
+    }
+}
+
 impl Record {
     /// An error while the volume is attached.
     pub(super) fn refuse_attached(&self, op: &'static str) -> Result<()> {
@@ -103,11 +113,6 @@ impl Record {
             .with("node", &user.node)
             .with("epoch", user.epoch)),
         }
-    }
-
-    /// The epoch of the last attachment.
-    pub(super) fn epoch(&self) -> Epoch {
-        self.attached.last().map_or(Epoch(0), |user| user.epoch)
     }
 
     /// A layer by its file's name.

@@ -11,13 +11,13 @@
 //! A prepared layer that has data was pivoted to: the guest's newest writes are in it. It is never thrown away:
 //! `attach` asks for the commit, and deleting the snapshot makes the layer the active one.
 
-use novacron_core::driver::{ArtefactId, Attachment, Call};
+use novacron_core::driver::{ArtefactId, AttachRequest, Attachment, Call};
 use novacron_core::model::{SnapshotId, VolumeFormat, VolumeId};
 use novacron_core::{Deadline, Error, ErrorKind, Result};
 
 use super::create::no_snapshot;
-use super::record::{Layer, Prepared, SnapshotEntry};
-use super::volume::Owned;
+use super::record::{Attached, Layer, Prepared, SnapshotEntry};
+use super::volume::{Owned, Why};
 use super::{Pool, attachment, chain, missing, writer};
 use crate::task::blocking;
 
@@ -27,13 +27,23 @@ impl Pool {
         call: Call,
         id: VolumeId,
         snapshot: SnapshotId,
-    ) -> Result<Attachment> {
+        writer: Option<&AttachRequest>,
+    ) -> Result<Option<Attachment>> {
         const OP: &str = "storage.snapshot-prepare";
         let artefact = ArtefactId::Volume(id);
         let mut owned = self.own(OP, artefact, call.deadline, false).await?;
-        let epoch = owned.record.epoch();
+        if let Some(writer) = writer
+            && !owned.record.attached.contains(&Attached::from(writer))
+        {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                OP,
+                format!("{}.{} is not attached to it", writer.vm, writer.epoch),
+            ));
+        }
         let dir = owned.dir.clone();
-        let answer = |layer: &str| attachment(dir.join(layer), VolumeFormat::Qcow2, epoch);
+        let answer =
+            |layer: &str| writer.map(|w| attachment(dir.join(layer), VolumeFormat::Qcow2, w.epoch));
         if let Some(done) = owned.record.snapshot(snapshot) {
             let there = owned.record.layer(OP, &done.next).is_ok();
             return Ok(answer(if there {
@@ -123,7 +133,7 @@ impl Pool {
         owned.record.drop_unreachable();
         owned.commit(OP).await?;
         crate::crash::point("snapshot-delete.recorded");
-        owned.sweep(OP).await?;
+        owned.sweep(OP, Why::Replaced).await?;
         self.merge(OP, &mut owned, call.deadline).await
     }
 
@@ -155,7 +165,7 @@ impl Pool {
         owned.record.drop_unreachable();
         owned.commit(OP).await?;
         crate::crash::point("restore.recorded");
-        owned.sweep(OP).await
+        owned.sweep(OP, Why::Replaced).await
     }
 
     /// A new layer on `below`, or on the active one, as large as the volume is now. On failure the file is gone again.
@@ -183,7 +193,7 @@ impl Pool {
             )
             .await;
         if let Err(error) = made {
-            let swept = owned.sweep(op).await;
+            let swept = owned.sweep(op, Why::Replaced).await;
             return Err(match swept {
                 Ok(()) if error.kind() == ErrorKind::OutcomeUnknown => Error::new(
                     ErrorKind::DeadlineExceeded,

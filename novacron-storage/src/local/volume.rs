@@ -83,7 +83,7 @@ impl Pool {
             held,
             data,
         };
-        owned.sweep(op).await?;
+        owned.sweep(op, Why::Interrupted).await?;
         Ok(owned)
     }
 
@@ -111,11 +111,7 @@ impl Pool {
                 ));
             }
         }
-        let user = Attached {
-            node: request.node.clone(),
-            vm: request.vm,
-            epoch: request.epoch,
-        };
+        let user = Attached::from(request);
         if !record.attached.contains(&user) {
             let mut owned = self.own(OP, artefact, call.deadline, false).await?;
             owned.record.attached.push(user);
@@ -231,20 +227,34 @@ impl Owned {
     }
 
     /// Removes the files that the record does not name. Where readers may be at work, only those that none can know.
-    pub(super) async fn sweep(&self, op: &'static str) -> Result<()> {
+    pub(super) async fn sweep(&self, op: &'static str, why: Why) -> Result<()> {
         let mut keep: Vec<String> = self.record.layers.iter().map(|l| l.file.clone()).collect();
         keep.extend([RECORD, layout::CLUSTER, LOCK, layout::DATA_LOCK].map(str::to_owned));
         let (dir, held, data) = (self.dir.clone(), Arc::clone(&self.held), self.data.clone());
         blocking(op, move || {
             let _held = (held, data);
-            sweep(op, &dir, &keep)
+            sweep(op, &dir, &keep, why)
         })
         .await
     }
 }
 
+/// Why there are files that no record names.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Why {
+    /// An earlier call was cut short.
+    Interrupted,
+    /// This call has no need of them any more.
+    Replaced,
+}
+
 /// Removes every file of `dir` that is not in `keep`.
-pub(super) fn sweep(op: &'static str, dir: &std::path::Path, keep: &[String]) -> Result<()> {
+pub(super) fn sweep(
+    op: &'static str,
+    dir: &std::path::Path,
+    keep: &[String],
+    why: Why,
+) -> Result<()> {
     let fail = |e| of_io(op, "cannot sweep the folder", dir, e);
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
@@ -254,8 +264,14 @@ pub(super) fn sweep(op: &'static str, dir: &std::path::Path, keep: &[String]) ->
         if name.to_str().is_some_and(ours) {
             continue;
         }
-        tracing::info!(path = %entry.path().display(), "removing what an interrupted call left behind");
-        std::fs::remove_file(entry.path()).map_err(fail)?;
+        let path = entry.path();
+        match why {
+            Why::Interrupted => {
+                tracing::info!(path = %path.display(), "removing what an interrupted call left behind");
+            }
+            Why::Replaced => tracing::debug!(path = %path.display(), "removing what is replaced"),
+        }
+        std::fs::remove_file(path).map_err(fail)?;
     }
     Ok(())
 }

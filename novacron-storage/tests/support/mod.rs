@@ -150,7 +150,7 @@ impl Fixture {
     pub(crate) async fn snap(&self, id: VolumeId) -> SnapshotId {
         let snapshot = self.snapshot();
         self.pool
-            .snapshot_prepare(call(), id, snapshot)
+            .snapshot_prepare(call(), id, snapshot, None)
             .await
             .unwrap();
         self.pool

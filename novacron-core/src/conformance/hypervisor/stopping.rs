@@ -1,7 +1,8 @@
 //! `stop`, and guests that end by themselves.
 
-use super::life::is_started;
 use super::{Ability, GuestAct, HypervisorFixture, Subject};
+use crate::ErrorKind;
+use crate::conformance::refusal;
 use crate::driver::{DomainState, StopMode, StopReport};
 use crate::model::Exit;
 
@@ -15,14 +16,18 @@ pub async fn stop_of_nothing_has_ended(fixture: &dyn HypervisorFixture) {
     }
 }
 
-/// A domain that was never started has ended, and does not begin to run.
+/// A domain that was never started has ended for good: neither a start nor another define brings it back.
 pub async fn stop_of_a_defined_domain_has_ended(fixture: &dyn HypervisorFixture) {
     let s = Subject::open(fixture).await;
     for mode in [StopMode::Shutdown, StopMode::Kill] {
-        let id = s.defined().await.id;
+        let spec = s.defined().await;
+        let id = spec.id;
         assert_eq!(s.stop(id, mode).await, StopReport::Ended);
-        let state = s.state(id).await;
-        assert!(!is_started(&state), "{state:?}");
+        s.define_as(&spec).await;
+        let start = s.hypervisor.start(s.call(), id).await;
+        let kind = refusal("a start after a stop", start);
+        assert_eq!(kind, ErrorKind::FailedPrecondition);
+        assert_eq!(s.state(id).await, DomainState::Ended(Exit::Requested));
         s.undefine(id).await;
     }
 }

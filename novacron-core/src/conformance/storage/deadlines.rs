@@ -39,7 +39,7 @@ pub async fn changes_after_their_deadline_do_not_happen(fixture: &dyn StorageFix
     passed("delete", b.delete(late, ArtefactId::Volume(id)).await);
     passed("attach", b.attach(late, id, &user).await);
     passed("detach", b.detach(late, id, &user).await);
-    passed("prepare", b.snapshot_prepare(late, id, other).await);
+    passed("prepare", b.snapshot_prepare(late, id, other, None).await);
     passed("commit", b.snapshot_commit(late, id, snapshot).await);
     passed("forget", b.snapshot_delete(late, id, snapshot).await);
     passed("restore", b.restore(late, id, snapshot).await);

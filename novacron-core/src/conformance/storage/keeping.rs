@@ -1,10 +1,12 @@
 //! `probe`, `list`, `inspect`, `resize`, `delete`.
 
+use std::time::Duration;
+
 use super::subject::SIZE;
 use super::{StorageFixture, Subject};
 use crate::ErrorKind;
 use crate::conformance::refusal;
-use crate::driver::{ArtefactId, CreateSource, CreateVolume};
+use crate::driver::{ArtefactId, Call, CreateSource, CreateVolume};
 use crate::model::{Bytes, ClusterId};
 
 /// A probe tells a capacity, and no more free than that.
@@ -39,6 +41,31 @@ pub async fn list_is_complete_and_tells_clusters_apart(fixture: &dyn StorageFixt
     listed.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(listed, wanted);
+}
+
+/// What a list does not have after a create has ended, however it ended, does not come back.
+pub async fn list_after_a_create_that_ended_is_final(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let (image, _) = s.image(3).await;
+    for micros in [0, 50, 200, 1_000, 5_000] {
+        let id = ArtefactId::Volume(s.volume_id());
+        let request = s.request(id, SIZE, CreateSource::Image(image));
+        let call = Call::within(Duration::from_micros(micros));
+        let ended = s.backend.create(call, &request).await;
+        let listed = s.listed().await;
+        if ended.is_ok() {
+            assert!(listed.contains(&id));
+        }
+        if !listed.contains(&id) {
+            // Every other call on it comes after whatever the create still does.
+            s.delete(id).await;
+            assert_eq!(s.inspect(id).await, None);
+            assert_eq!(s.listed().await, listed);
+        } else {
+            s.delete(id).await;
+        }
+    }
+    assert_eq!(s.listed().await, [ArtefactId::Image(image)]);
 }
 
 /// Inspect of what is not there is none; a volume and an image with the same UUID are two.

@@ -102,6 +102,41 @@ async fn refused(s: &Subject<'_>, what: &str, source: CreateSource, size: Bytes,
     }
 }
 
+/// What is smaller than its source is refused, naming both sizes; nothing is left.
+async fn too_small(s: &Subject<'_>, what: &str, source: CreateSource, has: Bytes) {
+    let small = Bytes(has.0 / 2);
+    refused(s, what, source.clone(), small, ErrorKind::Invalid).await;
+    let request = s.request(ArtefactId::Volume(s.volume_id()), small, source);
+    let error = s.try_create(&request).await.unwrap_err().report();
+    for size in [small, has] {
+        assert!(error.contains(&size.to_string()), "{size} in: {error}");
+    }
+}
+
+/// An import of a wanted size that is smaller is refused: nothing is cut off in silence.
+pub async fn import_with_a_smaller_size_is_refused(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let source = fixture.source(5).await;
+    let import = import(&source.source, None);
+    too_small(&s, "a smaller import", import, source.size).await;
+}
+
+/// So is a clone of an image.
+pub async fn clone_with_a_smaller_size_is_refused(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let (image, source) = s.image(3).await;
+    let clone = CreateSource::Image(image);
+    too_small(&s, "a smaller clone", clone, source.size).await;
+}
+
+/// So is a copy of a snapshot.
+pub async fn copy_with_a_smaller_size_is_refused(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let volume = s.blank().await;
+    let copy = CreateSource::Snapshot(volume, s.snapshot(volume).await);
+    too_small(&s, "a smaller copy", copy, SIZE).await;
+}
+
 /// A source whose bytes have another SHA-256 is refused, and nothing is left.
 pub async fn import_with_another_checksum_is_refused(fixture: &dyn StorageFixture) {
     let s = Subject::open(fixture).await;

@@ -100,19 +100,23 @@ macro_rules! storage_conformance {
             import_has_the_sources_data_and_size
             import_without_a_checksum_is_made
             import_with_a_larger_size_has_it
+            import_with_a_smaller_size_is_refused
             import_with_another_checksum_is_refused
             import_of_a_damaged_source_is_refused
             import_of_a_missing_source_is_refused
             create_in_a_full_pool_is_refused
             clone_has_the_images_data
             clone_with_a_larger_size_has_it
+            clone_with_a_smaller_size_is_refused
             clone_is_apart_from_its_image
             clone_of_a_missing_image_is_refused
             copy_of_a_snapshot_is_apart
+            copy_with_a_smaller_size_is_refused
             copy_of_a_missing_snapshot_is_refused
             probe_tells_the_capacity
             empty_pool_lists_nothing
             list_is_complete_and_tells_clusters_apart
+            list_after_a_create_that_ended_is_final
             inspect_of_nothing_is_none
             resize_grows_and_keeps_the_data
             resize_never_shrinks
@@ -130,12 +134,16 @@ macro_rules! storage_conformance {
             snapshot_is_shown_and_the_volume_goes_on
             prepare_changes_nothing_for_the_guest
             prepare_again_answers_the_same
+            prepare_for_nobody_gives_no_layer
+            prepare_for_a_writer_that_is_not_attached_is_refused
+            prepare_while_another_is_prepared_is_refused
             commit_makes_the_prepared_layer_the_active_one
             commit_again_changes_nothing
             commit_of_nothing_is_refused
             live_snapshot_has_what_was_written_before_the_pivot
             restore_brings_the_data_back
             restore_of_nothing_is_refused
+            restore_of_an_attached_volume_is_refused
             snapshot_delete_keeps_what_others_need
             snapshot_delete_takes_back_a_prepared_one
             snapshot_delete_of_nothing_changes_nothing

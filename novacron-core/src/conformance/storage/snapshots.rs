@@ -29,8 +29,10 @@ pub async fn prepare_changes_nothing_for_the_guest(fixture: &dyn StorageFixture)
     let id = s.blank().await;
     let running = s.attach(id).await;
     fixture.write(&running, 5).await;
-    let layer = s.prepare(id, s.snapshot_id()).await;
-    assert_ne!(layer.source, running.source);
+    if let Some(layer) = s.prepare_for(id, s.snapshot_id(), &s.user(1)).await {
+        assert_ne!(layer.source, running.source);
+        assert_eq!(layer.epoch, running.epoch);
+    }
     assert_eq!(fixture.read(&running).await, 5);
     assert_eq!(s.attach(id).await.source, running.source);
 }
@@ -38,26 +40,64 @@ pub async fn prepare_changes_nothing_for_the_guest(fixture: &dyn StorageFixture)
 /// A second prepare answers the same, also after the commit, and when the pool was opened anew.
 pub async fn prepare_again_answers_the_same(fixture: &dyn StorageFixture) {
     let s = Subject::open(fixture).await;
-    let (id, snapshot) = (s.blank().await, s.snapshot_id());
-    let first = s.prepare(id, snapshot).await;
-    let again = s.prepare(id, snapshot).await;
-    assert_eq!((&again.source, again.format), (&first.source, first.format));
+    let (id, snapshot, writer) = (s.blank().await, s.snapshot_id(), s.user(1));
+    s.attach(id).await;
+    let first = s.prepare_for(id, snapshot, &writer).await;
+    assert_eq!(s.prepare_for(id, snapshot, &writer).await, first);
     s.commit(id, snapshot).await;
     let s = s.reopen().await;
-    let again = s.prepare(id, snapshot).await;
-    assert_eq!((&again.source, again.format), (&first.source, first.format));
+    assert_eq!(s.prepare_for(id, snapshot, &writer).await, first);
     assert_eq!(s.info(id).await.snapshots, [snapshot]);
 }
 
-/// After the commit an attachment is that of the prepared layer.
+/// Without a writer there is nobody to go over to a layer.
+pub async fn prepare_for_nobody_gives_no_layer(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let (id, snapshot) = (s.blank().await, s.snapshot_id());
+    for _ in 0..2 {
+        let prepare = s
+            .backend
+            .snapshot_prepare(s.call(), id, snapshot, None)
+            .await;
+        assert_eq!(prepare.unwrap(), None);
+        s.commit(id, snapshot).await;
+    }
+}
+
+/// Only who is attached can be a snapshot's writer; a refused one prepares nothing.
+pub async fn prepare_for_a_writer_that_is_not_attached_is_refused(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let id = s.blank().await;
+    s.attach(id).await;
+    let (call, other) = (s.call(), s.user(2));
+    let prepare = s
+        .backend
+        .snapshot_prepare(call, id, s.snapshot_id(), Some(&other));
+    let kind = refusal("a writer that is not attached", prepare.await);
+    assert_eq!(kind, ErrorKind::FailedPrecondition);
+    s.prepare_for(id, s.snapshot_id(), &s.user(1)).await;
+}
+
+/// One snapshot is taken at a time: another one waits until it is committed or deleted.
+pub async fn prepare_while_another_is_prepared_is_refused(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let (id, first, second) = (s.blank().await, s.snapshot_id(), s.snapshot_id());
+    s.prepare(id, first).await;
+    let prepare = s.backend.snapshot_prepare(s.call(), id, second, None);
+    let kind = refusal("a second snapshot", prepare.await);
+    assert_eq!(kind, ErrorKind::FailedPrecondition);
+    s.commit(id, first).await;
+    s.prepare(id, second).await;
+}
+
+/// After the commit an attachment is that of the prepared layer, if there was one.
 pub async fn commit_makes_the_prepared_layer_the_active_one(fixture: &dyn StorageFixture) {
     let s = Subject::open(fixture).await;
     let (id, snapshot) = (s.blank().await, s.snapshot_id());
-    let layer = s.prepare(id, snapshot).await;
+    let before = s.attach(id).await;
+    let layer = s.prepare_for(id, snapshot, &s.user(1)).await;
     s.commit(id, snapshot).await;
-    let attachment = s.attach(id).await;
-    assert_eq!(attachment.source, layer.source);
-    assert_eq!(attachment.format, layer.format);
+    assert_eq!(s.attach(id).await, layer.unwrap_or(before));
 }
 
 /// A second commit changes nothing, also after the guest has written on.
@@ -82,15 +122,20 @@ pub async fn commit_of_nothing_is_refused(fixture: &dyn StorageFixture) {
     assert_eq!(s.info(id).await.snapshots, []);
 }
 
-/// A live snapshot has what was written below the new layer, and not what was written to it.
+/// A live snapshot has what was written below the new layer, and not what was written to it. Where no layer is given,
+/// it has what was written before the commit.
 pub async fn live_snapshot_has_what_was_written_before_the_pivot(fixture: &dyn StorageFixture) {
     let s = Subject::open(fixture).await;
     let (id, snapshot) = (s.blank().await, s.snapshot_id());
     let before = s.attach(id).await;
     fixture.write(&before, 5).await;
-    let after = s.prepare(id, snapshot).await;
-    fixture.write(&after, 6).await;
+    let layer = s.prepare_for(id, snapshot, &s.user(1)).await;
+    if let Some(layer) = &layer {
+        fixture.write(layer, 6).await;
+    }
     s.commit(id, snapshot).await;
+    let after = layer.unwrap_or(before);
+    fixture.write(&after, 6).await;
     assert_eq!(fixture.read(&after).await, 6);
     s.detach(id).await;
     assert_eq!(s.read(id).await, 6);
@@ -133,6 +178,23 @@ pub async fn restore_of_nothing_is_refused(fixture: &dyn StorageFixture) {
         assert_eq!(refusal("restore", restore.await), ErrorKind::NotFound);
     }
     assert_eq!(s.read(id).await, 7);
+}
+
+/// A volume that is attached does not go back; once it is detached, it does.
+pub async fn restore_of_an_attached_volume_is_refused(fixture: &dyn StorageFixture) {
+    let s = Subject::open(fixture).await;
+    let id = s.blank().await;
+    s.write(id, 5).await;
+    let snapshot = s.snapshot(id).await;
+    s.write(id, 6).await;
+    let running = s.attach(id).await;
+    let restore = s.backend.restore(s.call(), id, snapshot);
+    let kind = refusal("restore of an attached volume", restore.await);
+    assert_eq!(kind, ErrorKind::FailedPrecondition);
+    assert_eq!(fixture.read(&running).await, 6);
+    s.detach(id).await;
+    s.restore(id, snapshot).await;
+    assert_eq!(s.read(id).await, 5);
 }
 
 /// A snapshot that was forgotten is not shown; the volume and its other snapshots keep their data.

@@ -198,8 +198,24 @@ impl<'f> Subject<'f> {
         fill
     }
 
-    pub(super) async fn prepare(&self, id: VolumeId, snapshot: SnapshotId) -> Attachment {
-        let prepare = self.backend.snapshot_prepare(self.call(), id, snapshot);
+    /// Prepares a snapshot of a volume that nobody writes.
+    pub(super) async fn prepare(&self, id: VolumeId, snapshot: SnapshotId) {
+        let call = self.call();
+        let prepare = self.backend.snapshot_prepare(call, id, snapshot, None);
+        assert_eq!(self.soon("snapshot_prepare", prepare).await.unwrap(), None);
+    }
+
+    /// Prepares a snapshot of a volume that is written.
+    pub(super) async fn prepare_for(
+        &self,
+        id: VolumeId,
+        snapshot: SnapshotId,
+        writer: &AttachRequest,
+    ) -> Option<Attachment> {
+        let call = self.call();
+        let prepare = self
+            .backend
+            .snapshot_prepare(call, id, snapshot, Some(writer));
         self.soon("snapshot_prepare", prepare).await.unwrap()
     }
 

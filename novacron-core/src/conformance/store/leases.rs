@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::subject::{drain, json, key, put, soon};
 use super::{StoreFixture, Subject};
 use crate::ErrorKind;
-use crate::store::{Lease, LeaseAnswer, Precondition, Revision};
+use crate::store::{Lease, LeaseAnswer, MAX_BEAT_BYTES, Precondition, Revision};
 
 const TTL: Duration = Duration::from_secs(10);
 const PART: Duration = Duration::from_secs(6);
@@ -282,7 +282,7 @@ pub async fn beats_are_overwritten_and_listed_by_prefix(fixture: &dyn StoreFixtu
     for round in 0..3 {
         for name in ["node/b", "node/a", "node-x/a", "owner/a"] {
             s.store
-                .put_beat(&key(name), json(format!("{name}-{round}")))
+                .put_beat(&key(name), Some(json(format!("{name}-{round}"))))
                 .await
                 .unwrap();
         }
@@ -296,12 +296,48 @@ pub async fn beats_are_overwritten_and_listed_by_prefix(fixture: &dyn StoreFixtu
     assert!(s.store.beats("none/").await.unwrap().is_empty());
 }
 
+/// A beat that is removed is gone, also when the store is opened anew; one that is not there can be removed.
+pub async fn beat_can_be_removed(fixture: &dyn StoreFixture) {
+    let s = Subject::open(fixture).await;
+    for name in ["node/a", "node/b"] {
+        s.store.put_beat(&key(name), Some(json(1))).await.unwrap();
+    }
+    for _ in 0..2 {
+        s.store.put_beat(&key("node/a"), None).await.unwrap();
+        let left = s.store.beats("node/").await.unwrap();
+        assert_eq!(left, [(key("node/b"), json(1))]);
+    }
+    // An orderly end is no crash: what was removed stays so.
+    let s = s.reopen(fixture).await;
+    let left = s.store.beats("").await.unwrap();
+    assert!(left.iter().all(|(k, _)| *k != key("node/a")), "{left:?}");
+}
+
+/// A beat is no record: what is larger than its limit is refused, and the one before stays.
+pub async fn beat_that_is_too_large_is_refused(fixture: &dyn StoreFixture) {
+    let s = Subject::open(fixture).await;
+    let largest = json("x".repeat(MAX_BEAT_BYTES - 2));
+    assert_eq!(largest.len(), MAX_BEAT_BYTES);
+    let beat = key("node/a");
+    s.store
+        .put_beat(&beat, Some(largest.clone()))
+        .await
+        .unwrap();
+    let larger = json("x".repeat(MAX_BEAT_BYTES - 1));
+    let refused = s.store.put_beat(&beat, Some(larger)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert_eq!(s.store.beats("").await.unwrap(), [(beat, largest)]);
+}
+
 /// Beats bypass the history: no revision, no record, no watch event.
 pub async fn beats_leave_no_trace_in_the_history(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;
     let before = s.apply(vec![put("vm/a", 1)]).await;
     let mut watch = s.watch(&[""], before).await;
-    s.store.put_beat(&key("node/a"), json(1)).await.unwrap();
+    s.store
+        .put_beat(&key("node/a"), Some(json(1)))
+        .await
+        .unwrap();
     assert_eq!(
         (s.revision().await, s.value("node/a").await),
         (before, None)

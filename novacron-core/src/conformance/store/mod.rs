@@ -120,6 +120,8 @@ macro_rules! store_conformance {
             lease_precondition_fences_the_former_holder
             lease_changes_no_revision
             beats_are_overwritten_and_listed_by_prefix
+            beat_can_be_removed
+            beat_that_is_too_large_is_refused
             beats_leave_no_trace_in_the_history
             reopened_store_has_every_commit
             reopened_store_knows_outcomes

@@ -17,7 +17,7 @@ use self::state::State;
 use super::watch::{self, Log};
 use super::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, Page, Record, Revision, Store, TxnId, TxnOutcome,
-    WatchStream,
+    WatchStream, check,
 };
 use crate::error::Result;
 use crate::time::Clock;
@@ -119,8 +119,13 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn put_beat(&self, key: &Key, value: Bytes) -> Result<()> {
-        self.state().beats.insert(key.clone(), value);
+    async fn put_beat(&self, key: &Key, value: Option<Bytes>) -> Result<()> {
+        check::beat(key, value.as_deref())?;
+        let beats = &mut self.state().beats;
+        match value {
+            Some(value) => drop(beats.insert(key.clone(), value)),
+            None => drop(beats.remove(key)),
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
+use super::beats::Unsaved;
 use super::reads;
 use super::rows::{self, Json, int, revision};
 use super::sum::sum;
@@ -232,11 +233,15 @@ impl Group<'_> {
     }
 
     /// Writes heartbeats down.
-    pub(super) fn save_beats(&self, beats: &[(Key, bytes::Bytes)]) -> rusqlite::Result<()> {
+    pub(super) fn save_beats(&self, beats: &[Unsaved]) -> rusqlite::Result<()> {
         let sql = "INSERT INTO beats (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
         let mut insert = self.prepare(sql)?;
+        let mut delete = self.prepare("DELETE FROM beats WHERE key = ?1")?;
         for (key, value) in beats {
-            insert.execute(params![key.as_str(), Json(value)])?;
+            match value {
+                Some(value) => insert.execute(params![key.as_str(), Json(value)])?,
+                None => delete.execute([key.as_str()])?,
+            };
         }
         Ok(())
     }

@@ -7,6 +7,9 @@ use bytes::Bytes;
 
 use crate::store::Key;
 
+/// A beat to be saved, or to be removed.
+pub(super) type Unsaved = (Key, Option<Bytes>);
+
 /// The latest beats and which of them are not in the database yet.
 #[derive(Debug, Default)]
 pub(super) struct Beats {
@@ -22,8 +25,11 @@ impl Beats {
         }
     }
 
-    pub(super) fn put(&mut self, key: &Key, value: Bytes) {
-        self.latest.insert(key.clone(), value);
+    pub(super) fn put(&mut self, key: &Key, value: Option<Bytes>) {
+        match value {
+            Some(value) => drop(self.latest.insert(key.clone(), value)),
+            None => drop(self.latest.remove(key)),
+        }
         self.unsaved.insert(key.clone());
     }
 
@@ -37,19 +43,19 @@ impl Beats {
             .collect()
     }
 
-    /// Takes at most `most` that are to be saved.
-    pub(super) fn take_unsaved(&mut self, most: usize) -> Vec<(Key, Bytes)> {
+    /// Takes at most `most` that are to be saved; one without a value was removed.
+    pub(super) fn take_unsaved(&mut self, most: usize) -> Vec<Unsaved> {
         let keys: Vec<_> = self.unsaved.iter().take(most).cloned().collect();
-        let taken = keys.into_iter().filter_map(|key| {
+        let taken = keys.into_iter().map(|key| {
             self.unsaved.remove(&key);
-            let value = self.latest.get(&key)?.clone();
-            Some((key, value))
+            let value = self.latest.get(&key).cloned();
+            (key, value)
         });
         taken.collect()
     }
 
     /// Gives back what could not be saved.
-    pub(super) fn not_saved(&mut self, beats: Vec<(Key, Bytes)>) {
+    pub(super) fn not_saved(&mut self, beats: Vec<Unsaved>) {
         self.unsaved.extend(beats.into_iter().map(|(key, _)| key));
     }
 }

@@ -314,7 +314,8 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn put_beat(&self, key: &Key, value: Bytes) -> Result<()> {
+    async fn put_beat(&self, key: &Key, value: Option<Bytes>) -> Result<()> {
+        check::beat(key, value.as_deref())?;
         self.0.shared.beats().put(key, value);
         Ok(())
     }

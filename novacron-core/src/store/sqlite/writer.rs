@@ -22,6 +22,7 @@ use rusqlite::Connection;
 
 use super::Shared;
 use super::apply::Group;
+use super::beats::Unsaved;
 use super::failure;
 use super::lock::LockFile;
 use super::request::{Deferred, Failure, Reply, Request};
@@ -195,7 +196,7 @@ impl Writer {
     fn apply(
         group: &mut Group<'_>,
         requests: Vec<Request>,
-        beats: &[(crate::store::Key, bytes::Bytes)],
+        beats: &[Unsaved],
         sweep: Option<i64>,
         done: &mut Done,
     ) -> Result<(), (rusqlite::Error, Vec<Request>)> {
