@@ -100,8 +100,8 @@ sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the s
 	export NOVACRON_SIM_SYNC_EVERY=3; look durability "$$PWD"; \
 	exit $$missed
 
-bench-core: ## the numbers of docs/SPECIFICATION.md for the core
-	cargo bench --locked -p novacron-benches
+bench-core: deps ## the numbers of docs/SPECIFICATION.md for the core; ONLY=overhead for one part
+	cargo run --locked --release -p novacron-benches --bin bench-core -- $(ONLY)
 
 doc: ## the API's documentation
 	cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
