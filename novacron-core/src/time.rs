@@ -36,6 +36,13 @@ impl Timestamp {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// This time less `duration`; the epoch at the earliest.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(millis))
+    }
+
     /// This time plus `duration`.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {

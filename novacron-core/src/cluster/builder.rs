@@ -12,6 +12,7 @@ use crate::control::cache::Cache;
 use crate::control::commit::{commit_known, finish};
 use crate::control::executor::Drivers;
 use crate::control::plan::Draft;
+use crate::control::retention::Retention;
 use crate::control::runtime::{Parts, Runtime};
 use crate::driver::{
     AllowAll, Authorizer, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler, SecretSource,
@@ -48,6 +49,7 @@ pub struct Builder {
     clock: Arc<dyn Clock>,
     ids: Arc<dyn IdSource>,
     resync: Duration,
+    retention: Retention,
 }
 
 impl Builder {
@@ -64,6 +66,7 @@ impl Builder {
             clock: Arc::new(SystemClock),
             ids: Arc::new(SeededIds::from_os()),
             resync: Duration::from_secs(30),
+            retention: Retention::default(),
         }
     }
 
@@ -152,6 +155,13 @@ impl Builder {
         self
     }
 
+    /// How long things are kept that nothing needs any more.
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
     /// Opens the records, starts the control loop.
     ///
     /// # Errors
@@ -176,6 +186,7 @@ impl Builder {
         let drivers = Arc::new(Drivers {
             store: Arc::clone(&store),
             clock: Arc::clone(&self.clock),
+            ids: Arc::clone(&self.ids),
             secrets: self.secrets,
             nodes,
             networks,
@@ -196,6 +207,7 @@ impl Builder {
             cache: Arc::clone(&cache),
             progress: progress_tx,
             resync: self.resync,
+            retention: self.retention,
             incarnation,
         })
         .await?;

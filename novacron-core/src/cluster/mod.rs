@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::watch as signal;
 use tokio::task::JoinHandle;
 
+pub use crate::control::retention::Retention;
 pub use builder::Builder;
 pub use images::{ImageHandle, ImageSpec, Images};
 pub use networks::Networks;

@@ -9,7 +9,7 @@ use std::sync::{Arc, RwLock};
 
 use super::cache::Cache;
 use super::plan::{Command, ObjectKey};
-use super::start;
+use super::{retention, start};
 use crate::driver::{
     Artefact, AttachRequest, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver,
     PortArtefact, SecretSource, StorageBackend,
@@ -17,13 +17,14 @@ use crate::driver::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb, VolumeId};
 use crate::store::Store;
-use crate::time::{Clock, Deadline};
+use crate::time::{Clock, Deadline, IdSource};
 
 /// What commands are carried out with.
 #[derive(Debug)]
 pub(crate) struct Drivers {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) secrets: Arc<dyn SecretSource>,
     pub(crate) nodes: BTreeMap<NodeId, Arc<dyn Hypervisor>>,
     /// Those nodes' networks; a node that is not named has [`HypervisorNetworks`].
@@ -293,6 +294,9 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             .await
             .map(|()| Report::Done),
         Command::Inventory { pool } => drivers.pool(pool)?.list(call).await.map(Report::Inventory),
+        Command::Forget(cutoffs) => retention::forget(drivers, call, cutoffs)
+            .await
+            .map(|()| Report::Done),
         Command::Act { pool, at, verb } => act(drivers, call, pool.as_ref(), at.as_ref(), verb)
             .await
             .map(|()| Report::Done),

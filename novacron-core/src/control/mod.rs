@@ -22,6 +22,7 @@
 //! | [`storage`] | pool owner | volumes, images and snapshots exist as they should |
 //! | [`node`] | owner | the host is observed, strays are swept or reported |
 //! | [`operation`] | leader | every operation ends |
+//! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
 
 pub(crate) mod action;
@@ -36,6 +37,7 @@ mod placing;
 pub(crate) mod plan;
 pub(crate) mod port;
 pub(crate) mod queue;
+pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod runtime;
 pub(crate) mod start;

@@ -13,9 +13,6 @@ use crate::model::{
 };
 use crate::time::Timestamp;
 
-/// How long an ended operation can be asked for.
-pub(crate) const RETENTION: Duration = Duration::from_secs(24 * 3600);
-
 /// A VM's phase as users see it, and why.
 pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String) {
     if vm.meta.deleted_at.is_some() {
@@ -171,7 +168,13 @@ fn on_storage(
     }
 }
 
-pub(crate) fn reconcile(id: OperationId, cache: &Cache, now: Timestamp) -> Result<Plan> {
+/// `kept` is how long an ended operation can be asked for.
+pub(crate) fn reconcile(
+    id: OperationId,
+    cache: &Cache,
+    kept: Duration,
+    now: Timestamp,
+) -> Result<Plan> {
     let Some(operation) = cache.operations.get(&id) else {
         return Ok(Plan::nothing());
     };
@@ -179,7 +182,7 @@ pub(crate) fn reconcile(id: OperationId, cache: &Cache, now: Timestamp) -> Resul
         let due = operation
             .ended_at
             .unwrap_or(operation.created_at)
-            .plus(RETENTION);
+            .plus(kept);
         if now < due {
             return Ok(Plan::wake_at(due));
         }

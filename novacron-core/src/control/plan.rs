@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::retention::Cutoffs;
 use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, StopMode};
 use crate::error::Result;
 use crate::model::{
@@ -25,6 +26,8 @@ pub(crate) enum ObjectKey {
     Run(NodeId, VmId),
     Action(ActionId),
     Operation(OperationId),
+    /// What is forgotten, of the whole cluster.
+    Retention,
 }
 
 /// What a reconciler decided.
@@ -220,6 +223,8 @@ pub(crate) enum Command {
     Inventory {
         pool: PoolId,
     },
+    /// Forget what was kept long enough.
+    Forget(Cutoffs),
     /// Carry out a verb, once.
     Act {
         pool: Option<PoolId>,
@@ -243,7 +248,8 @@ impl Command {
             Self::Grow { .. }
             | Self::TakeSnapshot { .. }
             | Self::DropSnapshot { .. }
-            | Self::Delete { .. } => 120,
+            | Self::Delete { .. }
+            | Self::Forget(_) => 120,
             Self::Create { .. } => 3600,
         })
     }

@@ -20,9 +20,10 @@ use super::executor::{Completion, Drivers, execute};
 use super::placing::Placing;
 use super::plan::{Command, Draft, ObjectKey, Plan};
 use super::queue::Queue;
+use super::retention::Retention;
 use super::storage::{self, Outcome};
 use super::world::World;
-use super::{action, node, operation, port, run, vm};
+use super::{action, node, operation, port, retention, run, vm};
 use crate::driver::Scheduler;
 use crate::error::Result;
 use crate::model::{ActionId, ClusterId, NodeId, VmId};
@@ -46,6 +47,7 @@ pub(crate) struct Parts {
     pub(crate) progress: watch::Sender<Revision>,
     /// How often a node or pool is observed when nothing happens.
     pub(crate) resync: Duration,
+    pub(crate) retention: Retention,
     pub(crate) incarnation: u64,
 }
 
@@ -112,6 +114,7 @@ impl Runtime {
             runtime.listen(node.clone());
             runtime.queue.push(ObjectKey::Node(node));
         }
+        runtime.queue.push(ObjectKey::Retention);
         for pool in runtime.parts.drivers.pools.keys() {
             runtime.queue.push(ObjectKey::Pool(pool.clone()));
         }
@@ -253,7 +256,12 @@ impl Runtime {
                 self.outcomes.get(key),
                 self.queue.failures(key),
             ),
-            ObjectKey::Operation(id) => operation::reconcile(*id, &cache, now),
+            ObjectKey::Operation(id) => {
+                operation::reconcile(*id, &cache, self.parts.retention.operations, now)
+            }
+            ObjectKey::Retention => {
+                retention::reconcile(&self.parts.retention, &self.world.rounds, &cache, now)
+            }
             ObjectKey::Vm(id) => {
                 let placing = &mut self.placing;
                 let plan = vm::reconcile(*id, &cache, now, &mut |request| {
@@ -288,6 +296,11 @@ impl Runtime {
                 && let Some(run) = self.world.runs.get_mut(&(node.clone(), *vm))
             {
                 run.stale = false;
+            }
+            if matches!(command, Command::Forget(_)) {
+                let (keep, now) = (&self.parts.retention, self.parts.clock.now());
+                let revision = *self.parts.progress.borrow();
+                self.world.rounds.begin(keep, revision, now);
             }
             if let Command::Observe { node } = &command {
                 let seen = self.world.nodes.entry(node.clone()).or_default();

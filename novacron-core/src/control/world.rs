@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::retention::Rounds;
 use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PortArtefact};
 use crate::model::{Epoch, HostInfo, NodeId, PoolId, StopProof, VmId};
 use crate::time::Timestamp;
@@ -11,6 +12,7 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, SeenNode>,
     pub(crate) runs: BTreeMap<(NodeId, VmId), SeenRun>,
     pub(crate) pools: BTreeMap<PoolId, SeenPool>,
+    pub(crate) rounds: Rounds,
 }
 
 /// A host, as last observed.

@@ -43,6 +43,11 @@ macro_rules! uuid_ids {
             pub const fn uuid(self) -> Uuid {
                 self.0
             }
+
+            /// The time in the id: when it was made, if [`Self::generate`] made it.
+            pub const fn created_at(self) -> Timestamp {
+                Timestamp::from_millis((self.0.as_u128() >> 80) as u64)
+            }
         }
 
         impl fmt::Display for $name {

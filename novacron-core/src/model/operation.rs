@@ -138,7 +138,15 @@ pub enum ActionStatus {
 impl ActionStatus {
     /// Whether nothing more will happen.
     pub fn is_ended(&self) -> bool {
-        !matches!(self, Self::Started { .. })
+        self.ended_at().is_some()
+    }
+
+    /// When it ended, if it did.
+    pub fn ended_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Started { .. } => None,
+            Self::Done { at } | Self::Failed { at, .. } | Self::Unknown { at } => Some(*at),
+        }
     }
 }
 

@@ -127,6 +127,7 @@ impl Store for CrashStore {
     }
 
     async fn compact(&self, before: Revision) -> Result<()> {
+        self.alive().await;
         self.store.compact(before).await
     }
 

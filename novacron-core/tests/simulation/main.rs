@@ -26,6 +26,7 @@ use crash_store::{CrashStore, Disk};
 use invariants::{
     converges, no_overcommit, nothing_left, nothing_lost, one_writer, operations_end, runs_once,
 };
+use novacron_core::cluster::Retention;
 use novacron_core::model::PoolId;
 use novacron_core::sim::{FaultPlan, Latency, SimHypervisor, SimNetwork, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
@@ -81,6 +82,13 @@ impl Simulation {
             .clock(self.clock)
             .ids(SeededIds::from_seed(self.rng.random()))
             .resync(Duration::from_secs(5))
+            // Short, so that forgetting is simulated too. A grave outlasts what a call may still do late.
+            .retention(Retention {
+                events: Duration::from_secs(100),
+                audit: Duration::from_secs(200),
+                history: Duration::from_secs(30),
+                ..Retention::default()
+            })
             .storage(
                 "shared",
                 SimStorage::new(&self.world, PoolId::new("shared").unwrap()),

@@ -1,0 +1,251 @@
+//! Retention: what has ended is kept for a while, then forgotten.
+//!
+//! | what | forgotten when |
+//! |---|---|
+//! | operations, ended actions | [`Retention::operations`] after their end |
+//! | events, audit records | [`Retention::events`], [`Retention::audit`] after they were written |
+//! | answers kept for idempotency keys | [`Retention::idempotency`] after the first request |
+//! | graves | [`Retention::graves`] after the object was deleted: what turns up later is reported, not swept |
+//! | the store's history | [`Retention::history`] after it happened: who watches from before must list again |
+//!
+//! Graves and actions are in the cache, so they go by plain commits. The other kinds are not: they lie in the store in the order
+//! of their ids, which is that of time, and one command a round walks them from the oldest on. Operations forget
+//! themselves ([`super::operation`]).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::cache::Cache;
+use super::executor::Drivers;
+use super::plan::{Command, Draft, Plan};
+use crate::driver::Call;
+use crate::error::Result;
+use crate::model::{Action, ActionStatus, Audit, Event, EventId, OperationId, uuid_v7};
+use crate::records::{self, Grave, Stored};
+use crate::store::{Commit, ListOptions, MAX_OPS, Op, Precondition, Record, Revision, TxnId};
+use crate::time::Timestamp;
+
+/// Between two rounds.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// How long things are kept that nothing needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Ended operations and actions. One day.
+    pub operations: Duration,
+    /// Events. A week.
+    pub events: Duration,
+    /// Audit records. A year.
+    pub audit: Duration,
+    /// The answers that requests with an idempotency key got. One day.
+    pub idempotency: Duration,
+    /// What says that an artefact without a record is nobody's. A month.
+    pub graves: Duration,
+    /// The store's superseded values: how far back a watch can be resumed. Ten minutes.
+    pub history: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        Self {
+            operations: DAY,
+            events: DAY * 7,
+            audit: DAY * 365,
+            idempotency: DAY,
+            graves: DAY * 30,
+            history: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What the runtime remembers between two rounds.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    last: Timestamp,
+    /// Which revision there was when.
+    marks: VecDeque<(Timestamp, Revision)>,
+}
+
+/// What a round forgets in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cutoffs {
+    events: Timestamp,
+    audit: Timestamp,
+    idempotency: Timestamp,
+    history: Option<Revision>,
+}
+
+impl Rounds {
+    /// A round begins.
+    pub(crate) fn begin(&mut self, keep: &Retention, revision: Revision, now: Timestamp) {
+        self.last = now;
+        self.marks.push_back((now, revision));
+        // One mark that is old enough stays: it is what may be forgotten.
+        while self
+            .marks
+            .get(1)
+            .is_some_and(|(at, _)| now.since(*at) >= keep.history)
+        {
+            self.marks.pop_front();
+        }
+    }
+}
+
+pub(crate) fn reconcile(
+    keep: &Retention,
+    rounds: &Rounds,
+    cache: &Cache,
+    now: Timestamp,
+) -> Result<Plan> {
+    let due = rounds.last.plus(EVERY);
+    if now < due {
+        return Ok(Plan::wake_at(due));
+    }
+    let mut draft = Draft::new();
+    let old = |at: Timestamp, kept: Duration| now.since(at) >= kept;
+    for (id, grave) in &cache.graves {
+        if old(grave.at, keep.graves) && draft.ops.len() < MAX_OPS {
+            draft = draft
+                .unchanged::<Grave>(id, Some(grave.version))
+                .delete::<Grave>(id);
+        }
+    }
+    for (id, status) in &cache.action_status {
+        let ended = status.ended_at().is_some_and(|at| old(at, keep.operations));
+        if ended && draft.ops.len() + 2 <= MAX_OPS {
+            draft = draft
+                .unchanged::<ActionStatus>(id, Some(status.version))
+                .delete::<Action>(id)
+                .delete::<ActionStatus>(id);
+        }
+    }
+    if !draft.ops.is_empty() {
+        return Ok(Plan::commit(draft));
+    }
+    let history = rounds
+        .marks
+        .front()
+        .filter(|(at, _)| old(*at, keep.history));
+    Ok(Plan::command(Command::Forget(Cutoffs {
+        events: now.minus(keep.events),
+        audit: now.minus(keep.audit),
+        idempotency: now.minus(keep.idempotency),
+        history: history.map(|(_, revision)| *revision),
+    })))
+}
+
+/// Carries a round out. Cut short by the deadline, the next one goes on.
+pub(crate) async fn forget(drivers: &Drivers, call: Call, cutoffs: &Cutoffs) -> Result<()> {
+    let of_event = |record: &Record| Event::parse(&record.key).map(EventId::created_at);
+    let of_audit = |record: &Record| Audit::parse(&record.key).map(EventId::created_at);
+    in_order(drivers, call, "event/", cutoffs.events, of_event).await?;
+    in_order(drivers, call, "audit/", cutoffs.audit, of_audit).await?;
+    answers(drivers, call, cutoffs.idempotency).await?;
+    if let Some(revision) = cutoffs.history {
+        drivers.store.compact(revision).await?;
+    }
+    Ok(())
+}
+
+/// Forgets the records of a kind whose keys are in the order of time.
+async fn in_order(
+    drivers: &Drivers,
+    call: Call,
+    prefix: &str,
+    before: Timestamp,
+    at: impl Fn(&Record) -> Option<Timestamp>,
+) -> Result<()> {
+    loop {
+        let options = ListOptions {
+            limit: MAX_OPS,
+            ..ListOptions::default()
+        };
+        let page = drivers.store.list(prefix, options).await?;
+        let old: Vec<&Record> = page
+            .records
+            .iter()
+            .take_while(|record| at(record).is_some_and(|at| at < before))
+            .collect();
+        delete(drivers, &old).await?;
+        if old.len() < MAX_OPS || call.deadline.remaining() < EVERY / 2 {
+            return Ok(());
+        }
+    }
+}
+
+/// Forgets the answers that were kept for idempotency keys: their operation's id tells their age.
+async fn answers(drivers: &Drivers, call: Call, before: Timestamp) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Kept {
+        operation: OperationId,
+    }
+    let mut after = None;
+    loop {
+        let options = ListOptions {
+            after: after.take(),
+            limit: MAX_OPS,
+            at: None,
+        };
+        let page = drivers.store.list("idempotency/", options).await?;
+        let old: Vec<&Record> = page
+            .records
+            .iter()
+            .filter(|record| {
+                let kept = records::decode::<Kept>(&record.key, &record.value);
+                kept.is_ok_and(|kept| kept.operation.created_at() < before)
+            })
+            .collect();
+        delete(drivers, &old).await?;
+        after = page.records.last().map(|record| record.key.clone());
+        if !page.more || call.deadline.remaining() < EVERY / 2 {
+            return Ok(());
+        }
+    }
+}
+
+async fn delete(drivers: &Drivers, old: &[&Record]) -> Result<()> {
+    if old.is_empty() {
+        return Ok(());
+    }
+    let mut commit = Commit::new(TxnId(uuid_v7(drivers.clock.now(), &*drivers.ids)));
+    for record in old {
+        commit.require(Precondition::At(record.key.clone(), record.version));
+        commit.push(Op::Delete(record.key.clone()));
+    }
+    super::commit::commit_known(&*drivers.store, commit)
+        .await
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(n: u64) -> Timestamp {
+        Timestamp::from_millis(n * 1000)
+    }
+
+    #[test]
+    fn history_is_kept_for_as_long_as_promised_and_no_longer() {
+        let keep = Retention {
+            history: Duration::from_secs(100),
+            ..Retention::default()
+        };
+        let mut rounds = Rounds::default();
+        for n in 1..=20 {
+            let now = second(n * 60);
+            let plan = reconcile(&keep, &rounds, &Cache::default(), now).unwrap();
+            if let Some(Command::Forget(cutoffs)) = plan.command {
+                let kept_from = cutoffs.history.map_or(0, |Revision(minute)| minute * 60);
+                assert!(kept_from + 100 <= n * 60, "minute {n}: {cutoffs:?}");
+                assert!(n < 5 || kept_from + 240 > n * 60, "minute {n}: {cutoffs:?}");
+            } else {
+                panic!("minute {n}: {plan:?}");
+            }
+            rounds.begin(&keep, Revision(n), now);
+            let early = reconcile(&keep, &rounds, &Cache::default(), now).unwrap();
+            assert_eq!(early.wake, Some(now.plus(EVERY)));
+        }
+    }
+}
