@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use novacron_core::cluster::{
-    Cluster, ImageSpec, OperationHandle, VmHandle, VmView, VolumeHandle, VolumeSpec,
+    Cluster, ImageSpec, ListRequest, OperationHandle, VmHandle, VmView, VolumeHandle, VolumeSpec,
 };
 use novacron_core::driver::{Call, ConsoleStart, Hypervisor, StorageBackend};
 use novacron_core::model::{
@@ -116,7 +116,7 @@ impl App {
         let cluster = self.site.cluster().await?;
         self.cluster = Some(cluster.clone());
         cluster.nodes().wait_available(soon(20)).await?;
-        let nodes = cluster.nodes().list().await?;
+        let nodes = cluster.nodes().list(&ListRequest::new()).await?.items;
         let mut seen = Vec::new();
         for node in &nodes {
             let status = node
@@ -137,12 +137,7 @@ impl App {
 
     async fn import(&mut self) -> Result<String> {
         let source = ImageSource::File(self.site.disk.clone());
-        let spec = ImageSpec {
-            name: "guest".to_owned(),
-            source,
-            sha256: None,
-            pool: None,
-        };
+        let spec = ImageSpec::new("guest", source);
         let image = self.cluster()?.images().create(spec).await?;
         let operation = image.operation().ok_or("the import has no operation")?;
         operation.wait(soon(50)).await?;
@@ -151,7 +146,11 @@ impl App {
 
     async fn create(&mut self) -> Result<String> {
         let cluster = self.cluster()?;
-        let network = cluster.networks().create("nat", NetworkKind::User).await?;
+        let network = cluster
+            .networks()
+            .create("nat", NetworkKind::User)
+            .await?
+            .id();
         let user_data = format!(
             "#cloud-config\n\
              ssh_authorized_keys:\n  - {KEY}\n\
@@ -339,14 +338,16 @@ impl App {
         done(volume.delete().await?, 30).await?;
         done(cluster.images().by_name("guest").await?.delete().await?, 30).await?;
         let network = self.network.ok_or("there is no network")?;
-        cluster.networks().delete(network).await?;
+        done(cluster.networks().by_id(network).delete().await?, 30).await?;
 
-        ensure(cluster.vms().list(None, 10).await?.is_empty(), || {
+        let first = ListRequest::new();
+        ensure(cluster.vms().list(&first).await?.items.is_empty(), || {
             "there is still a VM".to_owned()
         })?;
-        ensure(cluster.volumes().list(None, 10).await?.is_empty(), || {
-            "there is still a volume".to_owned()
-        })?;
+        ensure(
+            cluster.volumes().list(&first).await?.items.is_empty(),
+            || "there is still a volume".to_owned(),
+        )?;
         let image = cluster.images().by_name("guest").await;
         ensure(
             image.is_err_and(|e| e.kind() == ErrorKind::NotFound),
@@ -446,11 +447,7 @@ impl App {
 
     async fn volume(&self) -> Result<VolumeHandle> {
         let cluster = self.cluster()?;
-        let volumes = cluster.volumes().list(None, 10).await?;
-        let found = volumes.iter().find(|v| v.volume.meta.name.as_str() == DATA);
-        Ok(cluster
-            .volumes()
-            .by_id(found.ok_or("there is no volume")?.volume.id))
+        Ok(cluster.volumes().by_name(DATA).await?)
     }
 
     fn cluster(&self) -> Result<Cluster> {

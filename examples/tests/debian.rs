@@ -171,19 +171,15 @@ async fn cloud_init_applies_the_seed_and_the_agent_answers() {
 }
 
 async fn create(cluster: &Cluster, disk: &Path) -> VmHandle {
-    let image = ImageSpec {
-        name: "debian-12".to_owned(),
-        source: ImageSource::File(disk.to_owned()),
-        sha256: None,
-        pool: None,
-    };
+    let image = ImageSpec::new("debian-12", ImageSource::File(disk.to_owned()));
     let image = cluster.images().create(image).await.unwrap();
     image.operation().unwrap().wait(soon()).await.unwrap();
     let network = cluster
         .networks()
         .create("nat", NetworkKind::User)
         .await
-        .unwrap();
+        .unwrap()
+        .id();
     let root = DiskSource::Image {
         image: "debian-12".to_owned(),
         size: Some(Bytes::mib(4096)),

@@ -8,9 +8,9 @@
 //! | `claim/vm/<vm>` `claim/volume/<volume>` `assignment/<node>/<vm>` | leader | who may run, who may write, with what |
 //! | `run/<node>/<vm>` `port-status/<port>` `node-status/<node>` `action-status/<action>` | the node's owner | what is |
 //! | `volume-status/…` `image-status/…` `snapshot-status/…` | the pool's owner | what is |
-//! | `operation/…` `grave/<kind>/<id>` `usage/<project>` | leader | progress; what was deleted, for the sweep |
+//! | `operation/…` `grave/<kind>/<id>` | leader | progress; what was deleted, for the sweep |
 //! | `event/…` `audit/…` | whoever commits the change | what happened |
-//! | `idempotency/<principal hash>/<key>` | API | the answer that the first call got |
+//! | `idempotency/<principal>/<key>` | API | the answer that the first call got |
 //!
 //! A value is `{"v":1,"body":…}`. A record of a newer version is refused by name, never guessed at.
 
@@ -103,22 +103,6 @@ pub(crate) struct Grave {
     pub(crate) epoch: Option<Epoch>,
 }
 
-/// Resources that a project's objects ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Usage {
-    /// VMs.
-    pub vms: u64,
-    /// vCPUs of all VMs.
-    pub vcpus: u64,
-    /// Memory of all VMs, MiB.
-    pub memory_mib: u64,
-    /// Volumes.
-    pub volumes: u64,
-    /// Bytes of all volumes, as asked for.
-    pub volume_bytes: u64,
-}
-
 /// Ties a kind of record to its key.
 pub(crate) trait Stored: Serialize + DeserializeOwned {
     type Id;
@@ -169,7 +153,6 @@ stored! {
     ActionStatus, "action-status", ActionId;
     Event, "event", EventId;
     Audit, "audit", EventId;
-    Usage, "usage", Name;
 }
 
 status_of! {

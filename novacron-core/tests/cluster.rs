@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use novacron_core::cluster::VolumeSpec;
+use novacron_core::cluster::{ListRequest, VolumeSpec};
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
 use novacron_core::model::{
     DiskSource, Epoch, Exit, NetworkKind, NicSpec, NodeId, PoolId, Power, VmId, VolumeId,
@@ -297,7 +297,16 @@ async fn one_door_idempotency_versions_dry_runs_and_names() {
         ..RequestOptions::default()
     });
     dry.vms().create(spec("c")).await.unwrap();
-    assert_eq!(cluster.vms().list(None, 10).await.unwrap().len(), 1);
+    assert_eq!(
+        cluster
+            .vms()
+            .list(&ListRequest::new())
+            .await
+            .unwrap()
+            .items
+            .len(),
+        1
+    );
     let refused = dry
         .vms()
         .create(VmSpec::new("../c").vcpus(0))

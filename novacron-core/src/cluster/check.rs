@@ -1,186 +1,296 @@
-//! Validation at the door: every problem of a spec, each with its field's path.
+//! Validation at the door: every problem of a spec, each with its field's path. What a spec refers to is looked up
+//! where it is drafted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use super::request::problem;
+use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
-use crate::model::{Bytes, CloudInit, DiskSource, NicSpec, VmSpec, name_problem};
+use crate::model::{
+    Bytes, CloudInit, DiskSource, ImageSource, KernelBoot, NetworkKind, NicSpec, VmSpec,
+    name_problem,
+};
 
 const MAX_VCPUS: u32 = 1024;
 const MIN_MEMORY_MIB: u64 = 16;
 const MAX_MEMORY_MIB: u64 = 16 << 20;
-const MAX_DISKS: usize = 24;
+pub(super) const MAX_DISKS: usize = 24;
 const MAX_NICS: usize = 8;
+const MAX_FORWARDS: usize = 64;
 const MAX_VOLUME: Bytes = Bytes(64 << 40);
 const MIN_VOLUME: Bytes = Bytes(1 << 20);
 const MAX_SEED: usize = 64 * 1024;
+const MAX_SECRETS: usize = 64;
+const MAX_GRACE_SECS: u32 = 24 * 3600;
+const MAX_LABELS: usize = 64;
+const MAX_LABEL_BYTES: usize = 16 * 1024;
+const MAX_PATH: usize = 4096;
+/// What Linux on x86 takes.
+const MAX_CMDLINE: usize = 2048;
+
+/// Problems under their fields.
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn check(&mut self, good: bool, field: impl Into<String>, message: impl FnOnce() -> String) {
+        if !good {
+            self.0.push(problem(field, message()));
+        }
+    }
+
+    fn found(&mut self, field: impl Into<String>, message: Option<String>) {
+        self.0.extend(message.map(|m| problem(field, m)));
+    }
+}
 
 pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut check = |bad: bool, field: String, message: String| {
-        if bad {
-            problems.push(problem(field, message));
-        }
-    };
-    if let Some(message) = name_problem(&spec.name) {
-        check(true, "name".to_owned(), message);
+    let mut found = Problems::default();
+    found.found("name", name_problem(&spec.name));
+    found.check((1..=MAX_VCPUS).contains(&spec.vcpus), "vcpus", || {
+        format!("{} vCPUs; must be 1 to {MAX_VCPUS}", spec.vcpus)
+    });
+    let memory = MIN_MEMORY_MIB..=MAX_MEMORY_MIB;
+    found.check(memory.contains(&spec.memory.0), "memory", || {
+        let memory = spec.memory;
+        format!("{memory}; must be {MIN_MEMORY_MIB} MiB to {MAX_MEMORY_MIB} MiB")
+    });
+    found.check(
+        spec.stop_grace_secs <= MAX_GRACE_SECS,
+        "stop_grace_secs",
+        || format!("{} s; at most {MAX_GRACE_SECS}", spec.stop_grace_secs),
+    );
+    found.check(
+        !spec.disks.is_empty() || spec.kernel.is_some(),
+        "disks",
+        || "a VM boots from its first disk or from `kernel`; it has neither".to_owned(),
+    );
+    found.0.extend(labels("labels", &spec.labels));
+    found.0.extend(labels("annotations", &spec.annotations));
+    disks(&mut found, spec);
+    nics(&mut found, &spec.nics);
+    if let Some(boot) = &spec.kernel {
+        kernel(&mut found, boot);
     }
-    check(
-        !(1..=MAX_VCPUS).contains(&spec.vcpus),
-        "vcpus".to_owned(),
-        format!("{} vCPUs; must be 1 to {MAX_VCPUS}", spec.vcpus),
-    );
-    check(
-        !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&spec.memory.0),
-        "memory".to_owned(),
-        format!(
-            "{}; must be {MIN_MEMORY_MIB} MiB to {MAX_MEMORY_MIB} MiB",
-            spec.memory
-        ),
-    );
-    check(
-        spec.disks.len() > MAX_DISKS,
-        "disks".to_owned(),
-        format!("{} disks; at most {MAX_DISKS}", spec.disks.len()),
-    );
-    check(
-        spec.nics.len() > MAX_NICS,
-        "nics".to_owned(),
-        format!("{} NICs; at most {MAX_NICS}", spec.nics.len()),
-    );
-    check(
-        spec.disks.is_empty() && spec.kernel.is_none(),
-        "disks".to_owned(),
-        "a VM boots from its first disk or from `kernel`; it has neither".to_owned(),
-    );
-    let mut names = BTreeSet::new();
-    let mut volumes = BTreeSet::new();
-    for (i, disk) in spec.disks.iter().enumerate() {
-        if let Some(message) = disk_name(&disk.name) {
-            check(true, format!("disks[{i}].name"), message);
-        }
-        check(
-            !names.insert(&disk.name),
-            format!("disks[{i}].name"),
-            format!("{:?} is the name of two disks", disk.name),
-        );
-        match &disk.source {
-            DiskSource::Volume { volume } => check(
-                !volumes.insert(*volume),
-                format!("disks[{i}].source.volume"),
-                format!("volume {volume} stands in the spec twice"),
-            ),
-            DiskSource::Blank { size, .. } => {
-                if let Some(message) = size_problem(*size) {
-                    check(true, format!("disks[{i}].source.size"), message);
-                }
-            }
-            DiskSource::Image { image, size, .. } => {
-                if let Some(message) = name_problem(image) {
-                    check(true, format!("disks[{i}].source.image"), message);
-                }
-                if let Some(message) = size.and_then(size_problem) {
-                    check(true, format!("disks[{i}].source.size"), message);
-                }
-            }
+    if let Some(init) = &spec.cloud_init {
+        seed(&mut found, init);
+    }
+    found.0
+}
+
+pub(super) fn volume(spec: &VolumeSpec) -> Vec<Problem> {
+    let mut found = Problems::default();
+    found.found("name", name_problem(&spec.name));
+    found.found("size", size(spec.size));
+    found.0.extend(labels("labels", &spec.labels));
+    found.0.extend(labels("annotations", &spec.annotations));
+    found.0
+}
+
+pub(super) fn image(spec: &ImageSpec) -> Vec<Problem> {
+    let mut found = Problems::default();
+    found.found("name", name_problem(&spec.name));
+    let sum = spec.sha256.as_deref();
+    let hex = |s: &str| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit());
+    found.check(sum.is_none_or(hex), "sha256", || "64 hex digits".to_owned());
+    match &spec.source {
+        ImageSource::File(file) => found.found("source.file", path(file)),
+        ImageSource::Url(url) => {
+            let rest = ["http://", "https://"]
+                .iter()
+                .find_map(|scheme| url.strip_prefix(scheme));
+            let good = rest.is_some_and(|r| !r.is_empty() && !r.starts_with('/'))
+                && url.len() <= 2048
+                && url.bytes().all(|b| b.is_ascii_graphic());
+            found.check(good, "source.url", || {
+                "an http or https URL of up to 2048 printable ASCII characters".to_owned()
+            });
         }
     }
-    problems.extend(labels("labels", &spec.labels));
-    problems.extend(labels("annotations", &spec.annotations));
-    problems.extend(nics(&spec.nics));
-    problems.extend(spec.cloud_init.iter().flat_map(seed));
-    problems
+    found.0.extend(labels("labels", &spec.labels));
+    found.0.extend(labels("annotations", &spec.annotations));
+    found.0
+}
+
+pub(super) fn network(text: &str, kind: &NetworkKind) -> Vec<Problem> {
+    let mut found = Problems(name(text));
+    if let NetworkKind::Bridge { bridge } = kind {
+        // Linux: IFNAMSIZ is 16 with the final zero; `.` and `..` would be folders in /sys/class/net.
+        let good = (1..=15).contains(&bridge.len())
+            && !matches!(bridge.as_str(), "." | "..")
+            && bridge
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        found.check(good, "kind.bridge", || {
+            "an interface's name: 1 to 15 of [a-zA-Z0-9._-]".to_owned()
+        });
+    }
+    found.0
+}
+
+pub(super) fn name(text: &str) -> Vec<Problem> {
+    let problems = name_problem(text).map(|m| problem("name", m));
+    problems.into_iter().collect()
 }
 
 /// A disk's name becomes its serial number in the guest, which takes 20 bytes.
 pub(super) fn disk_name(name: &str) -> Option<String> {
     if name.len() > 20 {
         return Some(format!(
-            "{} characters; at most 20, for it is the disk's serial number",
+            "{} bytes; at most 20, for it is the disk's serial number",
             name.len()
         ));
     }
     name_problem(name)
 }
 
-pub(super) fn size_problem(size: Bytes) -> Option<String> {
+/// What is wrong with a volume's size.
+pub(super) fn size(size: Bytes) -> Option<String> {
     if !(MIN_VOLUME..=MAX_VOLUME).contains(&size) {
         return Some(format!("{size}; must be {MIN_VOLUME} to {MAX_VOLUME}"));
     }
     (!size.0.is_multiple_of(512)).then(|| format!("{size}; must be a multiple of 512 bytes"))
 }
 
-pub(super) fn labels(
-    field: &str,
-    labels: &std::collections::BTreeMap<String, String>,
-) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if labels.len() > 64 {
-        problems.push(problem(
-            field,
-            format!("{} entries; at most 64", labels.len()),
-        ));
-    }
+/// What is wrong with labels or annotations. Their sum is limited as it is stored, so that a record always fits.
+pub(super) fn labels(field: &str, labels: &BTreeMap<String, String>) -> Vec<Problem> {
+    let mut found = Problems::default();
+    found.check(labels.len() <= MAX_LABELS, field, || {
+        format!("{} entries; at most {MAX_LABELS}", labels.len())
+    });
+    let sum: usize = labels.iter().map(|(k, v)| stored(k) + stored(v)).sum();
+    found.check(sum <= MAX_LABEL_BYTES, field, || {
+        format!("{sum} bytes in all; at most {MAX_LABEL_BYTES}")
+    });
     for (key, value) in labels {
-        if key.is_empty() || key.len() > 128 || value.len() > 1024 {
-            let shown: String = key.chars().take(32).collect();
-            problems.push(problem(
-                format!("{field}[{shown:?}]"),
-                "a key of 1 to 128 and a value of up to 1024 bytes",
-            ));
-        }
+        let good = (1..=128).contains(&key.len()) && value.len() <= 1024;
+        let shown: String = key.chars().take(32).collect();
+        found.check(good, format!("{field}[{shown:?}]"), || {
+            "a key of 1 to 128 and a value of up to 1024 bytes".to_owned()
+        });
     }
-    problems
+    found.0
 }
 
-fn nics(nics: &[NicSpec]) -> Vec<Problem> {
-    let mut problems = Vec::new();
+/// The bytes that a text takes in a record, where a control character takes six.
+fn stored(text: &str) -> usize {
+    serde_json::to_string(text).map_or(usize::MAX / 1024, |json| json.len())
+}
+
+/// What is wrong with the path of a file on a node.
+fn path(path: &Path) -> Option<String> {
+    let good = path.is_absolute()
+        && path.as_os_str().len() <= MAX_PATH
+        && path
+            .to_str()
+            .is_some_and(|text| !text.chars().any(char::is_control));
+    (!good).then(|| {
+        format!(
+            "an absolute path, for it is read on the node: up to {MAX_PATH} bytes of UTF-8 without control characters"
+        )
+    })
+}
+
+fn disks(found: &mut Problems, spec: &VmSpec) {
+    let count = spec.disks.len();
+    found.check(count <= MAX_DISKS, "disks", || {
+        format!("{count} disks; at most {MAX_DISKS}")
+    });
+    let mut names = BTreeSet::new();
+    let mut volumes = BTreeSet::new();
+    for (i, disk) in spec.disks.iter().enumerate() {
+        let wrong = disk_name(&disk.name);
+        let twice = wrong.is_none() && !names.insert(&disk.name);
+        found.found(format!("disks[{i}].name"), wrong);
+        found.check(!twice, format!("disks[{i}].name"), || {
+            format!("{:?} is the name of two disks", disk.name)
+        });
+        match &disk.source {
+            DiskSource::Volume { volume } => found.check(
+                volumes.insert(*volume),
+                format!("disks[{i}].source.volume"),
+                || format!("volume {volume} stands in the spec twice"),
+            ),
+            DiskSource::Blank { size: bytes, .. } => {
+                found.found(format!("disks[{i}].source.size"), size(*bytes));
+            }
+            DiskSource::Image {
+                image, size: bytes, ..
+            } => {
+                found.found(format!("disks[{i}].source.image"), name_problem(image));
+                found.found(format!("disks[{i}].source.size"), bytes.and_then(size));
+            }
+        }
+    }
+}
+
+fn nics(found: &mut Problems, nics: &[NicSpec]) {
+    found.check(nics.len() <= MAX_NICS, "nics", || {
+        format!("{} NICs; at most {MAX_NICS}", nics.len())
+    });
     let mut taken = BTreeSet::new();
     let mut macs = BTreeSet::new();
     for (i, nic) in nics.iter().enumerate() {
-        if let Some(mac) = nic.mac
-            && !macs.insert(mac)
-        {
-            problems.push(problem(
-                format!("nics[{i}].mac"),
-                format!("{mac} is the address of two NICs"),
-            ));
+        if let Some(mac) = nic.mac {
+            found.check(macs.insert(mac), format!("nics[{i}].mac"), || {
+                format!("{mac} is the address of two NICs")
+            });
         }
+        let count = nic.forwards.len();
+        found.check(count <= MAX_FORWARDS, format!("nics[{i}].forwards"), || {
+            format!("{count} forwards; at most {MAX_FORWARDS}")
+        });
         for (j, forward) in nic.forwards.iter().enumerate() {
             let field = format!("nics[{i}].forwards[{j}]");
-            if forward.host_port == 0 || forward.guest_port == 0 {
-                problems.push(problem(field.clone(), "a port of 1 to 65535, not 0"));
-            }
-            if !taken.insert((forward.protocol as u8, forward.host_addr, forward.host_port)) {
-                problems.push(problem(
-                    field,
-                    format!("host port {} is forwarded twice", forward.host_port),
-                ));
-            }
+            let zero = forward.host_port == 0 || forward.guest_port == 0;
+            found.check(!zero, field.clone(), || {
+                "a port of 1 to 65535, not 0".to_owned()
+            });
+            let port = (forward.protocol as u8, forward.host_addr, forward.host_port);
+            found.check(taken.insert(port), field, || {
+                format!("host port {} is forwarded twice", forward.host_port)
+            });
         }
     }
-    problems
 }
 
-fn seed(seed: &CloudInit) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if let Some(message) = seed.hostname.as_deref().and_then(name_problem) {
-        problems.push(problem("cloud_init.hostname", message));
+fn kernel(found: &mut Problems, boot: &KernelBoot) {
+    found.found("kernel.kernel", path(&boot.kernel));
+    found.found("kernel.initrd", boot.initrd.as_deref().and_then(path));
+    let good = boot.cmdline.len() <= MAX_CMDLINE && !boot.cmdline.chars().any(char::is_control);
+    found.check(good, "kernel.cmdline", || {
+        format!("one line of up to {MAX_CMDLINE} bytes")
+    });
+}
+
+fn seed(found: &mut Problems, seed: &CloudInit) {
+    let host = seed.hostname.as_deref();
+    found.found("cloud_init.hostname", host.and_then(name_problem));
+    let data = &seed.user_data;
+    found.check(
+        data.is_empty() || data.starts_with('#'),
+        "cloud_init.user_data",
+        || "must begin with '#cloud-config' or another of cloud-init's headers".to_owned(),
+    );
+    let network = seed.network_config.as_deref().unwrap_or_default();
+    let size = stored(data) + stored(network);
+    found.check(size <= MAX_SEED, "cloud_init", || {
+        format!("{size} bytes; at most {MAX_SEED}")
+    });
+    let count = seed.secrets.len();
+    found.check(count <= MAX_SECRETS, "cloud_init.secrets", || {
+        format!("{count} secrets; at most {MAX_SECRETS}")
+    });
+    for (variable, secret) in &seed.secrets {
+        let good = |text: &str| (1..=128).contains(&text.len());
+        let shown: String = variable.chars().take(32).collect();
+        found.check(
+            good(variable) && good(&secret.name),
+            format!("cloud_init.secrets[{shown:?}]"),
+            || "a variable and a secret's name of 1 to 128 bytes".to_owned(),
+        );
     }
-    if !seed.user_data.is_empty() && !seed.user_data.starts_with("#") {
-        problems.push(problem(
-            "cloud_init.user_data",
-            "must begin with '#cloud-config' or another of cloud-init's headers",
-        ));
-    }
-    let size = seed.user_data.len() + seed.network_config.as_ref().map_or(0, String::len);
-    if size > MAX_SEED {
-        problems.push(problem(
-            "cloud_init",
-            format!("{size} bytes; at most {MAX_SEED}"),
-        ));
-    }
-    problems
 }
 
 #[cfg(test)]
@@ -190,34 +300,45 @@ mod tests {
 
     #[test]
     fn every_problem_is_named_with_its_path() {
-        let spec = VmSpec::new("../x")
+        let blank = |size| DiskSource::Blank {
+            size: Bytes(size),
+            pool: None,
+        };
+        let mut spec = VmSpec::new("../x")
             .vcpus(0)
             .memory(MiB(1))
-            .disk(
-                "a",
-                DiskSource::Blank {
-                    size: Bytes(0),
-                    pool: None,
-                },
-            )
-            .disk(
-                "a",
-                DiskSource::Blank {
-                    size: Bytes(u64::MAX),
-                    pool: None,
-                },
-            );
+            .disk("a", blank(0))
+            .disk("a", blank(u64::MAX))
+            .kernel(KernelBoot {
+                kernel: "vmlinuz".into(),
+                initrd: Some("/\n".into()),
+                cmdline: "a\0b".to_owned(),
+            })
+            .cloud_init(CloudInit {
+                hostname: Some("a/b".to_owned()),
+                user_data: "no header".to_owned(),
+                ..CloudInit::default()
+            });
+        spec.labels.insert(String::new(), "x".repeat(20_000));
+        spec.stop_grace_secs = u32::MAX;
         let fields: Vec<String> = vm(&spec).into_iter().map(|p| p.field).collect();
-        for wanted in [
+        let wanted = [
             "name",
             "vcpus",
             "memory",
+            "stop_grace_secs",
+            "labels",
+            "labels[\"\"]",
             "disks[0].source.size",
             "disks[1].name",
             "disks[1].source.size",
-        ] {
-            assert!(fields.iter().any(|f| f == wanted), "{wanted} in {fields:?}");
-        }
+            "kernel.kernel",
+            "kernel.initrd",
+            "kernel.cmdline",
+            "cloud_init.hostname",
+            "cloud_init.user_data",
+        ];
+        assert_eq!(fields, wanted);
     }
 
     #[test]

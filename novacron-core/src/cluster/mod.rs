@@ -8,12 +8,16 @@
 
 mod builder;
 mod check;
+mod events;
 mod images;
 mod networks;
 mod nodes;
+mod object;
 mod operations;
+mod page;
 mod request;
 mod snapshots;
+mod usage;
 mod vms;
 mod volumes;
 mod watch;
@@ -26,19 +30,21 @@ use tokio::task::JoinHandle;
 
 pub use crate::control::retention::Retention;
 pub use builder::Builder;
-pub use images::{ImageHandle, ImageSpec, Images};
-pub use networks::Networks;
+pub use images::{ImageHandle, ImageSpec, ImageView, Images};
+pub use networks::{NetworkHandle, Networks};
 pub use nodes::{NodeView, Nodes};
 pub use operations::OperationHandle;
+pub use page::{DEFAULT_PAGE, ListRequest, MAX_PAGE, Page, PageToken};
 pub use request::RequestOptions;
-pub use snapshots::{SnapshotHandle, Snapshots};
-pub use vms::{VmHandle, VmView, Vms};
+pub use snapshots::{SnapshotHandle, SnapshotView, Snapshots};
+pub use usage::Usage;
+pub use vms::{PlacementView, Verdict, VmHandle, VmView, Vms};
 pub use volumes::{VolumeHandle, VolumeSpec, VolumeView, Volumes};
 pub use watch::ObjectChange;
 
 use crate::control::cache::Cache;
 use crate::control::executor::Drivers;
-use crate::driver::Authorizer;
+use crate::driver::{Authorizer, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ClusterId;
 use crate::store::{ListOptions, Revision, Store};
@@ -57,6 +63,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) drivers: Arc<Drivers>,
     pub(crate) cache: Arc<RwLock<Cache>>,
     pub(crate) progress: signal::Receiver<Revision>,

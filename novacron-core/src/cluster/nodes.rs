@@ -1,7 +1,9 @@
-//! Nodes.
+//! Nodes: the hosts, as they were given to the builder. They belong to no project.
 
-use super::Cluster;
-use super::request::Change;
+use super::page::{ListRequest, Page};
+use super::request::{Change, check_version};
+use super::{Cluster, OperationHandle};
+use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Node, NodeId, NodeState, NodeStatus, ObjectRef, OperationKind, Versioned};
@@ -12,7 +14,7 @@ use crate::time::Deadline;
 pub struct Nodes(pub(super) Cluster);
 
 /// A node as it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
     /// What should be.
     pub node: Versioned<Node>,
@@ -20,27 +22,45 @@ pub struct NodeView {
     pub status: Option<NodeStatus>,
 }
 
+fn view(node: &Versioned<Node>, cache: &Cache) -> NodeView {
+    let status = cache.node_status.get(&node.id);
+    NodeView {
+        node: node.clone(),
+        status: status.map(|s| s.value.clone()),
+    }
+}
+
+fn not_found(verb: &'static str, id: &NodeId) -> Error {
+    Error::new(ErrorKind::NotFound, verb, format!("there is no node {id}"))
+}
+
 impl Nodes {
-    /// Every node, by name.
+    /// One page of the nodes, by name.
     ///
     /// # Errors
-    /// Those of the store.
-    pub async fn list(&self) -> Result<Vec<NodeView>> {
-        self.0.inner.authorize(self.0.options(), "node.list")?;
-        let view = |n: &Versioned<Node>, status: Option<&Versioned<NodeStatus>>| NodeView {
-            node: n.clone(),
-            status: status.map(|s| s.value.clone()),
-        };
-        self.0
-            .inner
-            .read(|cache| {
-                cache
-                    .nodes
-                    .values()
-                    .map(|n| view(n, cache.node_status.get(&n.id)))
-                    .collect()
-            })
-            .await
+    /// [`ErrorKind::Invalid`] for a limit or a token that cannot be; those of the store.
+    pub async fn list(&self, request: &ListRequest) -> Result<Page<NodeView>> {
+        const VERB: &str = "node.list";
+        let inner = &self.0.inner;
+        inner.authorize(self.0.options(), VERB)?;
+        let walk = request.walk_unlabelled(VERB, "")?;
+        inner
+            .read(|cache| walk.page(cache, &cache.nodes, |_| true, |node| view(node, cache)))
+            .await?
+    }
+
+    /// A node as it is now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub async fn get(&self, id: &NodeId) -> Result<NodeView> {
+        const VERB: &str = "node.get";
+        let inner = &self.0.inner;
+        inner.authorize(self.0.options(), VERB)?;
+        let found = inner
+            .read(|cache| cache.nodes.get(id).map(|node| view(node, cache)))
+            .await?;
+        found.ok_or_else(|| not_found(VERB, id))
     }
 
     /// Waits until every node has answered.
@@ -48,6 +68,7 @@ impl Nodes {
     /// # Errors
     /// [`ErrorKind::DeadlineExceeded`].
     pub async fn wait_available(&self, deadline: Deadline) -> Result<()> {
+        self.0.inner.authorize(self.0.options(), "node.get")?;
         self.0
             .inner
             .wait(deadline, |cache| {
@@ -62,35 +83,33 @@ impl Nodes {
             .await
     }
 
-    /// Says whether new VMs may be placed on a node (cordon, uncordon).
+    /// Says whether new VMs may be placed on a node (cordon, uncordon). What runs there stays. True when it returns; the
+    /// operation has ended.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].
-    pub async fn set_schedulable(&self, id: &NodeId, schedulable: bool) -> Result<()> {
+    pub async fn set_schedulable(&self, id: &NodeId, schedulable: bool) -> Result<OperationHandle> {
+        const VERB: &str = "node.set-schedulable";
         let (inner, options) = (&self.0.inner, self.0.options());
-        inner.authorize(options, "node.cordon")?;
-        let node = inner.read(|cache| cache.nodes.get(id).cloned()).await?;
-        let node = node.ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                "node.cordon",
-                format!("there is no node {id}"),
-            )
-        })?;
-        let next = Node {
-            schedulable,
-            ..node.value
+        let draft = async {
+            inner
+                .read(|cache| {
+                    let node = cache.nodes.get(id).ok_or_else(|| not_found(VERB, id))?;
+                    check_version(options, VERB, node.version)?;
+                    let next = Node {
+                        schedulable,
+                        ..node.value.clone()
+                    };
+                    let draft = Draft::new().unchanged::<Node>(id, Some(node.version));
+                    Ok(Change {
+                        object: ObjectRef::Node(id.clone()),
+                        kind: OperationKind::Record,
+                        draft: draft.put(id, &next)?,
+                    })
+                })
+                .await?
         };
-        let draft = Draft::new()
-            .unchanged::<Node>(id, Some(node.version))
-            .put(id, &next)?;
-        let change = Change {
-            verb: "node.cordon",
-            object: ObjectRef::Node(id.clone()),
-            kind: OperationKind::Update { generation: 0 },
-            draft,
-            request: format!("{id}:{schedulable}"),
-        };
-        inner.admit(options, change).await.map(drop)
+        let request = format!("{id}:{schedulable}");
+        Ok(inner.admit(options, VERB, &request, draft).await?.1)
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::page::{ListRequest, Page};
 use super::{Cluster, Inner};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Operation, OperationId, OperationState};
+use crate::model::{Operation, OperationId, OperationState, Versioned};
 use crate::time::Deadline;
 
 /// A handle on a change. Dropping it cancels nothing.
@@ -94,26 +95,20 @@ impl Cluster {
         OperationHandle::new(&self.inner, id)
     }
 
-    /// The operations after `after`, ended ones too as long as they are kept, oldest first, at most `limit`.
+    /// One page of the project's operations, ended ones too as long as they are kept (24 h), oldest first.
     ///
     /// # Errors
-    /// Those of the store.
-    pub async fn operations(
-        &self,
-        after: Option<OperationId>,
-        limit: usize,
-    ) -> Result<Vec<Operation>> {
-        self.inner.authorize(self.options(), "operation.list")?;
+    /// [`ErrorKind::Invalid`] for a limit or a token that cannot be; those of the store.
+    pub async fn operations(&self, request: &ListRequest) -> Result<Page<Operation>> {
+        const VERB: &str = "operation.list";
+        self.inner.authorize(self.options(), VERB)?;
         let project = &self.options().project;
+        let walk = request.walk_unlabelled(VERB, project.as_str())?;
         self.inner
             .read(|cache| {
-                let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-                let all = cache.operations.range((from, std::ops::Bound::Unbounded));
-                all.filter(|(_, o)| o.project == *project)
-                    .take(limit)
-                    .map(|(_, o)| o.value.clone())
-                    .collect()
+                let ours = |o: &Versioned<Operation>| o.project == *project;
+                walk.page(cache, &cache.operations, ours, |o| o.value.clone())
             })
-            .await
+            .await?
     }
 }

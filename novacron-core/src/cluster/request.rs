@@ -1,11 +1,19 @@
-//! The one door: every change by a user comes through [`Door::admit`], which authorizes it, checks it, and commits it
-//! with its operation and its audit record in one go.
+//! The one door: every change by a user goes through [`Inner::admit`].
+//!
+//! ```text
+//!   authorize ─► recall ─► draft ───────────────────────► commit
+//!                  │         reads, checks, decides;        the change, its operation, its audit record and the
+//!                  │         every problem at once          remembered answer, all of it or nothing
+//!                  └─ the same request under the same key: the first one's answer, and nothing changes
+//! ```
+//! A dry run goes the whole way up to the commit, asks the store whether its preconditions hold, and writes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Inner;
+use super::{Inner, OperationHandle};
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -13,22 +21,58 @@ use crate::model::{
     Audit, EventId, Name, ObjectRef, Operation, OperationId, OperationKind, OperationState,
 };
 use crate::records::{self, decode, encode};
-use crate::store::{Key, Op, Precondition, Revision};
+use crate::store::{Commit, Key, Op, Precondition, Revision};
 
-/// What goes with a change.
+/// Who asks, and how a change is to be made; set with [`Cluster::with`](super::Cluster::with).
+///
+/// | | create | change, delete | into the guest (`exec`, `console`) | read |
+/// |---|---|---|---|---|
+/// | `principal`, `project` | ✓ | ✓ | ✓ | ✓ |
+/// | `timeout` | ✓ | ✓ | its own `Call` | |
+/// | `idempotency_key` | ✓ | ✓ | refused | nothing to repeat |
+/// | `expected_version` | refused | ✓ | refused | the view carries its version |
+/// | `dry_run` | ✓ | ✓ | refused | writes nothing anyway |
+///
+/// "Refused" is [`ErrorKind::Invalid`]: an option that cannot be honoured is never dropped in silence. A handle that a
+/// `create` returns goes on without the idempotency key, which belonged to that one request.
+///
+/// ```
+/// use novacron_core::{Cluster, Deadline, RequestOptions, Result};
+/// use std::time::Duration;
+///
+/// # async fn example(cluster: &Cluster) -> Result<()> {
+/// // A retry of this request, also by another process after a crash, starts the VM once.
+/// let options = RequestOptions {
+///     principal: "alice@example.org".to_owned(),
+///     idempotency_key: Some("start-web-1:2024-05-01".to_owned()),
+///     ..RequestOptions::default()
+/// };
+/// let vm = cluster.with(options).vms().by_name("web-1").await?;
+/// vm.start().await?.wait(Deadline::after(Duration::from_secs(60))).await?;
+///
+/// // Changes nothing if somebody was faster.
+/// let seen = vm.get().await?;
+/// let unless_changed = RequestOptions { expected_version: Some(seen.vm.version), ..RequestOptions::default() };
+/// cluster.with(unless_changed).vms().by_id(vm.id()).stop().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestOptions {
-    /// Who asks: the authorizer's subject, and the audit's.
+    /// Who asks: the authorizer's subject, and the audit's. 1 to 128 of `[a-zA-Z0-9._:@-]`; `host` by default.
     pub principal: String,
-    /// The project that names are looked up in and new objects belong to.
+    /// The project that names and ids are looked up in and new objects belong to; `default` by default. An object of
+    /// another project is [`ErrorKind::NotFound`].
     pub project: Name,
-    /// How long the change may take; its operation fails then.
+    /// How long the change may take; its operation fails then, and what is wanted stays wanted. More than zero; ten
+    /// minutes by default.
     pub timeout: Duration,
-    /// A second request with the same key (per principal) gets the first one's answer and changes nothing.
+    /// A second request with the same key (per principal) gets the first one's answer and changes nothing; another
+    /// request under that key is [`ErrorKind::Invalid`]. 1 to 128 of `[a-zA-Z0-9._:@-]`.
     pub idempotency_key: Option<String>,
     /// The version that the object must have; another one is a [`ErrorKind::Conflict`].
     pub expected_version: Option<Revision>,
-    /// Check everything, change nothing.
+    /// Check everything, write nothing. The operation that is returned does not exist.
     pub dry_run: bool,
 }
 
@@ -50,12 +94,6 @@ fn default_project() -> Name {
     Name::new("default").expect("a name")
 }
 
-/// The answer to a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Admitted {
-    pub(crate) operation: OperationId,
-}
-
 /// What the first request under an idempotency key was, and what it got.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,17 +106,14 @@ struct Remembered {
 
 /// A change that has been checked, ready to be committed.
 #[derive(Debug)]
-pub(crate) struct Change {
-    pub(crate) verb: &'static str,
-    pub(crate) object: ObjectRef,
-    pub(crate) kind: OperationKind,
-    pub(crate) draft: Draft,
-    /// The request as text, to tell a repetition from another request under the same key.
-    pub(crate) request: String,
+pub(super) struct Change {
+    pub(super) object: ObjectRef,
+    pub(super) kind: OperationKind,
+    pub(super) draft: Draft,
 }
 
 /// Checks that hold for every request.
-pub(crate) fn check_options(options: &RequestOptions) -> Result<()> {
+fn check_options(options: &RequestOptions) -> Result<()> {
     let mut problems = Vec::new();
     let plain = |text: &str| {
         (1..=128).contains(&text.len())
@@ -86,56 +121,135 @@ pub(crate) fn check_options(options: &RequestOptions) -> Result<()> {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"._:@-".contains(&b))
     };
+    let rule = "1 to 128 characters of [a-zA-Z0-9._:@-]";
     if !plain(&options.principal) {
-        problems.push(problem(
-            "options.principal",
-            "1 to 128 characters of [a-zA-Z0-9._:@-]",
-        ));
+        problems.push(problem("options.principal", rule));
     }
     if options
         .idempotency_key
         .as_deref()
         .is_some_and(|k| !plain(k))
     {
-        problems.push(problem(
-            "options.idempotency_key",
-            "1 to 128 characters of [a-zA-Z0-9._:@-]",
-        ));
+        problems.push(problem("options.idempotency_key", rule));
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::invalid("request", problems))
+    if options.timeout.is_zero() {
+        problems.push(problem("options.timeout", "must be more than zero"));
     }
+    refuse("request", problems)
 }
 
-pub(crate) fn problem(field: impl Into<String>, message: impl Into<String>) -> Problem {
+pub(super) fn problem(field: impl Into<String>, message: impl Into<String>) -> Problem {
     Problem {
         field: field.into(),
         message: message.into(),
     }
 }
 
+/// Every problem as one error, if there is any.
+pub(super) fn refuse(verb: &'static str, problems: Vec<Problem>) -> Result<()> {
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::invalid(verb, problems))
+    }
+}
+
+/// For what acts on the guest at once, without a record: it can be neither repeated safely nor tried without effect.
+pub(super) fn refuse_change_options(options: &RequestOptions, verb: &'static str) -> Result<()> {
+    let set = [
+        ("options.idempotency_key", options.idempotency_key.is_some()),
+        (
+            "options.expected_version",
+            options.expected_version.is_some(),
+        ),
+        ("options.dry_run", options.dry_run),
+    ];
+    let problems = set
+        .iter()
+        .filter(|(_, set)| *set)
+        .map(|(field, _)| problem(*field, "acts on the guest at once: this cannot apply"));
+    refuse(verb, problems.collect())
+}
+
+/// Fails unless the object has the version that the caller expects.
+pub(super) fn check_version(
+    options: &RequestOptions,
+    verb: &'static str,
+    version: Revision,
+) -> Result<()> {
+    match options.expected_version {
+        Some(expected) if expected != version => {
+            let message = format!("it has version {version}, not the expected {expected}");
+            Err(Error::new(ErrorKind::Conflict, verb, message).retryable(false))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells texts apart, not liars: FNV-1a over 128 bits, the same in every build.
+pub(super) fn fingerprint(parts: &[&str]) -> String {
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for part in parts {
+        // 0xff is no byte of UTF-8, so it separates.
+        for byte in part.bytes().chain([0xff]) {
+            hash = (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b);
+        }
+    }
+    format!("{hash:032x}")
+}
+
+/// Whether a precondition on a key that begins like this failed.
+pub(super) fn conflicts_on(error: &Error, prefix: &str) -> bool {
+    error.kind() == ErrorKind::Conflict
+        && error
+            .context()
+            .any(|(name, key)| name == "key" && key.starts_with(prefix))
+}
+
+fn remembered_key(options: &RequestOptions) -> Option<Key> {
+    let key = options.idempotency_key.as_ref()?;
+    Some(Key::of_parts(&[&"idempotency", &options.principal, key]))
+}
+
 impl Inner {
-    pub(crate) fn authorize(&self, options: &RequestOptions, verb: &'static str) -> Result<()> {
+    pub(super) fn authorize(&self, options: &RequestOptions, verb: &'static str) -> Result<()> {
         check_options(options)?;
         self.authorizer
             .authorize(&options.principal, verb, &options.project)
     }
 
-    fn remembered_key(options: &RequestOptions) -> Option<Key> {
-        let key = options.idempotency_key.as_ref()?;
-        Some(Key::of_parts(&[&"idempotency", &options.principal, key]))
+    /// Lets a change in: what it is about, and the operation that follows it. `request` tells it from another one
+    /// under the same idempotency key; `draft` runs only if the change was not made before.
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        options: &RequestOptions,
+        verb: &'static str,
+        request: &str,
+        draft: impl Future<Output = Result<Change>>,
+    ) -> Result<(ObjectRef, OperationHandle)> {
+        self.authorize(options, verb)?;
+        let request = fingerprint(&[options.project.as_str(), request]);
+        if let Some(before) = self.recall(options, verb, &request).await? {
+            return Ok(before);
+        }
+        let change = draft.await?;
+        match self.commit(options, verb, &request, change).await {
+            // The same request came twice at once, and the other one was first.
+            Err(error) if conflicts_on(&error, "idempotency/") => {
+                self.recall(options, verb, &request).await?.ok_or(error)
+            }
+            result => result,
+        }
     }
 
     /// What an earlier request under the same key got, if there was one.
-    pub(crate) async fn recall(
-        &self,
+    async fn recall(
+        self: &Arc<Self>,
         options: &RequestOptions,
-        verb: &str,
+        verb: &'static str,
         request: &str,
-    ) -> Result<Option<(ObjectRef, Admitted)>> {
-        let Some(key) = Self::remembered_key(options) else {
+    ) -> Result<Option<(ObjectRef, OperationHandle)>> {
+        let Some(key) = remembered_key(options) else {
             return Ok(None);
         };
         let Some(record) = self.store.get(&key).await? else {
@@ -143,76 +257,113 @@ impl Inner {
         };
         let before: Remembered = decode(&key, &record.value)?;
         if before.verb != verb || before.request != request {
-            let message = format!(
-                "the idempotency key was used for another request ({})",
-                before.verb
-            );
-            return Err(Error::new(ErrorKind::Invalid, "request", message).with("key", key));
+            let message = format!("the key was used for another request ({})", before.verb);
+            let field = "options.idempotency_key";
+            return Err(Error::invalid(verb, vec![problem(field, message)]));
         }
-        Ok(Some((
-            before.object,
-            Admitted {
-                operation: before.operation,
-            },
-        )))
+        let operation = OperationHandle::new(self, before.operation);
+        Ok(Some((before.object, operation)))
     }
 
-    /// Commits a change with its operation and audit record.
-    pub(crate) async fn admit(&self, options: &RequestOptions, change: Change) -> Result<Admitted> {
+    /// Commits a change with its operation, its audit record and the remembered answer.
+    async fn commit(
+        self: &Arc<Self>,
+        options: &RequestOptions,
+        verb: &'static str,
+        request: &str,
+        change: Change,
+    ) -> Result<(ObjectRef, OperationHandle)> {
         let now = self.clock.now();
         let id = OperationId::generate(now, &*self.ids);
-        if options.dry_run {
-            return Ok(Admitted { operation: id });
+        let Change {
+            object,
+            kind,
+            mut draft,
+        } = change;
+        if let Some(key) = remembered_key(options) {
+            let remembered = Remembered {
+                verb: verb.to_owned(),
+                request: request.to_owned(),
+                object: object.clone(),
+                operation: id,
+            };
+            // First, so that of two at once the second learns that it is a repetition, not that its name is taken.
+            draft.requires.insert(0, Precondition::Absent(key.clone()));
+            draft.ops.push(Op::Put(key, encode(&remembered)?));
         }
+        // Nobody has to follow what is true with its commit.
+        let done = kind == OperationKind::Record || matches!(object, ObjectRef::Network(_));
         let operation = Operation {
             id,
-            target: change.object.clone(),
+            target: object.clone(),
             project: options.project.clone(),
             principal: options.principal.clone(),
-            kind: change.kind,
-            state: OperationState::Running,
+            kind,
+            state: if done {
+                OperationState::Done
+            } else {
+                OperationState::Running
+            },
             progress: String::new(),
             created_at: now,
             deadline: now.plus(options.timeout),
-            ended_at: None,
+            ended_at: done.then_some(now),
         };
-        let audit_id = EventId::generate(now, &*self.ids);
         let audit = Audit {
+            id: EventId::generate(now, &*self.ids),
             at: now,
             principal: options.principal.clone(),
-            verb: change.verb.to_owned(),
-            object: change.object.clone(),
+            project: options.project.clone(),
+            verb: verb.to_owned(),
+            object: object.clone(),
         };
-        let mut draft = change.draft.put(&id, &operation)?.put(&audit_id, &audit)?;
-        if let Some(key) = Self::remembered_key(options) {
-            let remembered = Remembered {
-                verb: change.verb.to_owned(),
-                request: change.request,
-                object: change.object,
-                operation: id,
-            };
-            draft.requires.push(Precondition::Absent(key.clone()));
-            draft.ops.push(Op::Put(key, encode(&remembered)?));
+        let draft = draft.put(&id, &operation)?.put(&audit.id, &audit)?;
+        let commit = finish(draft, now, &*self.ids)?;
+        if options.dry_run {
+            self.would_commit(&commit).await?;
+        } else {
+            commit_known(&*self.store, commit).await?;
         }
-        commit_known(&*self.store, finish(draft, now, &*self.ids)?).await?;
-        Ok(Admitted { operation: id })
+        Ok((object, OperationHandle::new(self, id)))
     }
 
-    /// The id that a name stands for.
-    pub(crate) async fn resolve<T: std::str::FromStr<Err = Error>>(
+    /// What the store would say to a commit now.
+    async fn would_commit(&self, commit: &Commit) -> Result<()> {
+        commit.check()?;
+        for precondition in &commit.preconditions {
+            let (key, wanted) = match precondition {
+                Precondition::Absent(key) => (key, None),
+                Precondition::Present(key) => (key, Some(None)),
+                Precondition::At(key, version) => (key, Some(Some(*version))),
+                // No change by a user depends on a lease.
+                Precondition::Lease { .. } => continue,
+            };
+            let found = self.store.get(key).await?.map(|r| r.version);
+            let holds = match wanted {
+                None => found.is_none(),
+                Some(version) => found.is_some() && version.is_none_or(|v| found == Some(v)),
+            };
+            if !holds {
+                let message = "the record has changed meanwhile, or is taken";
+                return Err(
+                    Error::new(ErrorKind::Conflict, "request.dry-run", message).with("key", key)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The id that a name stands for, if it is taken.
+    pub(super) async fn lookup<T: std::str::FromStr<Err = Error>>(
         &self,
         project: &Name,
         kind: &'static str,
-        name: &str,
-    ) -> Result<T> {
-        let key = records::name_key(project, kind, &Name::new(name)?);
+        name: &Name,
+    ) -> Result<Option<T>> {
+        let key = records::name_key(project, kind, name);
         match self.store.get(&key).await? {
-            Some(record) => decode::<String>(&key, &record.value)?.parse(),
-            None => Err(Error::new(
-                ErrorKind::NotFound,
-                "name",
-                format!("project {project} has no {kind} named {name:?}"),
-            )),
+            Some(record) => decode::<String>(&key, &record.value)?.parse().map(Some),
+            None => Ok(None),
         }
     }
 }

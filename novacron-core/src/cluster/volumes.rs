@@ -1,29 +1,26 @@
-//! Volumes.
+//! Volumes: disks that stay when a VM goes.
 
-use super::Cluster;
-use super::check::{labels, size_problem};
-use super::operations::OperationHandle;
-use super::request::{Change, problem};
-use super::vms::{as_text, name_taken};
+use std::collections::BTreeMap;
+
+use super::object::{Object, object_parts, siblings};
+use super::request::{problem, refuse};
+use super::{OperationHandle, check};
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::{
-    Bytes, Meta, Name, ObjectRef, OperationKind, PoolId, StorageStatus, Versioned, Volume,
-    VolumeFormat, VolumeId, VolumeSource, name_problem,
+    Bytes, Meta, Name, OperationKind, PoolId, StorageStatus, Versioned, Volume, VolumeFormat,
+    VolumeId, VolumeSource,
 };
-
-/// The cluster's volumes.
-#[derive(Clone, Debug)]
-pub struct Volumes(pub(super) Cluster);
+use crate::time::Timestamp;
 
 /// A volume that a caller asks for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeSpec {
-    /// Unique per project.
+    /// Unique per project: 1 to 63 of `a-z 0-9 - .`.
     pub name: String,
-    /// Its size.
+    /// Its size: 1 MiB to 64 TiB, a multiple of 512 bytes.
     pub size: Bytes,
     /// Its pool; the only one of the cluster if none.
     #[serde(default)]
@@ -31,9 +28,12 @@ pub struct VolumeSpec {
     /// How it is stored.
     #[serde(default)]
     pub format: VolumeFormat,
-    /// Labels.
+    /// Labels: short, for selection.
     #[serde(default)]
-    pub labels: std::collections::BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    /// Annotations: for the host application, not looked at.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl VolumeSpec {
@@ -44,13 +44,14 @@ impl VolumeSpec {
             size,
             pool: None,
             format: VolumeFormat::Qcow2,
-            labels: std::collections::BTreeMap::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
         }
     }
 }
 
 /// A volume as it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeView {
     /// What should be.
     pub volume: Versioned<Volume>,
@@ -58,12 +59,31 @@ pub struct VolumeView {
     pub status: Option<StorageStatus>,
 }
 
-/// A handle on one volume.
-#[derive(Clone, Debug)]
-pub struct VolumeHandle {
-    pub(super) cluster: Cluster,
-    pub(super) id: VolumeId,
-    pub(super) created: Option<OperationHandle>,
+siblings! {
+    "volume", Volume, VolumeId, VolumeView, Volumes, VolumeHandle,
+    /// Deletes it with its snapshots.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
+    /// [`ErrorKind::FailedPrecondition`](crate::ErrorKind::FailedPrecondition) while a VM has it.
+}
+
+impl Object for Volume {
+    type View = VolumeView;
+    object_parts!("volume", Volume, volumes);
+
+    fn view(volume: &Versioned<Self>, cache: &Cache, _: Timestamp) -> VolumeView {
+        let status = cache.volume_status.get(&volume.id);
+        VolumeView {
+            volume: volume.clone(),
+            status: status.map(|s| s.value.0.clone()),
+        }
+    }
+
+    fn in_use(&self, cache: &Cache) -> Option<String> {
+        let vm = cache.users_of(self.id).next()?;
+        Some(format!("VM {vm} has it: detach it first"))
+    }
 }
 
 /// The wanted pool, or the only one.
@@ -71,230 +91,80 @@ pub(super) fn pick_pool(cache: &Cache, wanted: Option<&PoolId>) -> Result<PoolId
     match wanted {
         Some(pool) if cache.pools.contains_key(pool) => Ok(pool.clone()),
         Some(pool) => Err(format!("there is no pool {pool}")),
-        None if cache.pools.len() == 1 => {
-            cache.pools.keys().next().cloned().ok_or_else(String::new)
-        }
-        None => Err(format!(
-            "the cluster has {} pools: name one",
-            cache.pools.len()
-        )),
+        None => match cache.pools.keys().next() {
+            Some(pool) if cache.pools.len() == 1 => Ok(pool.clone()),
+            _ => Err(format!(
+                "the cluster has {} pools: name one",
+                cache.pools.len()
+            )),
+        },
     }
 }
 
 impl Volumes {
-    /// Creates an empty volume.
+    /// Creates an empty volume. The handle's [`operation`](VolumeHandle::operation) ends when it is there.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] with every problem; [`ErrorKind::AlreadyExists`].
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with every problem;
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) when the name is taken.
     pub async fn create(&self, spec: VolumeSpec) -> Result<VolumeHandle> {
         let (inner, options) = (&self.0.inner, self.0.options());
-        inner.authorize(options, "volume.create")?;
-        let mut problems = labels("labels", &spec.labels);
-        problems.extend(name_problem(&spec.name).map(|m| problem("name", m)));
-        problems.extend(size_problem(spec.size).map(|m| problem("size", m)));
-        let pool = inner
-            .read(|cache| pick_pool(cache, spec.pool.as_ref()))
-            .await?;
-        let pool = pool.map_err(|m| problems.push(problem("pool", m))).ok();
-        let (Some(pool), true) = (pool, problems.is_empty()) else {
-            return Err(Error::invalid("volume.create", problems));
+        let draft = async {
+            let mut problems = check::volume(&spec);
+            let pool = inner
+                .read(|cache| pick_pool(cache, spec.pool.as_ref()))
+                .await?;
+            let pool = pool.map_err(|m| problems.push(problem("pool", m))).ok();
+            let (Some(pool), true) = (pool, problems.is_empty()) else {
+                return Err(Error::invalid("volume.create", problems));
+            };
+            let now = inner.clock.now();
+            let id = VolumeId::generate(now, &*inner.ids);
+            let meta = Meta {
+                labels: spec.labels.clone(),
+                annotations: spec.annotations.clone(),
+                ..Meta::new(Name::new(&spec.name)?, options.project.clone(), now)
+            };
+            let draft = Draft::new().name(&meta, "volume", id)?;
+            let volume = Volume {
+                id,
+                meta,
+                pool,
+                source: VolumeSource::Blank,
+                size: spec.size,
+                format: spec.format,
+            };
+            Ok((id, draft.put(&id, &volume)?))
         };
-        let request = as_text(&spec)?;
-        if let Some((ObjectRef::Volume(id), _)) =
-            inner.recall(options, "volume.create", &request).await?
-        {
-            return Ok(self.by_id(id));
-        }
-        let now = inner.clock.now();
-        let id = VolumeId::generate(now, &*inner.ids);
-        let name = Name::new(&spec.name)?;
-        let meta = Meta {
-            labels: spec.labels,
-            ..Meta::new(name, options.project.clone(), now)
-        };
-        let volume = Volume {
-            id,
-            meta,
-            pool,
-            source: VolumeSource::Blank,
-            size: spec.size,
-            format: spec.format,
-        };
-        let draft = Draft::new()
-            .name(&volume.meta, "volume", id)?
-            .put(&id, &volume)?;
-        let change = Change {
-            verb: "volume.create",
-            object: ObjectRef::Volume(id),
-            kind: OperationKind::Create,
-            draft,
-            request,
-        };
-        let admitted = inner.admit(options, change).await.map_err(name_taken)?;
-        Ok(VolumeHandle {
-            created: Some(OperationHandle::new(inner, admitted.operation)),
-            ..self.by_id(id)
-        })
-    }
-
-    /// A handle on a volume by its id.
-    pub fn by_id(&self, id: VolumeId) -> VolumeHandle {
-        VolumeHandle {
-            cluster: self.0.clone(),
-            id,
-            created: None,
-        }
-    }
-
-    /// The project's volumes after `after`, at most `limit`.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn list(&self, after: Option<VolumeId>, limit: usize) -> Result<Vec<VolumeView>> {
-        let (inner, options) = (&self.0.inner, self.0.options());
-        inner.authorize(options, "volume.list")?;
-        inner
-            .read(|cache| {
-                let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-                let all = cache.volumes.range((from, std::ops::Bound::Unbounded));
-                all.filter(|(_, v)| v.meta.project == options.project)
-                    .take(limit)
-                    .map(|(_, v)| view(v, cache))
-                    .collect()
-            })
-            .await
-    }
-}
-
-fn view(volume: &Versioned<Volume>, cache: &Cache) -> VolumeView {
-    VolumeView {
-        volume: volume.clone(),
-        status: cache
-            .volume_status
-            .get(&volume.id)
-            .map(|s| s.value.0.clone()),
+        let made = self.0.create::<Volume>("volume.create", &spec, draft);
+        Ok(self.created(made.await?))
     }
 }
 
 impl VolumeHandle {
-    /// Its id.
-    pub fn id(&self) -> VolumeId {
-        self.id
-    }
-
-    /// The operation that makes it, if this handle came from `create`.
-    pub fn operation(&self) -> Option<&OperationHandle> {
-        self.created.as_ref()
-    }
-
-    /// The volume as it is now.
+    /// Makes it larger, while it is attached or not. A running guest sees the new size at once.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`].
-    pub async fn get(&self) -> Result<VolumeView> {
-        self.cluster
-            .inner
-            .authorize(self.cluster.options(), "volume.get")?;
-        let found = self
-            .cluster
-            .inner
-            .read(|cache| cache.volumes.get(&self.id).map(|v| view(v, cache)))
-            .await?;
-        found.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "volume", "there is no such volume")
-                .with("volume", self.id)
-        })
-    }
-
-    async fn update(
-        &self,
-        verb: &'static str,
-        request: String,
-        change: impl FnOnce(&mut Volume, &Cache) -> Result<OperationKind>,
-    ) -> Result<OperationHandle> {
-        let (inner, options) = (&self.cluster.inner, self.cluster.options());
-        inner.authorize(options, verb)?;
-        let current = self.get().await?.volume;
-        if options
-            .expected_version
-            .is_some_and(|v| v != current.version)
-        {
-            return Err(
-                Error::new(ErrorKind::Conflict, verb, "the volume has another version")
-                    .retryable(false),
-            );
-        }
-        let mut volume = current.value.clone();
-        let kind = inner.peek(|cache| change(&mut volume, cache))?;
-        let draft = Draft::new()
-            .unchanged::<Volume>(&self.id, Some(current.version))
-            .put(&self.id, &volume)?;
-        let change = Change {
-            verb,
-            object: ObjectRef::Volume(self.id),
-            kind,
-            draft,
-            request,
-        };
-        Ok(OperationHandle::new(
-            inner,
-            inner.admit(options, change).await?.operation,
-        ))
-    }
-
-    /// Makes it larger, while it is attached or not.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`] when it would shrink.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound); [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when it
+    /// would shrink, or for a size that no volume can have.
     pub async fn grow(&self, size: Bytes) -> Result<OperationHandle> {
-        self.update(
-            "volume.grow",
-            format!("{}:{}", self.id, size.0),
-            |volume, _| {
-                if let Some(message) = size_problem(size) {
-                    return Err(Error::invalid(
-                        "volume.grow",
-                        vec![problem("size", message)],
-                    ));
+        const VERB: &str = "volume.grow";
+        self.cluster
+            .change::<Volume>(VERB, self.id, &size, |volume, draft, cache| {
+                let mut problems: Vec<_> = check::size(size).into_iter().collect();
+                // A clone's size is its image's, which only the status knows.
+                let status = cache.volume_status.get(&volume.id);
+                let now = status.map_or(volume.size, |s| s.0.size.max(volume.size));
+                if size < now {
+                    problems.push(format!("{size} is less than its {now}; it can only grow"));
                 }
-                if size < volume.size {
-                    let message = format!(
-                        "{size} is less than its {}; a volume can only grow",
-                        volume.size
-                    );
-                    return Err(Error::invalid(
-                        "volume.grow",
-                        vec![problem("size", message)],
-                    ));
-                }
+                let problems = problems.into_iter().map(|m| problem("size", m));
+                refuse(VERB, problems.collect())?;
                 volume.size = size;
                 volume.meta.generation += 1;
-                Ok(OperationKind::Update {
-                    generation: volume.meta.generation,
-                })
-            },
-        )
-        .await
-    }
-
-    /// Deletes it with its snapshots.
-    ///
-    /// # Errors
-    /// [`ErrorKind::FailedPrecondition`] while a VM has it.
-    pub async fn delete(&self) -> Result<OperationHandle> {
-        let (now, id) = (self.cluster.inner.clock.now(), self.id);
-        self.update("volume.delete", id.to_string(), |volume, cache| {
-            if let Some(vm) = cache.users_of(id).next() {
-                let message = format!("VM {vm} has it: detach it first");
-                return Err(Error::new(
-                    ErrorKind::FailedPrecondition,
-                    "volume.delete",
-                    message,
-                ));
-            }
-            volume.meta.deleted_at.get_or_insert(now);
-            Ok(OperationKind::Delete)
-        })
-        .await
+                let generation = volume.meta.generation;
+                Ok((draft, OperationKind::Update { generation }))
+            })
+            .await
     }
 }

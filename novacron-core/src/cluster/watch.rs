@@ -31,13 +31,14 @@ impl Cluster {
         &self,
         resume: Option<Revision>,
     ) -> Result<BoxStream<'static, Result<ObjectChange>>> {
-        const KINDS: [&str; 9] = [
+        const KINDS: [&str; 10] = [
             "vm/",
             "run/",
             "claim/",
             "volume",
             "image",
             "snapshot",
+            "network/",
             "node",
             "operation/",
             "event/",

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::ObjectKey;
+use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Network, NetworkId, Node,
@@ -15,7 +16,7 @@ use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeSta
 use crate::store::{Change, Key, Revision};
 
 /// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
-pub(crate) const PREFIXES: [&str; 21] = [
+pub(crate) const PREFIXES: [&str; 20] = [
     "vm/",
     "claim/",
     "assignment/",
@@ -36,7 +37,6 @@ pub(crate) const PREFIXES: [&str; 21] = [
     "action/",
     "action-status/",
     "grave/",
-    "usage/",
 ];
 
 pub(crate) type Table<K, V> = BTreeMap<K, Versioned<V>>;
@@ -65,7 +65,8 @@ pub(crate) struct Cache {
     pub(crate) actions: Table<ActionId, Action>,
     pub(crate) action_status: Table<ActionId, ActionStatus>,
     pub(crate) graves: Table<String, Grave>,
-    pub(crate) usage: Table<crate::model::Name, records::Usage>,
+    /// What the scheduler last said to a VM that waits for a place. No record: it is asked again by every process.
+    pub(crate) no_place: BTreeMap<VmId, Rejected>,
     /// Operations that have not ended, by what they change.
     open_operations: BTreeSet<(ObjectRef, OperationId)>,
     actions_of: BTreeSet<(VmId, ActionId)>,
@@ -152,6 +153,9 @@ impl Cache {
                     self.users_of_volume.remove(&(disk.volume, id));
                     wake.push(ObjectKey::Volume(disk.volume));
                 }
+                if !self.vms.contains_key(&id) {
+                    self.no_place.remove(&id);
+                }
                 if let Some(vm) = self.vms.get(&id) {
                     self.users_of_volume
                         .extend(vm.machine.disks.iter().map(|d| (d.volume, id)));
@@ -160,6 +164,7 @@ impl Cache {
             }
             "claim" if key.as_str().starts_with("claim/vm/") => {
                 let (id, old) = take!(claims, Claim);
+                self.no_place.remove(&id);
                 for place in [
                     old.map(|c| c.place),
                     self.claims.get(&id).map(|c| c.place.clone()),
@@ -307,7 +312,6 @@ impl Cache {
                 wake.push(ObjectKey::Action(id));
             }
             "grave" => drop(take!(graves, Grave)),
-            "usage" => drop(take!(usage, records::Usage)),
             _ => {}
         }
         Ok(())

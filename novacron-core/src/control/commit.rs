@@ -12,12 +12,13 @@ pub(crate) fn finish(draft: Draft, now: Timestamp, ids: &dyn IdSource) -> Result
     let mut commit = Commit::new(TxnId(uuid_v7(now, ids)));
     commit.preconditions = draft.requires;
     commit.ops = draft.ops;
-    for (object, reason, message) in draft.events {
+    for (object, project, reason, message) in draft.events {
         let id = EventId::generate(now, ids);
         let event = Event {
             id,
             at: now,
             object,
+            project,
             reason: reason.to_owned(),
             message,
         };

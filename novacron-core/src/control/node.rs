@@ -104,7 +104,12 @@ pub(crate) fn reconcile(
             } else {
                 "unreachable"
             };
-            draft = draft.event(ObjectRef::Node(node.clone()), reason, next.message.clone());
+            draft = draft.event(
+                ObjectRef::Node(node.clone()),
+                None,
+                reason,
+                next.message.clone(),
+            );
         }
         return Ok(Plan::commit(draft));
     }

@@ -42,7 +42,13 @@ pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String
         Err(Waiting::For(why)) => (Phase::Pending, why),
         Ok(_) => match resolve(vm, Epoch(0), cache) {
             Err(Waiting::For(why)) => (Phase::Pending, why),
-            _ => (Phase::Pending, "waiting for a place".to_owned()),
+            _ => {
+                let why = cache.no_place.get(&vm.id).map(ToString::to_string);
+                (
+                    Phase::Pending,
+                    why.unwrap_or_else(|| "waiting for a place".to_owned()),
+                )
+            }
         },
     }
 }
@@ -74,6 +80,7 @@ fn on_vm(
     };
     let serial = match kind {
         OperationKind::Delete => return (S::Running, progress),
+        OperationKind::Record => return (S::Done, progress),
         OperationKind::Update { generation } => {
             let run = cache
                 .run_of(id)
@@ -146,6 +153,7 @@ fn on_storage(
     let exists = spec.is_some();
     let deleted = spec.is_some_and(|meta| meta.deleted_at.is_some());
     match (kind, exists) {
+        (OperationKind::Record, _) => (S::Done, String::new()),
         (OperationKind::Delete, false) => (S::Done, String::new()),
         (OperationKind::Delete, true) => (S::Running, "deleting".to_owned()),
         (_, false) => (S::Superseded, "it is gone".to_owned()),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cache::Cache;
 use crate::driver::{Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
-use crate::model::{Decision, MiB, NodeId, NodeState, VmId};
+use crate::model::{Assignment, Decision, MiB, NodeId, NodeState, VmId};
 use crate::store::Revision;
 
 /// Room on a node that was decided on and is not yet in the cache.
@@ -88,44 +88,50 @@ impl Placing {
         std::mem::take(&mut self.waiting)
     }
 
-    /// A host as the scheduler sees it: its capabilities, and what the assignments to it and the bookings on it add up
-    /// to.
+    /// A host as the scheduler sees it, with the bookings on it.
     fn host(&self, node: NodeId, cache: &Cache) -> HostChange {
-        let (Some(spec), Some(status)) = (cache.nodes.get(&node), cache.node_status.get(&node))
-        else {
+        let Some(mut host) = host_of(&node, cache, None) else {
             return HostChange::Removed(node);
         };
-        let mut host = Host {
-            open: spec.schedulable && status.state == NodeState::Available,
-            capabilities: status
-                .host
-                .as_ref()
-                .map(|h| h.capabilities.clone())
-                .unwrap_or_default(),
-            used_vcpus: 0,
-            used_memory: MiB(0),
-            node: node.clone(),
-        };
-        let mut counted = BTreeSet::new();
-        for (vm, assignment) in cache.assignments_to(&node) {
-            if cache
-                .claims
-                .get(&vm)
-                .is_some_and(|c| c.is_held() && c.epoch == assignment.epoch)
-            {
-                counted.insert(vm);
-                host.used_vcpus += u64::from(assignment.machine.vcpus);
-                host.used_memory.0 += assignment.machine.memory.0;
-            }
-        }
         let lowest = VmId::from_uuid(uuid::Uuid::nil());
         let booked = self.booked_on.range((node.clone(), lowest)..);
         for (_, vm) in booked.take_while(|(n, _)| *n == node) {
-            if let Some(booking) = self.bookings.get(vm).filter(|_| !counted.contains(vm)) {
+            let assigned = cache.assignments.get(&(node.clone(), *vm));
+            if assigned.is_some_and(|a| counts(*vm, a, cache)) {
+                continue;
+            }
+            if let Some(booking) = self.bookings.get(vm) {
                 host.used_vcpus += u64::from(booking.vcpus);
                 host.used_memory.0 += booking.memory.0;
             }
         }
         HostChange::Set(host)
     }
+}
+
+/// Whether the assignment takes room on its node.
+fn counts(vm: VmId, assignment: &Assignment, cache: &Cache) -> bool {
+    let claim = cache.claims.get(&vm);
+    claim.is_some_and(|c| c.is_held() && c.epoch == assignment.epoch)
+}
+
+/// A host by the records: its capabilities, and what the assignments to it, but that of `without`, add up to. None for
+/// one that has not answered yet.
+pub(crate) fn host_of(node: &NodeId, cache: &Cache, without: Option<VmId>) -> Option<Host> {
+    let (spec, status) = (cache.nodes.get(node)?, cache.node_status.get(node)?);
+    let capabilities = status.host.as_ref().map(|h| h.capabilities.clone());
+    let mut host = Host {
+        open: spec.schedulable && status.state == NodeState::Available,
+        capabilities: capabilities.unwrap_or_default(),
+        used_vcpus: 0,
+        used_memory: MiB(0),
+        node: node.clone(),
+    };
+    for (vm, assignment) in cache.assignments_to(node) {
+        if Some(vm) != without && counts(vm, assignment, cache) {
+            host.used_vcpus += u64::from(assignment.machine.vcpus);
+            host.used_memory.0 += assignment.machine.memory.0;
+        }
+    }
+    Some(host)
 }

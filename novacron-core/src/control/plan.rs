@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::retention::Cutoffs;
-use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, StopMode};
+use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Epoch, ImageId, Meta, NodeId, ObjectRef, OperationId, PoolId, PortId,
-    SnapshotId, Verb, VmId, VolumeId,
+    ActionId, Assignment, Epoch, ImageId, Meta, Name, NodeId, ObjectRef, OperationId, PoolId,
+    PortId, SnapshotId, Verb, VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
     /// Look again at this time, whatever happens.
     pub(crate) wake: Option<Timestamp>,
     /// The VM waits for a place: look again when any node changes.
-    pub(crate) waits_for_place: bool,
+    pub(crate) no_place: Option<Rejected>,
 }
 
 impl Plan {
@@ -77,7 +77,7 @@ impl Plan {
 pub(crate) struct Draft {
     pub(crate) requires: Vec<Precondition>,
     pub(crate) ops: Vec<Op>,
-    pub(crate) events: Vec<(ObjectRef, &'static str, String)>,
+    pub(crate) events: Vec<(ObjectRef, Option<Name>, &'static str, String)>,
 }
 
 impl Draft {
@@ -120,13 +120,16 @@ impl Draft {
         self
     }
 
+    /// Something happened to an object; `project` says whose it is, if anybody's.
     pub(crate) fn event(
         mut self,
         object: ObjectRef,
+        project: Option<&Name>,
         reason: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        self.events.push((object, reason, message.into()));
+        self.events
+            .push((object, project.cloned(), reason, message.into()));
         self
     }
 }

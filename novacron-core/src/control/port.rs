@@ -109,8 +109,10 @@ pub(crate) fn reconcile(
                     let reason = reason.clone();
                     let message = format!("port {id}: {reason}");
                     let draft = write(&user, PortState::Failed { reason })?;
+                    let project = cache.vms.get(&vm).map(|vm| &vm.meta.project);
                     Ok(Plan::commit(draft.event(
                         ObjectRef::Vm(vm),
+                        project,
                         "port-failed",
                         message,
                     )))

@@ -175,7 +175,8 @@ impl Look<'_> {
                 .map(|e| format!(": {e:?}"))
                 .unwrap_or_default();
             let message = format!("{} on {} (epoch {}){exit}", run.phase, run.node, run.epoch);
-            draft = draft.event(ObjectRef::Vm(run.vm), reason, message);
+            let project = self.cache.vms.get(&run.vm).map(|vm| &vm.meta.project);
+            draft = draft.event(ObjectRef::Vm(run.vm), project, reason, message);
         }
         Ok(Plan::commit(draft))
     }

@@ -280,10 +280,14 @@ impl Runtime {
         if let Some(at) = plan.wake {
             self.queue.push_at(key.clone(), at);
         }
-        if plan.waits_for_place
-            && let ObjectKey::Vm(vm) = key
-        {
-            self.placing.wait(vm);
+        if let (Some(rejected), ObjectKey::Vm(vm)) = (plan.no_place, &key) {
+            self.placing.wait(*vm);
+            self.parts
+                .cache
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .no_place
+                .insert(*vm, rejected);
         }
         if let Some(draft) = plan.commit {
             if let ObjectKey::Action(id) = key {

@@ -406,7 +406,12 @@ impl Look<'_> {
         let draft = Draft::new()
             .unchanged::<S>(id, status.map(|s| s.version))
             .put(id, &wrap(next))?
-            .event(object.reference.clone(), reason, message);
+            .event(
+                object.reference.clone(),
+                Some(&object.meta.project),
+                reason,
+                message,
+            );
         Ok(Plan::commit(draft))
     }
 
@@ -447,6 +452,7 @@ impl Look<'_> {
             )?
             .event(
                 object.reference.clone(),
+                Some(&object.meta.project),
                 "deleted",
                 format!("{} is gone", object.meta.name),
             );

@@ -212,11 +212,14 @@ fn free(
         return Ok(Plan::nothing());
     }
     let request = placement_request(vm, &assignment, claim.map(|c| &c.value), cache);
-    let Ok(decision) = place(&request) else {
-        return Ok(Plan {
-            waits_for_place: true,
-            ..Plan::nothing()
-        });
+    let decision = match place(&request) {
+        Ok(decision) => decision,
+        Err(rejected) => {
+            return Ok(Plan {
+                no_place: Some(rejected),
+                ..Plan::nothing()
+            });
+        }
     };
     let Some(node) = decision.winner.node().cloned() else {
         return Ok(Plan::nothing());
@@ -252,7 +255,12 @@ fn free(
         .unchanged::<Run>(&at, cache.runs.get(&at).map(|r| r.version))
         .put(&vm.id, &granted)?
         .put(&at, &run)?
-        .event(ObjectRef::Vm(vm.id), "placed", message);
+        .event(
+            ObjectRef::Vm(vm.id),
+            Some(&vm.meta.project),
+            "placed",
+            message,
+        );
     // A former place keeps nothing.
     if let Some(old) = claim
         .and_then(|c| c.place.node())
@@ -321,6 +329,7 @@ fn remove(
         )?
         .event(
             ObjectRef::Vm(vm.id),
+            Some(&vm.meta.project),
             "deleted",
             format!("{} is gone", vm.meta.name),
         );

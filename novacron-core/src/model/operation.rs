@@ -52,6 +52,8 @@ pub enum OperationKind {
         /// The generation.
         generation: u64,
     },
+    /// A change of the record alone: true with its commit.
+    Record,
     /// End this action.
     Action {
         /// The action.
@@ -160,6 +162,9 @@ pub struct Event {
     pub at: Timestamp,
     /// To what.
     pub object: ObjectRef,
+    /// Whose; none for a node or a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<Name>,
     /// A stable word, as `started`.
     pub reason: String,
     /// For people.
@@ -170,10 +175,14 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
+    /// Its id; ordered by time.
+    pub id: EventId,
     /// When.
     pub at: Timestamp,
     /// Who.
     pub principal: String,
+    /// In which project.
+    pub project: Name,
     /// What, as `vm.create`.
     pub verb: String,
     /// On what.

@@ -26,7 +26,7 @@ use crash_store::{CrashStore, Disk};
 use invariants::{
     converges, no_overcommit, nothing_left, nothing_lost, one_writer, operations_end, runs_once,
 };
-use novacron_core::cluster::Retention;
+use novacron_core::cluster::{ListRequest, MAX_PAGE, Retention, VmView};
 use novacron_core::model::PoolId;
 use novacron_core::sim::{FaultPlan, Latency, SimHypervisor, SimNetwork, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
@@ -52,6 +52,20 @@ struct Simulation {
 #[expect(clippy::disallowed_methods, reason = "the simulation is the clock")]
 async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
+}
+
+/// Every VM, walked in small pages.
+pub(crate) async fn all_vms(cluster: &Cluster) -> Result<Vec<VmView>, String> {
+    let (mut all, mut request) = (Vec::new(), ListRequest::new().limit(7));
+    loop {
+        let page = cluster.vms().list(&request).await;
+        let page = page.map_err(|e| e.to_string())?;
+        all.extend(page.items);
+        match page.next {
+            Some(token) => request = request.after(token),
+            None => return Ok(all),
+        }
+    }
 }
 
 impl Simulation {
@@ -158,12 +172,7 @@ impl Simulation {
         let mut last = Ok(());
         for _ in 0..60 {
             pass(Duration::from_secs(20)).await;
-            for view in cluster
-                .vms()
-                .list(None, usize::MAX)
-                .await
-                .map_err(|e| e.to_string())?
-            {
+            for view in all_vms(cluster).await? {
                 let vm = cluster.vms().by_id(view.vm.id);
                 if view.reason.contains("failed: ") || view.reason.contains("is gone") {
                     self.ledger.vms.insert(vm.id(), workload::Told::Unsure);
@@ -188,12 +197,7 @@ impl Simulation {
     }
 
     async fn delete_everything(&mut self, cluster: &Cluster) -> Result<(), String> {
-        for view in cluster
-            .vms()
-            .list(None, usize::MAX)
-            .await
-            .map_err(|e| e.to_string())?
-        {
+        for view in all_vms(cluster).await? {
             cluster
                 .vms()
                 .by_id(view.vm.id)
@@ -204,12 +208,9 @@ impl Simulation {
         let mut last = Ok(());
         for _ in 0..60 {
             pass(Duration::from_secs(20)).await;
-            for view in cluster
-                .volumes()
-                .list(None, usize::MAX)
-                .await
-                .map_err(|e| e.to_string())?
-            {
+            let request = ListRequest::new().limit(MAX_PAGE);
+            let page = cluster.volumes().list(&request).await;
+            for view in page.map_err(|e| e.to_string())?.items {
                 let _ = cluster.volumes().by_id(view.volume.id).delete().await;
             }
             last = nothing_left::check(&self.world);

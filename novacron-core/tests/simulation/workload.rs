@@ -93,7 +93,8 @@ impl Ledger {
                     .networks()
                     .create(&format!("net-{serial}"), NetworkKind::User)
                     .await
-                    .ok();
+                    .ok()
+                    .map(|network| network.id());
             }
             if let Some(network) = self.network.filter(|_| rng.random_bool(0.5)) {
                 spec = spec.nic(NicSpec {

@@ -5,12 +5,7 @@ use novacron_core::sim::SimWorld;
 use novacron_core::{Cluster, Phase};
 
 pub(crate) async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), String> {
-    for view in cluster
-        .vms()
-        .list(None, usize::MAX)
-        .await
-        .map_err(|e| e.to_string())?
-    {
+    for view in crate::all_vms(cluster).await? {
         let wanted = match view.vm.power.state {
             Power::On => Phase::Running,
             Power::Paused => Phase::Paused,

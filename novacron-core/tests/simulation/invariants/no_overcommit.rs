@@ -6,12 +6,7 @@ use novacron_core::{Cluster, MiB};
 
 pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
-    for view in cluster
-        .vms()
-        .list(None, usize::MAX)
-        .await
-        .map_err(|e| e.to_string())?
-    {
+    for view in crate::all_vms(cluster).await? {
         if let Some(claim) = view.claim.filter(novacron_core::model::Claim::is_held) {
             *used.entry(claim.place.to_string()).or_default() += view.vm.machine.memory.0;
         }

@@ -1,0 +1,56 @@
+//! What a project uses: a sum over its records, taken when it is asked for (decision 3).
+
+use super::{Cluster, RequestOptions};
+use crate::error::Result;
+use crate::model::{Bytes, MiB, Name};
+
+/// What a project's objects ask for, whether they run or not. One that is being deleted counts until it is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Usage {
+    /// VMs.
+    pub vms: u64,
+    /// vCPUs of all VMs.
+    pub vcpus: u64,
+    /// Memory of all VMs.
+    pub memory: MiB,
+    /// Volumes, those that were made with a VM too.
+    pub volumes: u64,
+    /// Size of all volumes as their guests see it; what they take up on disk may be less.
+    pub volume_bytes: Bytes,
+}
+
+impl Cluster {
+    /// What `project` uses. One without objects uses nothing; whether it exists is not known here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`](crate::ErrorKind::PermissionDenied); those of the store.
+    pub async fn usage(&self, project: &Name) -> Result<Usage> {
+        let options = RequestOptions {
+            project: project.clone(),
+            ..self.options().clone()
+        };
+        self.inner.authorize(&options, "usage.get")?;
+        self.inner
+            .read(|cache| {
+                let mut usage = Usage::default();
+                for vm in cache.vms.values().filter(|v| v.meta.project == *project) {
+                    usage.vms += 1;
+                    usage.vcpus += u64::from(vm.machine.vcpus);
+                    usage.memory.0 += vm.machine.memory.0;
+                }
+                for volume in cache
+                    .volumes
+                    .values()
+                    .filter(|v| v.meta.project == *project)
+                {
+                    // A clone that asks for no size has its image's, which its status knows.
+                    let status = cache.volume_status.get(&volume.id);
+                    let size = status.map_or(volume.size, |s| s.0.size.max(volume.size));
+                    usage.volumes += 1;
+                    usage.volume_bytes.0 += size.0;
+                }
+                usage
+            })
+            .await
+    }
+}

@@ -1,0 +1,287 @@
+//! Making a VM: its spec is checked and its references are looked up, with every problem at once; then the records of
+//! everything that will be made with it are drafted, so that each has a name before it is made.
+
+use std::collections::BTreeMap;
+
+use super::super::object::find;
+use super::super::request::{problem, refuse};
+use super::super::volumes::pick_pool;
+use super::super::{Cluster, RequestOptions, check};
+use super::{VmHandle, Vms, attachable};
+use crate::control::cache::Cache;
+use crate::control::plan::Draft;
+use crate::error::{Problem, Result};
+use crate::model::{
+    Bytes, Disk, DiskSource, Image, ImageId, MacAddr, Machine, Meta, Name, Network, Nic, PoolId,
+    Port, PortId, PowerRequest, Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
+};
+use crate::store::Revision;
+
+const VERB: &str = "vm.create";
+
+/// A disk whose references have been looked up.
+enum Resolved {
+    Made {
+        pool: PoolId,
+        source: VolumeSource,
+        size: Bytes,
+    },
+    Existing(VolumeId, Revision),
+}
+
+impl Vms {
+    /// Creates a VM, with the volumes and ports that its spec asks for, and starts it unless the spec says otherwise.
+    ///
+    /// *Holds on return:* the request is committed; the control loop carries it out, also after a crash. A dry run
+    /// checks everything and returns a handle on nothing.
+    ///
+    /// ```
+    /// use novacron_core::model::{DiskSource, PoolId};
+    /// use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, Result, VmSpec};
+    /// use std::time::Duration;
+    ///
+    /// # async fn example(cluster: &Cluster) -> Result<()> {
+    /// let data = DiskSource::Blank { size: Bytes::gib(20), pool: None };
+    /// let spec = VmSpec::new("web-1").vcpus(2).memory(MiB(2048)).image("debian-12").disk("data", data);
+    /// match cluster.vms().create(spec).await {
+    ///     Ok(vm) => {
+    ///         let view = vm.wait_for(Phase::Running, Deadline::after(Duration::from_secs(60))).await?;
+    ///         println!("{} runs on {:?}", view.vm.meta.name, view.place);
+    ///     }
+    ///     Err(error) => {
+    ///         for problem in error.problems() {
+    ///             eprintln!("{}: {}", problem.field, problem.message);
+    ///         }
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with every problem of the spec, also an image, a volume, a
+    /// network, a pool or a node that does not exist; [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists)
+    /// when the name is taken.
+    pub async fn create(&self, spec: VmSpec) -> Result<VmHandle> {
+        let inner = &self.0.inner;
+        let draft = async {
+            let mut problems = check::vm(&spec);
+            let images = images(&self.0, &spec).await?;
+            inner
+                .read(|cache| {
+                    let look = Look {
+                        cache,
+                        options: self.0.options(),
+                        spec: &spec,
+                        images: &images,
+                    };
+                    let disks = look.disks(&mut problems);
+                    let networks = look.networks(&mut problems);
+                    look.node(&mut problems);
+                    refuse(VERB, problems)?;
+                    draft(&self.0, &spec, disks, networks)
+                })
+                .await?
+        };
+        let made = self.0.create::<Vm>(VERB, &spec, draft);
+        Ok(self.created(made.await?))
+    }
+}
+
+/// The images that the spec names, as far as there are such.
+async fn images(cluster: &Cluster, spec: &VmSpec) -> Result<BTreeMap<String, ImageId>> {
+    let mut found = BTreeMap::new();
+    for disk in &spec.disks {
+        let DiskSource::Image { image, .. } = &disk.source else {
+            continue;
+        };
+        // What cannot be a name is the check's to report.
+        let Ok(name) = Name::new(image) else { continue };
+        let project = &cluster.options().project;
+        if let Some(id) = cluster.inner.lookup(project, "image", &name).await? {
+            found.insert(image.clone(), id);
+        }
+    }
+    Ok(found)
+}
+
+/// What the spec refers to.
+struct Look<'a> {
+    cache: &'a Cache,
+    options: &'a RequestOptions,
+    spec: &'a VmSpec,
+    images: &'a BTreeMap<String, ImageId>,
+}
+
+impl Look<'_> {
+    /// The disks whose references are right; the others are problems.
+    fn disks(&self, problems: &mut Vec<Problem>) -> Vec<Resolved> {
+        let mut disks = Vec::with_capacity(self.spec.disks.len());
+        for (i, disk) in self.spec.disks.iter().enumerate() {
+            let resolved = match &disk.source {
+                DiskSource::Blank { size, pool } => pick_pool(self.cache, pool.as_ref())
+                    .map(|pool| Resolved::Made {
+                        pool,
+                        source: VolumeSource::Blank,
+                        size: *size,
+                    })
+                    .map_err(|why| ("pool", why)),
+                DiskSource::Image { image, size, pool } => {
+                    self.clone_of(image, *size, pool.as_ref())
+                }
+                DiskSource::Volume { volume } => {
+                    attachable(self.cache, &self.options.project, *volume, None)
+                        .map_err(|why| ("volume", why))
+                        .map(|()| {
+                            let version = self.cache.volumes.get(volume).map(|v| v.version);
+                            Resolved::Existing(*volume, version.unwrap_or_default())
+                        })
+                }
+            };
+            match resolved {
+                Ok(resolved) => disks.push(resolved),
+                Err((field, why)) => {
+                    problems.push(problem(format!("disks[{i}].source.{field}"), why));
+                }
+            }
+        }
+        disks
+    }
+
+    fn clone_of(
+        &self,
+        name: &str,
+        size: Option<Bytes>,
+        pool: Option<&PoolId>,
+    ) -> Result<Resolved, (&'static str, String)> {
+        // What is no name has been reported; what is none of the project's is told from it by this.
+        let id = self.images.get(name);
+        let Some(image) = id.and_then(|id| self.cache.images.get(id)) else {
+            let shown: String = name.chars().take(63).collect();
+            return Err(("image", format!("the project has no image {shown:?}")));
+        };
+        if image.meta.deleted_at.is_some() {
+            return Err(("image", format!("image {name:?} is being deleted")));
+        }
+        if pool.is_some_and(|pool| *pool != image.pool) {
+            let why = format!("a linked clone lies in its image's pool, {}", image.pool);
+            return Err(("pool", why));
+        }
+        Ok(Resolved::Made {
+            pool: image.pool.clone(),
+            source: VolumeSource::Image(image.id),
+            size: size.unwrap_or(Bytes(0)),
+        })
+    }
+
+    /// The versions of the NICs' networks.
+    fn networks(&self, problems: &mut Vec<Problem>) -> Vec<Revision> {
+        let mut versions = Vec::with_capacity(self.spec.nics.len());
+        for (i, nic) in self.spec.nics.iter().enumerate() {
+            match find::<Network>(self.cache, self.options, VERB, nic.network) {
+                Ok(network) => versions.push(network.version),
+                Err(_) => problems.push(problem(
+                    format!("nics[{i}].network"),
+                    format!("the project has no network {}", nic.network),
+                )),
+            }
+        }
+        versions
+    }
+
+    fn node(&self, problems: &mut Vec<Problem>) {
+        if let Some(node) = &self.spec.node
+            && !self.cache.nodes.contains_key(node)
+        {
+            problems.push(problem("node", format!("there is no node {node}")));
+        }
+    }
+}
+
+/// The records of a VM whose spec is right.
+fn draft(
+    cluster: &Cluster,
+    spec: &VmSpec,
+    disks: Vec<Resolved>,
+    networks: Vec<Revision>,
+) -> Result<(VmId, Draft)> {
+    let (inner, options) = (&cluster.inner, cluster.options());
+    let now = inner.clock.now();
+    let id = VmId::generate(now, &*inner.ids);
+    let meta = |name: Name| Meta {
+        labels: spec.labels.clone(),
+        annotations: spec.annotations.clone(),
+        ..Meta::new(name, options.project.clone(), now)
+    };
+    let mut draft = Draft::new();
+    let mut machine_disks = Vec::with_capacity(disks.len());
+    for (disk, resolved) in spec.disks.iter().zip(disks) {
+        let (volume, delete_with_vm) = match resolved {
+            Resolved::Existing(volume, version) => {
+                draft = draft.unchanged::<Volume>(&volume, Some(version));
+                (volume, false)
+            }
+            Resolved::Made { pool, source, size } => {
+                if let VolumeSource::Image(image) = source {
+                    let key = <Image as crate::records::Stored>::key(&image);
+                    draft
+                        .requires
+                        .push(crate::store::Precondition::Present(key));
+                }
+                // It is reached through the VM: it has the disk's name, and takes none of its own.
+                let volume = Volume {
+                    id: VolumeId::generate(now, &*inner.ids),
+                    meta: meta(Name::new(&disk.name)?),
+                    pool,
+                    source,
+                    size,
+                    format: VolumeFormat::Qcow2,
+                };
+                draft = draft.put(&volume.id, &volume)?;
+                (volume.id, true)
+            }
+        };
+        machine_disks.push(Disk {
+            name: disk.name.clone(),
+            volume,
+            delete_with_vm,
+        });
+    }
+    let mut nics = Vec::with_capacity(networks.len());
+    for (nic, version) in spec.nics.iter().zip(networks) {
+        draft = draft.unchanged::<Network>(&nic.network, Some(version));
+        let port = Port {
+            id: PortId::generate(now, &*inner.ids),
+            vm: id,
+            network: nic.network,
+            mac: nic
+                .mac
+                .unwrap_or_else(|| MacAddr::from_bits(inner.ids.bits())),
+            forwards: nic.forwards.clone(),
+        };
+        draft = draft.put(&port.id, &port)?;
+        nics.push(Nic { port: port.id });
+    }
+    let vm = Vm {
+        id,
+        meta: meta(Name::new(&spec.name)?),
+        machine: Machine {
+            vcpus: spec.vcpus,
+            memory: spec.memory,
+            firmware: spec.firmware,
+            kernel: spec.kernel.clone(),
+            disks: machine_disks,
+            nics,
+            cloud_init: spec.cloud_init.clone(),
+            stop_grace_secs: spec.stop_grace_secs,
+        },
+        power: PowerRequest {
+            state: spec.power,
+            serial: 1,
+            force: false,
+        },
+        restart: spec.restart,
+        node: spec.node.clone(),
+    };
+    Ok((id, draft.name(&vm.meta, "vm", id)?.put(&id, &vm)?))
+}

@@ -1,0 +1,250 @@
+//! Changing what a VM should be.
+
+use super::super::check;
+use super::super::object::find;
+use super::super::operations::OperationHandle;
+use super::super::request::{problem, refuse};
+use super::{VmHandle, attachable};
+use crate::control::cache::Cache;
+use crate::control::operation::phase_of;
+use crate::control::plan::Draft;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::{Phase, RunEvent};
+use crate::model::{
+    Action, ActionId, Disk, Exit, NodeId, OperationKind, Power, PowerRequest, Run, Snapshot,
+    SnapshotId, StopProof, Verb, Vm, Volume, VolumeId,
+};
+
+/// The next generation of the spec, for an operation to follow.
+fn next_generation(vm: &mut Vm) -> OperationKind {
+    vm.meta.generation += 1;
+    OperationKind::Update {
+        generation: vm.meta.generation,
+    }
+}
+
+impl VmHandle {
+    async fn power(
+        &self,
+        verb: &'static str,
+        state: Power,
+        force: bool,
+    ) -> Result<OperationHandle> {
+        self.cluster
+            .change::<Vm>(verb, self.id, &(), |vm, draft, _| {
+                let serial = vm.power.serial + 1;
+                vm.power = PowerRequest {
+                    state,
+                    serial,
+                    force,
+                };
+                Ok((draft, OperationKind::Power { serial }))
+            })
+            .await
+    }
+
+    /// Starts it, or lets its vCPUs run again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it is being deleted.
+    pub async fn start(&self) -> Result<OperationHandle> {
+        self.power("vm.start", Power::On, false).await
+    }
+
+    /// Asks the guest to power off; kills it after its grace (`stop_grace_secs` of its spec).
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`].
+    pub async fn stop(&self) -> Result<OperationHandle> {
+        self.power("vm.stop", Power::Off, false).await
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`].
+    pub async fn kill(&self) -> Result<OperationHandle> {
+        self.power("vm.kill", Power::Off, true).await
+    }
+
+    /// Holds its vCPUs; its memory stays. [`VmHandle::start`] lets them run again.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`].
+    pub async fn pause(&self) -> Result<OperationHandle> {
+        self.power("vm.pause", Power::Paused, false).await
+    }
+
+    /// Gives it a volume under a name that the guest sees as the disk's serial number, while it runs if it runs.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]; [`ErrorKind::Invalid`] when the disk's name is taken or wrong, the VM has too many disks,
+    /// or the volume cannot be attached.
+    pub async fn attach(&self, disk: &str, volume: VolumeId) -> Result<OperationHandle> {
+        const VERB: &str = "vm.attach";
+        let project = &self.cluster.options().project;
+        let change = |vm: &mut Vm, draft: Draft, cache: &Cache| {
+            let mut problems = Vec::new();
+            if let Some(message) = check::disk_name(disk) {
+                problems.push(problem("disk", message));
+            } else if vm.machine.disks.iter().any(|d| d.name == disk) {
+                problems.push(problem("disk", format!("the VM has a disk {disk:?}")));
+            }
+            if vm.machine.disks.len() >= check::MAX_DISKS {
+                let message = format!("the VM has {} disks, the most it can", check::MAX_DISKS);
+                problems.push(problem("disk", message));
+            }
+            if vm.machine.disks.iter().any(|d| d.volume == volume) {
+                let message = format!("volume {volume} is attached to this VM");
+                problems.push(problem("volume", message));
+            } else if let Err(message) = attachable(cache, project, volume, Some(self.id)) {
+                problems.push(problem("volume", message));
+            }
+            refuse(VERB, problems)?;
+            vm.machine.disks.push(Disk {
+                name: disk.to_owned(),
+                volume,
+                delete_with_vm: false,
+            });
+            let version = cache.volumes.get(&volume).map(|v| v.version);
+            let draft = draft.unchanged::<Volume>(&volume, version);
+            Ok((draft, next_generation(vm)))
+        };
+        let request = (disk, volume);
+        self.cluster
+            .change::<Vm>(VERB, self.id, &request, change)
+            .await
+    }
+
+    /// Takes a volume back; it stays, also one that was made with the VM.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]; [`ErrorKind::NotFound`] also when the VM has no such disk.
+    pub async fn detach(&self, disk: &str) -> Result<OperationHandle> {
+        const VERB: &str = "vm.detach";
+        self.cluster
+            .change::<Vm>(VERB, self.id, &disk, |vm, draft, _| {
+                let before = vm.machine.disks.len();
+                vm.machine.disks.retain(|d| d.name != disk);
+                if vm.machine.disks.len() == before {
+                    let message = "the VM has no such disk";
+                    return Err(Error::new(ErrorKind::NotFound, VERB, message).with("disk", disk));
+                }
+                Ok((draft, next_generation(vm)))
+            })
+            .await
+    }
+
+    /// Moves a VM that is off: its next start is on `node`, and nowhere else.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] unless it is off; [`ErrorKind::Invalid`] for a node
+    /// that does not exist.
+    pub async fn move_to(&self, node: NodeId) -> Result<OperationHandle> {
+        const VERB: &str = "vm.move";
+        let (now, request) = (self.inner().clock.now(), node.clone());
+        self.cluster
+            .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
+                if !cache.nodes.contains_key(&node) {
+                    let message = format!("there is no node {node}");
+                    return Err(Error::invalid(VERB, vec![problem("node", message)]));
+                }
+                let (phase, _) = phase_of(vm, cache, now);
+                if phase != Phase::Stopped {
+                    let message = format!("the VM is {phase}; only a stopped one can be moved");
+                    return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
+                }
+                vm.node = Some(node);
+                Ok((draft, next_generation(vm)))
+            })
+            .await
+    }
+
+    /// A verb without a desired state: carried out once, after the actions that were asked for before.
+    async fn act(
+        &self,
+        verb: &'static str,
+        what: Verb,
+        check: impl FnOnce(&Vm, &Cache) -> Result<()>,
+    ) -> Result<OperationHandle> {
+        let now = self.inner().clock.now();
+        let id = ActionId::generate(now, &*self.inner().ids);
+        let request = what.clone();
+        self.cluster
+            .change::<Vm>(verb, self.id, &request, |vm, draft, cache| {
+                check(vm, cache)?;
+                let action = Action {
+                    id,
+                    vm: vm.id,
+                    verb: what,
+                    created_at: now,
+                };
+                let draft = draft.put(&id, &action)?;
+                Ok((draft, OperationKind::Action { action: id }))
+            })
+            .await
+    }
+
+    /// Presses the reset button, once.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]. That it does not run is the operation's failure.
+    pub async fn reset(&self) -> Result<OperationHandle> {
+        self.act("vm.reset", Verb::Reset, |_, _| Ok(())).await
+    }
+
+    /// A volume, which no running VM may have, goes back to one of its snapshots.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]; [`ErrorKind::NotFound`] also for the volume and the snapshot; [`ErrorKind::Invalid`]
+    /// for a snapshot of another volume. That the volume is in use is the operation's failure.
+    pub async fn restore(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<OperationHandle> {
+        const VERB: &str = "vm.restore";
+        let options = self.cluster.options();
+        self.act(VERB, Verb::Restore { volume, snapshot }, |_, cache| {
+            find::<Volume>(cache, options, VERB, volume)?;
+            let of = find::<Snapshot>(cache, options, VERB, snapshot)?.volume;
+            if of != volume {
+                let message = format!("it is a snapshot of volume {of}");
+                return Err(Error::invalid(VERB, vec![problem("snapshot", message)]));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// An operator's word that the VM does not run, wherever it was last: its claim is released by it. True when it
+    /// returns; the operation has ended.
+    ///
+    /// **A wrong word can let the VM run twice.** It is for a host that is lost for good and cannot prove anything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] unless its run is unknown, or in the middle of a start
+    /// or a stop.
+    pub async fn confirm_stopped(&self) -> Result<OperationHandle> {
+        const VERB: &str = "vm.confirm-stopped";
+        let now = self.inner().clock.now();
+        let principal = self.cluster.options().principal.clone();
+        self.cluster
+            .change::<Vm>(VERB, self.id, &(), |vm, draft, cache| {
+                let run = cache
+                    .run_of(vm.id)
+                    .filter(|r| r.phase.may_be_confirmed_stopped());
+                let Some(run) = run else {
+                    let message = "only a VM that is unknown, starting or stopping can be confirmed as stopped";
+                    return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
+                };
+                let mut next = run.value.clone();
+                next.phase = next.phase.on(RunEvent::Ended)?;
+                next.since = now;
+                next.exit.get_or_insert(Exit::Crashed {
+                    detail: "by an operator's word".to_owned(),
+                });
+                next.proof = Some(StopProof::Operator { principal, at: now });
+                let at = (run.node.clone(), vm.id);
+                let draft = draft.unchanged::<Run>(&at, Some(run.version));
+                Ok((draft.put(&at, &next)?, OperationKind::Record))
+            })
+            .await
+    }
+}

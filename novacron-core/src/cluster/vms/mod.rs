@@ -1,0 +1,122 @@
+//! Virtual machines.
+//!
+//! [`Vms::create`] makes one (`create`), a [`VmHandle`] shows it (here), changes what it should be (`handle`), explains
+//! where it could be (`explain`), and reaches into the running guest (`reach`).
+
+mod create;
+mod explain;
+mod handle;
+mod reach;
+
+use std::sync::Arc;
+
+pub use explain::{PlacementView, Verdict};
+
+use super::Inner;
+use super::object::{Object, object_parts, siblings};
+use crate::control::cache::Cache;
+use crate::control::operation::phase_of;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::Phase;
+use crate::model::{Claim, PlaceId, Run, Versioned, Vm, VmId, VolumeId};
+use crate::time::{Deadline, Timestamp};
+
+/// A VM as it is: what was asked for, and what is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmView {
+    /// What should be.
+    pub vm: Versioned<Vm>,
+    /// What is, in one word.
+    pub phase: Phase,
+    /// Why it is not (yet) what it should be: for people. For a VM without a place, how many nodes each rule turned
+    /// down.
+    pub reason: String,
+    /// Where it is, or was last.
+    pub place: Option<PlaceId>,
+    /// The claim, with the placement's explanation.
+    pub claim: Option<Claim>,
+    /// The present run.
+    pub run: Option<Run>,
+}
+
+siblings! {
+    "vm", Vm, VmId, VmView, Vms, VmHandle,
+    /// Deletes it with everything that was made with it. A running guest is ended at once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+}
+
+impl Object for Vm {
+    type View = VmView;
+    object_parts!("vm", Vm, vms);
+
+    fn view(vm: &Versioned<Self>, cache: &Cache, now: Timestamp) -> VmView {
+        let (phase, reason) = phase_of(vm, cache, now);
+        let claim = cache.claims.get(&vm.id).map(|c| c.value.clone());
+        VmView {
+            vm: vm.clone(),
+            phase,
+            reason,
+            place: claim.as_ref().map(|c| c.place.clone()),
+            claim,
+            run: cache.run_of(vm.id).map(|r| r.value.clone()),
+        }
+    }
+
+    fn in_use(&self, _: &Cache) -> Option<String> {
+        None
+    }
+}
+
+/// Whether a VM can have the volume: why not.
+fn attachable(
+    cache: &Cache,
+    project: &crate::model::Name,
+    volume: VolumeId,
+    vm: Option<VmId>,
+) -> Result<(), String> {
+    match cache.volumes.get(&volume) {
+        Some(v) if v.meta.project != *project => Err(format!("there is no volume {volume}")),
+        None => Err(format!("there is no volume {volume}")),
+        Some(v) if v.meta.deleted_at.is_some() => Err(format!("volume {volume} is being deleted")),
+        Some(_) => match cache.users_of(volume).find(|user| Some(*user) != vm) {
+            Some(user) => Err(format!("volume {volume} is attached to VM {user}")),
+            None => Ok(()),
+        },
+    }
+}
+
+impl VmHandle {
+    fn inner(&self) -> &Arc<Inner> {
+        &self.cluster.inner
+    }
+
+    /// Waits until the VM is in `phase`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] with the reason when it failed instead, [`ErrorKind::NotFound`] when it is
+    /// gone, [`ErrorKind::DeadlineExceeded`] when the waiting ended first: the VM goes on.
+    pub async fn wait_for(&self, phase: Phase, deadline: Deadline) -> Result<VmView> {
+        self.get().await?;
+        let clock = Arc::clone(&self.inner().clock);
+        self.inner()
+            .wait(deadline, |cache| {
+                let Some(vm) = cache.vms.get(&self.id) else {
+                    let gone = Error::new(ErrorKind::NotFound, "vm.wait", "the VM is gone");
+                    return Some(Err(gone.with("vm", self.id)));
+                };
+                let view = Vm::view(vm, cache, clock.now());
+                if view.phase == phase {
+                    return Some(Ok(view));
+                }
+                (view.phase == Phase::Failed).then(|| {
+                    Err(
+                        Error::new(ErrorKind::FailedPrecondition, "vm.wait", view.reason)
+                            .with("vm", self.id),
+                    )
+                })
+            })
+            .await
+    }
+}
