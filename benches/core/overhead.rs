@@ -190,19 +190,18 @@ pub(crate) async fn run() -> Result<()> {
         .build()
         .await?;
     cluster.nodes().wait_available(within(30)).await?;
-    let spec = ImageSpec {
-        name: "guest".to_owned(),
-        source: ImageSource::File(disk),
-        sha256: None,
-        pool: None,
-    };
+    let spec = ImageSpec::new("guest", ImageSource::File(disk));
     let image = cluster.images().create(spec).await?;
     image
         .operation()
         .ok_or("the import has no operation")?
         .wait(within(60))
         .await?;
-    let network = cluster.networks().create("nat", NetworkKind::User).await?;
+    let network = cluster
+        .networks()
+        .create("nat", NetworkKind::User)
+        .await?
+        .id();
     let bench = Bench {
         state,
         hypervisor,

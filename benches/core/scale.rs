@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use novacron_core::cluster::VmView;
+use novacron_core::cluster::{ListRequest, MAX_PAGE, VmView};
 use novacron_core::driver::{
     ArtefactId, AttachRequest, Call, CreateSource, CreateVolume, DiskAttachment, DomainId,
     DomainSpec, GuestEvent, Hypervisor, StorageBackend,
@@ -59,15 +59,14 @@ pub(crate) async fn run() -> Result<()> {
 
     // Every 47th VM, so that the changes are spread over the nodes.
     let mut vms: Vec<VmView> = Vec::new();
-    while vms.len() < VMS {
-        let page = cluster
-            .vms()
-            .list(vms.last().map(|v| v.vm.id), 10_000)
-            .await?;
-        if page.is_empty() {
-            break;
+    let mut request = ListRequest::new().limit(MAX_PAGE);
+    loop {
+        let page = cluster.vms().list(&request).await?;
+        vms.extend(page.items);
+        match page.next {
+            Some(token) => request = request.after(token),
+            None => break,
         }
-        vms.extend(page);
     }
     let hosts = world.hosts();
     let (mut reconciled, mut whole) = (Vec::new(), Vec::new());

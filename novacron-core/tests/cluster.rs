@@ -341,7 +341,7 @@ async fn ports_are_bound_for_a_start_follow_the_vm_and_are_released() {
     let mut site = Site::new(2);
     let cluster = site.start().await;
     let network = cluster.networks();
-    let network = network.create("lan", NetworkKind::User).await.unwrap();
+    let network = network.create("lan", NetworkKind::User).await.unwrap().id();
     let nic = NicSpec {
         network,
         mac: None,
