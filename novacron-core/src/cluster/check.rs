@@ -69,7 +69,7 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     found.0.extend(labels("labels", &spec.labels));
     found.0.extend(labels("annotations", &spec.annotations));
     disks(&mut found, spec);
-    nics(&mut found, &spec.nics);
+    look_at_nics(&mut found, &spec.nics);
     if let Some(boot) = &spec.kernel {
         kernel(&mut found, boot);
     }
@@ -225,7 +225,14 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
     }
 }
 
-fn nics(found: &mut Problems, nics: &[NicSpec]) {
+/// What is wrong with a VM's NICs.
+pub(super) fn nics(nics: &[NicSpec]) -> Vec<Problem> {
+    let mut found = Problems::default();
+    look_at_nics(&mut found, nics);
+    found.0
+}
+
+fn look_at_nics(found: &mut Problems, nics: &[NicSpec]) {
     found.check(nics.len() <= MAX_NICS, "nics", || {
         format!("{} NICs; at most {MAX_NICS}", nics.len())
     });

@@ -7,6 +7,7 @@
 //! same and waits.
 
 mod builder;
+mod cancel;
 mod check;
 mod events;
 mod images;

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::page::{ListRequest, Page};
 use super::{Cluster, Inner};
+use crate::control::cache::Cache;
+use crate::control::operation::standing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Operation, OperationId, OperationState, Versioned};
-use crate::time::Deadline;
+use crate::time::{Deadline, Timestamp};
 
 /// A handle on a change. Dropping it cancels nothing.
 #[derive(Clone)]
@@ -39,9 +41,13 @@ impl OperationHandle {
     /// # Errors
     /// [`ErrorKind::NotFound`] once its retention is over, and for a dry run.
     pub async fn get(&self) -> Result<Operation> {
+        let now = self.inner.clock.now();
         let found = self
             .inner
-            .read(|cache| cache.operations.get(&self.id).map(|o| o.value.clone()))
+            .read(|cache| {
+                let operation = cache.operations.get(&self.id)?;
+                Some(view(operation, cache, now))
+            })
             .await?;
         found.ok_or_else(|| not_found(self.id))
     }
@@ -80,6 +86,15 @@ impl OperationHandle {
     }
 }
 
+/// The record, and while it runs what is going on: that is not written, for it follows from the other records.
+fn view(operation: &Operation, cache: &Cache, now: Timestamp) -> Operation {
+    let mut view = operation.clone();
+    if view.state == OperationState::Running {
+        view.progress = standing(operation, cache, now).1;
+    }
+    view
+}
+
 fn not_found(id: OperationId) -> Error {
     Error::new(
         ErrorKind::NotFound,
@@ -102,12 +117,12 @@ impl Cluster {
     pub async fn operations(&self, request: &ListRequest) -> Result<Page<Operation>> {
         const VERB: &str = "operation.list";
         self.inner.authorize(self.options(), VERB)?;
-        let project = &self.options().project;
+        let (project, now) = (&self.options().project, self.inner.clock.now());
         let walk = request.walk_unlabelled(VERB, project.as_str())?;
         self.inner
             .read(|cache| {
                 let ours = |o: &Versioned<Operation>| o.project == *project;
-                walk.page(cache, &cache.operations, ours, |o| o.value.clone())
+                walk.page(cache, &cache.operations, ours, |o| view(o, cache, now))
             })
             .await?
     }

@@ -112,7 +112,7 @@ fn on_vm(
             };
         }
         OperationKind::Create => 1,
-        OperationKind::Power { serial } => *serial,
+        OperationKind::Power { serial, .. } => *serial,
     };
     if vm.power.serial > serial {
         return (S::Superseded, "another power request came".to_owned());
@@ -176,6 +176,40 @@ fn on_storage(
     }
 }
 
+/// Where a running operation stands by the records, and what is going on.
+pub(crate) fn standing(
+    operation: &Operation,
+    cache: &Cache,
+    now: Timestamp,
+) -> (OperationState, String) {
+    let kind = &operation.kind;
+    let wanted = match kind {
+        OperationKind::Update { generation } => *generation,
+        _ => 1,
+    };
+    match &operation.target {
+        ObjectRef::Vm(vm) => on_vm(*vm, kind, cache, now),
+        ObjectRef::Volume(volume) => {
+            let spec = cache.volumes.get(volume);
+            let status = cache.volume_status.get(volume).map(|s| &s.0);
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
+        }
+        ObjectRef::Image(image) => {
+            let spec = cache.images.get(image);
+            let status = cache.image_status.get(image).map(|s| &s.0);
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
+        }
+        ObjectRef::Snapshot(snapshot) => {
+            let spec = cache.snapshots.get(snapshot);
+            let status = cache.snapshot_status.get(snapshot).map(|s| &s.0);
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
+        }
+        ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
+            (OperationState::Done, String::new())
+        }
+    }
+}
+
 /// `kept` is how long an ended operation can be asked for.
 pub(crate) fn reconcile(
     id: OperationId,
@@ -200,32 +234,7 @@ pub(crate) fn reconcile(
                 .delete::<Operation>(&id),
         ));
     }
-    let kind = &operation.kind;
-    let wanted = match kind {
-        OperationKind::Update { generation } => *generation,
-        _ => 1,
-    };
-    let (state, progress) = match &operation.target {
-        ObjectRef::Vm(vm) => on_vm(*vm, kind, cache, now),
-        ObjectRef::Volume(volume) => {
-            let spec = cache.volumes.get(volume);
-            let status = cache.volume_status.get(volume).map(|s| &s.0);
-            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
-        }
-        ObjectRef::Image(image) => {
-            let spec = cache.images.get(image);
-            let status = cache.image_status.get(image).map(|s| &s.0);
-            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
-        }
-        ObjectRef::Snapshot(snapshot) => {
-            let spec = cache.snapshots.get(snapshot);
-            let status = cache.snapshot_status.get(snapshot).map(|s| &s.0);
-            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
-        }
-        ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
-            (OperationState::Done, String::new())
-        }
-    };
+    let (state, progress) = standing(operation, cache, now);
     let state = if state == OperationState::Running && now >= operation.deadline {
         OperationState::Failed {
             reason: format!("its deadline passed; last: {progress}"),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{ActionId, EventId, Name, OperationId, SnapshotId, VmId, VolumeId};
 use super::object::ObjectRef;
+use super::vm::Power;
 use crate::time::Timestamp;
 
 /// A caller's handle on a change: it outlives the caller and the process.
@@ -46,6 +47,8 @@ pub enum OperationKind {
     Power {
         /// The request's number.
         serial: u64,
+        /// The power state that was asked for before: what a cancel goes back to.
+        before: Power,
     },
     /// Follow this generation of the spec.
     Update {

@@ -7,13 +7,14 @@ use super::super::object::find;
 use super::super::request::{problem, refuse};
 use super::super::volumes::pick_pool;
 use super::super::{Cluster, RequestOptions, check};
+use super::nics::new_port;
 use super::{VmHandle, Vms, attachable};
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
-    Bytes, Disk, DiskSource, Image, ImageId, MacAddr, Machine, Meta, Name, Network, Nic, PoolId,
-    Port, PortId, PowerRequest, Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
+    Bytes, Disk, DiskSource, Image, ImageId, Machine, Meta, Name, Network, PoolId, PowerRequest,
+    Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::store::Revision;
 
@@ -249,18 +250,9 @@ fn draft(
     }
     let mut nics = Vec::with_capacity(networks.len());
     for (nic, version) in spec.nics.iter().zip(networks) {
-        draft = draft.unchanged::<Network>(&nic.network, Some(version));
-        let port = Port {
-            id: PortId::generate(now, &*inner.ids),
-            vm: id,
-            network: nic.network,
-            mac: nic
-                .mac
-                .unwrap_or_else(|| MacAddr::from_bits(inner.ids.bits())),
-            forwards: nic.forwards.clone(),
-        };
-        draft = draft.put(&port.id, &port)?;
-        nics.push(Nic { port: port.id });
+        let (with_port, nic) = new_port(draft, id, nic, version, now, &*inner.ids)?;
+        draft = with_port;
+        nics.push(nic);
     }
     let vm = Vm {
         id,

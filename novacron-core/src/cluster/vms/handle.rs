@@ -16,7 +16,7 @@ use crate::model::{
 };
 
 /// The next generation of the spec, for an operation to follow.
-fn next_generation(vm: &mut Vm) -> OperationKind {
+pub(super) fn next_generation(vm: &mut Vm) -> OperationKind {
     vm.meta.generation += 1;
     OperationKind::Update {
         generation: vm.meta.generation,
@@ -32,13 +32,13 @@ impl VmHandle {
     ) -> Result<OperationHandle> {
         self.cluster
             .change::<Vm>(verb, self.id, &(), |vm, draft, _| {
-                let serial = vm.power.serial + 1;
+                let (serial, before) = (vm.power.serial + 1, vm.power.state);
                 vm.power = PowerRequest {
                     state,
                     serial,
                     force,
                 };
-                Ok((draft, OperationKind::Power { serial }))
+                Ok((draft, OperationKind::Power { serial, before }))
             })
             .await
     }

@@ -6,6 +6,7 @@
 mod create;
 mod explain;
 mod handle;
+mod nics;
 mod reach;
 
 use std::sync::Arc;
