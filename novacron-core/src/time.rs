@@ -101,17 +101,29 @@ impl Clock for TimerClock {
 
 /// Where ids and jitter come from.
 pub trait IdSource: fmt::Debug + Send + Sync + 'static {
-    /// 128 fresh bits.
+    /// 128 fresh bits. The upper 32 should count up, so that ids of one millisecond are in the order of their making;
+    /// the others should be random.
     fn bits(&self) -> u128;
 }
 
 /// A seeded generator: from the operating system in production, from a number in a simulation.
-pub struct SeededIds(Mutex<StdRng>);
+pub struct SeededIds(Mutex<Source>);
+
+struct Source {
+    rng: StdRng,
+    count: u32,
+}
 
 impl SeededIds {
+    /// The count begins anywhere in the lower half, so that it does not wrap in a process's life.
+    fn counting(mut rng: StdRng) -> Self {
+        let count = rng.next_u32() >> 1;
+        Self(Mutex::new(Source { rng, count }))
+    }
+
     /// Ids that repeat for the same seed.
     pub fn from_seed(seed: u64) -> Self {
-        Self(Mutex::new(StdRng::seed_from_u64(seed)))
+        Self::counting(StdRng::seed_from_u64(seed))
     }
 
     /// Ids that do not repeat.
@@ -125,7 +137,7 @@ impl SeededIds {
             reason = "documented: without randomness nothing here is sound"
         )]
         getrandom::fill(&mut seed).expect("the operating system gives randomness");
-        Self(Mutex::new(StdRng::from_seed(seed)))
+        Self::counting(StdRng::from_seed(seed))
     }
 }
 
@@ -137,11 +149,13 @@ impl fmt::Debug for SeededIds {
 
 impl IdSource for SeededIds {
     fn bits(&self) -> u128 {
-        let mut rng = self
+        let mut source = self
             .0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        (u128::from(rng.next_u64()) << 64) | u128::from(rng.next_u64())
+        source.count = source.count.wrapping_add(1);
+        let (high, low) = (source.rng.next_u32(), source.rng.next_u64());
+        (u128::from(source.count) << 96) | (u128::from(high) << 64) | u128::from(low)
     }
 }
 

@@ -5,6 +5,9 @@
 //! linearizable: the store is asked for its revision, and the answer is given from a cache that has reached it. The
 //! guests outlive the handle: dropping the last one ends the loop and touches no guest, [`Cluster::shutdown`] does the
 //! same and waits.
+//!
+//! Inside: every change takes one way (`request`), every kind of object has the same collection and handle (`object`),
+//! every list the same pages (`page`).
 
 mod builder;
 mod cancel;
@@ -52,6 +55,43 @@ use crate::store::{ListOptions, Revision, Store};
 use crate::time::{Clock, Deadline, IdSource};
 
 /// A cluster: many hosts' VMs behind one handle. Cheap to clone.
+///
+/// Here on simulated hosts; on real ones the lines that change are those of `node` and `storage`.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use novacron_core::cluster::VolumeSpec;
+/// use novacron_core::model::{DiskSource, PoolId};
+/// use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
+/// use novacron_core::store::MemoryStore;
+/// use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, Result, SystemClock, VmSpec};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// let soon = || Deadline::after(Duration::from_secs(30));
+/// let world = SimWorld::new(1);
+/// world.add_pool(PoolId::new("shared")?, Bytes::gib(100));
+/// let cluster = Cluster::builder("example")
+///     .store(MemoryStore::new(Arc::new(SystemClock)))
+///     .node("alpha", SimHypervisor::new(&world, world.add_host(8, MiB(16_384))))
+///     .storage("shared", SimStorage::new(&world, PoolId::new("shared")?))
+///     .build()
+///     .await?;
+///
+/// let root = DiskSource::Blank { size: Bytes::gib(10), pool: None };
+/// let vm = cluster.vms().create(VmSpec::new("web-1").disk("root", root)).await?;
+/// vm.wait_for(Phase::Running, soon()).await?;
+///
+/// let volume = cluster.volumes().create(VolumeSpec::new("data", Bytes::gib(1))).await?;
+/// vm.attach("data", volume.id()).await?.wait(soon()).await?;
+/// assert_eq!(vm.get().await?.vm.machine.disks.len(), 2);
+///
+/// // The guests run on; the next program that builds this cluster adopts them.
+/// cluster.shutdown(soon()).await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Cluster {
     pub(crate) inner: Arc<Inner>,

@@ -22,11 +22,41 @@ pub enum ObjectChange {
 }
 
 impl Cluster {
-    /// The cluster's changes after `resume`, or from now on.
+    /// The changes of the whole cluster, of every project, after `resume`, or from now on. Each commit is told at least
+    /// once, its records' keys together; the objects are read through their handles.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use novacron_core::cluster::{ListRequest, ObjectChange};
+    /// use novacron_core::{Cluster, ErrorKind, Result};
+    ///
+    /// /// Keeps a picture of the VMs. The token may be kept too: it is as good after a restart.
+    /// async fn follow(cluster: &Cluster) -> Result<()> {
+    ///     loop {
+    ///         let page = cluster.vms().list(&ListRequest::new()).await?;
+    ///         println!("{} VMs on the first page", page.items.len());
+    ///         // Nothing that happens after the list was made is missed.
+    ///         let mut token = page.revision;
+    ///         let mut changes = cluster.watch(Some(token)).await?;
+    ///         while let Some(change) = changes.next().await {
+    ///             match change {
+    ///                 Ok(ObjectChange::Changed { token: at, keys }) => {
+    ///                     println!("{keys:?} changed");
+    ///                     token = at;
+    ///                 }
+    ///                 Ok(ObjectChange::Bookmark(at)) => token = at,
+    ///                 Err(error) if error.kind() == ErrorKind::Compacted => break,
+    ///                 Err(error) => return Err(error),
+    ///             }
+    ///         }
+    ///         println!("listing again after {token}");
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::Compacted`](crate::ErrorKind::Compacted), also in the stream, when the token is too old: list again
-    /// and watch from now on.
+    /// and watch from there. Those of the store.
     pub async fn watch(
         &self,
         resume: Option<Revision>,

@@ -1,0 +1,149 @@
+//! The cluster from the outside, on simulated drivers and a paused clock.
+
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    reason = "a test program: a panic is its way to fail"
+)]
+#![cfg(feature = "sim")]
+
+mod any_json;
+mod bad_input;
+mod door;
+mod life;
+mod lists;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
+use novacron_core::model::{DiskSource, Epoch, ImageSource, NodeId, PoolId, VmId, VolumeId};
+use novacron_core::sim::{SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
+use novacron_core::store::{ListOptions, MemoryStore, Record, Store};
+use novacron_core::{Bytes, Cluster, Deadline, MiB, SeededIds, TimerClock, Timestamp, VmSpec};
+
+pub struct Site {
+    pub world: SimWorld,
+    pub store: MemoryStore,
+    clock: TimerClock,
+    seed: u64,
+}
+
+impl Site {
+    pub fn new(hosts: usize) -> Self {
+        let world = SimWorld::new(1);
+        for _ in 0..hosts {
+            world.add_host(16, MiB(64 * 1024));
+        }
+        world.add_pool(PoolId::new("shared").unwrap(), Bytes::gib(1000));
+        let clock = TimerClock::starting_at(Timestamp::from_millis(1_700_000_000_000));
+        Self {
+            world,
+            store: MemoryStore::new(Arc::new(clock)),
+            clock,
+            seed: 0,
+        }
+    }
+
+    /// The file that the volume's writes go to now.
+    pub async fn layer(&self, volume: VolumeId) -> PathBuf {
+        let storage = SimStorage::new(&self.world, PoolId::new("shared").unwrap());
+        let request = AttachRequest {
+            node: NodeId::new("node-0").unwrap(),
+            vm: VmId::from_uuid(volume.uuid()),
+            epoch: Epoch(1),
+        };
+        let call = Call::within(Duration::from_secs(5));
+        let attachment = storage.attach(call, volume, &request).await.unwrap();
+        storage.detach(call, volume, &request).await.unwrap();
+        match attachment.source {
+            AttachmentSource::File(path) => path,
+            other => panic!("not a file: {other:?}"),
+        }
+    }
+
+    pub async fn start(&mut self) -> Cluster {
+        self.seed += 1;
+        let mut builder = Cluster::builder("test")
+            .store(self.store.clone())
+            .clock(self.clock)
+            .ids(SeededIds::from_seed(self.seed))
+            .storage(
+                "shared",
+                SimStorage::new(&self.world, PoolId::new("shared").unwrap()),
+            );
+        for (i, host) in self.world.hosts().into_iter().enumerate() {
+            let name = format!("node-{i}");
+            builder = builder
+                .node(name.clone(), SimHypervisor::new(&self.world, host))
+                .network(name, SimNetwork::new(&self.world, host));
+        }
+        let cluster = builder.build().await.unwrap();
+        cluster.nodes().wait_available(soon()).await.unwrap();
+        cluster
+    }
+}
+
+pub fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(120))
+}
+
+pub fn spec(name: &str) -> VmSpec {
+    VmSpec::new(name).disk(
+        "root",
+        DiskSource::Blank {
+            size: Bytes::gib(1),
+            pool: None,
+        },
+    )
+}
+
+/// A file that images are imported from.
+pub const SOURCE: &str = "/images/debian.qcow2";
+
+impl Site {
+    /// Puts the file there.
+    pub fn add_source(&self) -> ImageSource {
+        let source = SimSource {
+            size: Bytes::gib(2),
+            sha256: "0".repeat(64),
+            fill: 5,
+            damage: None,
+        };
+        self.world.add_source(SOURCE, source);
+        ImageSource::File(SOURCE.into())
+    }
+
+    /// The records that only requests of users write, and how many operations there are.
+    pub async fn written(&self) -> (Vec<Record>, usize) {
+        let mut found = Vec::new();
+        let kinds = [
+            "audit",
+            "name",
+            "idempotency",
+            "vm",
+            "volume",
+            "image",
+            "snapshot",
+            "network",
+            "port",
+            "action",
+            "node",
+        ];
+        for kind in kinds {
+            found.extend(self.records(&format!("{kind}/")).await);
+        }
+        (found, self.records("operation/").await.len())
+    }
+
+    pub async fn records(&self, prefix: &str) -> Vec<Record> {
+        let all = ListOptions {
+            limit: 10_000,
+            ..ListOptions::default()
+        };
+        self.store.list(prefix, all).await.unwrap().records
+    }
+}
