@@ -21,6 +21,9 @@ use crate::model::{
 
 const VERB: &str = "operation.cancel";
 
+/// Asks for the opposite of what an operation asked for; the kind is that of the operation on the way back.
+type Undo<T> = fn(&mut T, Draft, &Cache, &OperationKind) -> Result<(Draft, OperationKind)>;
+
 /// What is not cancelled, and why.
 fn refused(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::FailedPrecondition, VERB, why)
@@ -52,7 +55,7 @@ impl Cluster {
         &self,
         target: T::Id,
         id: OperationId,
-        undo: fn(&mut T, Draft, &Cache, &OperationKind) -> Result<(Draft, OperationKind)>,
+        undo: Undo<T>,
     ) -> Result<OperationHandle> {
         let now = self.inner.clock.now();
         let principal = &self.options().principal;

@@ -8,8 +8,8 @@ use futures::future::LocalBoxFuture;
 use novacron_core::cluster::{ImageSpec, OperationHandle, VolumeSpec};
 use novacron_core::driver::Call;
 use novacron_core::model::{
-    DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind, NodeId, OperationState, Power,
-    SnapshotId, VmId, VolumeId,
+    DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind, NicSpec, NodeId,
+    OperationState, Power, SnapshotId, VmId, VolumeId,
 };
 use novacron_core::store::Revision;
 use novacron_core::{Bytes, Cluster, Error, ErrorKind, Phase, RequestOptions, Result, VmSpec};
@@ -45,6 +45,7 @@ struct Objects {
     spare: ImageId,
     snapshot: SnapshotId,
     network: NetworkId,
+    busy: NetworkId,
 }
 
 async fn furnish(site: &Site, cluster: &Cluster) -> Objects {
@@ -73,6 +74,7 @@ async fn furnish(site: &Site, cluster: &Cluster) -> Objects {
     snapshot.operation().unwrap().wait(soon()).await.unwrap();
     let networks = cluster.networks();
     let network = networks.create("lan", NetworkKind::User).await.unwrap();
+    let busy = networks.create("wan", NetworkKind::User).await.unwrap();
     let vm = spec("web")
         .power(Power::Off)
         .disk("data", DiskSource::Volume { volume: data.id() });
@@ -87,6 +89,7 @@ async fn furnish(site: &Site, cluster: &Cluster) -> Objects {
         spare: spare.id(),
         snapshot: snapshot.id(),
         network: network.id(),
+        busy: busy.id(),
     }
 }
 
@@ -136,6 +139,7 @@ fn every_change(o: Objects) -> Vec<Change> {
         }),
     ];
     all.extend(vm! {
+        "vm.attach-nic" => attach_nic(NicSpec { network: o.busy, mac: None, forwards: Vec::new() });
         "vm.attach" => attach("more", o.free);
         "vm.detach" => detach("more");
         "vm.restore" => restore(o.data, o.snapshot);

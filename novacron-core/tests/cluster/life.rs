@@ -1,6 +1,10 @@
 //! What becomes of VMs, volumes and ports.
 
+use std::time::Duration;
+
+use futures::StreamExt;
 use novacron_core::cluster::{ListRequest, Verdict, VolumeSpec};
+use novacron_core::driver::Call;
 use novacron_core::model::{Epoch, Exit, NetworkKind, NicSpec, NodeId, Power};
 use novacron_core::{Bytes, ErrorKind, MiB, Phase, RequestOptions, VmSpec};
 
@@ -299,5 +303,53 @@ async fn ports_are_bound_for_a_start_follow_the_vm_and_are_released() {
 
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
     assert!(bound(&site).is_empty());
+    assert!(site.world.violations().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nic_is_attached_and_detached_while_its_vm_runs() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let networks = cluster.networks();
+    let network = networks.create("lan", NetworkKind::User).await.unwrap();
+    let nic = |mac: Option<&str>| NicSpec {
+        network: network.id(),
+        mac: mac.map(|mac| mac.parse().unwrap()),
+        forwards: Vec::new(),
+    };
+    let vm = cluster.vms().create(spec("web")).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    let mac = Some("52:54:00:00:00:01");
+    let attach = vm.attach_nic(nic(mac)).await.unwrap();
+    attach.wait(soon()).await.unwrap();
+    let bound = site.world.artefacts().ports;
+    let port = vm.get().await.unwrap().vm.machine.nics[0].port;
+    assert_eq!(bound.len(), 1);
+    assert_eq!((bound[0].1.port, bound[0].1.epoch), (port, Epoch(1)));
+    assert_eq!(
+        vm.stats(Call::within(Duration::from_secs(5)))
+            .await
+            .unwrap()
+            .nics
+            .len(),
+        1
+    );
+
+    let twice = vm.attach_nic(nic(mac)).await.unwrap_err();
+    assert_eq!(twice.problems()[0].field, "nics[1].mac", "{twice}");
+    let in_use = network.delete().await.unwrap_err();
+    assert_eq!(in_use.kind(), ErrorKind::FailedPrecondition);
+
+    let detach = vm.detach_nic(port).await.unwrap();
+    detach.wait(soon()).await.unwrap();
+    let gone = vm.detach_nic(port).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    // The port is released after the guest let go of it, and then it goes itself.
+    let mut changes = cluster.watch(None).await.unwrap();
+    while !site.records("port").await.is_empty() {
+        changes.next().await.unwrap().unwrap();
+    }
+    assert!(site.world.artefacts().ports.is_empty());
+    network.delete().await.unwrap();
     assert!(site.world.violations().is_empty());
 }

@@ -11,7 +11,9 @@
 
 mod any_json;
 mod bad_input;
+mod cancel;
 mod door;
+mod forgetting;
 mod life;
 mod lists;
 
@@ -19,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use novacron_core::cluster::Retention;
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
 use novacron_core::model::{DiskSource, Epoch, ImageSource, NodeId, PoolId, VmId, VolumeId};
 use novacron_core::sim::{SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
@@ -28,6 +31,7 @@ use novacron_core::{Bytes, Cluster, Deadline, MiB, SeededIds, TimerClock, Timest
 pub struct Site {
     pub world: SimWorld,
     pub store: MemoryStore,
+    pub retention: Retention,
     clock: TimerClock,
     seed: u64,
 }
@@ -43,6 +47,7 @@ impl Site {
         Self {
             world,
             store: MemoryStore::new(Arc::new(clock)),
+            retention: Retention::default(),
             clock,
             seed: 0,
         }
@@ -70,6 +75,7 @@ impl Site {
         let mut builder = Cluster::builder("test")
             .store(self.store.clone())
             .clock(self.clock)
+            .retention(self.retention)
             .ids(SeededIds::from_seed(self.seed))
             .storage(
                 "shared",
