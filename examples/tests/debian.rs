@@ -208,8 +208,9 @@ async fn said(vm: &VmHandle, wanted: &str) -> String {
     let mut console = vm.console(call(), ConsoleStart::Offset(0)).await.unwrap();
     let mut seen = String::new();
     loop {
-        if let Some(line) = seen.lines().find(|line| line.contains(wanted)) {
-            return line.to_owned();
+        let mut lines = seen.split_inclusive('\n');
+        if let Some(line) = lines.find(|line| line.contains(wanted) && line.ends_with('\n')) {
+            return line.trim().to_owned();
         }
         let mut chunk = [0; 4096];
         let count = console.stream.read(&mut chunk).await.unwrap();
