@@ -29,7 +29,7 @@ cmdline='console=ttyS0 quiet'
 modules='
     virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci
     virtio_mmio virtio_blk failover net_failover virtio_net virtio_console
-    virtio_balloon virtio-rng evdev button
+    virtio_balloon virtio-rng evdev button pvpanic pvpanic-mmio
     scsi_common scsi_mod cdrom sr_mod sd_mod virtio_scsi libata ata_piix isofs
 '
 

@@ -61,6 +61,7 @@ mmdebstrap --variant=apt --include=$packages \
     --customize-hook='echo debian >"$1/etc/hostname"' \
     --customize-hook='echo "LABEL=root / ext4 defaults 0 1" >"$1/etc/fstab"' \
     --customize-hook='echo "datasource_list: [ NoCloud, None ]" >"$1/etc/cloud/cloud.cfg.d/90_dpkg.cfg"' \
+    --customize-hook='echo "locale: false" >"$1/etc/cloud/cloud.cfg.d/91_no_locales.cfg"' \
     --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*' \
     bookworm "$work/root.tar"
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use novacron_core::cluster::{Cluster, ImageSpec, VmHandle};
 use novacron_core::driver::{AgentOutput, Call, ConsoleStart, DomainOwner, Hypervisor};
-use novacron_core::model::{CloudInit, DiskSource, ImageSource, NetworkKind, NicSpec};
+use novacron_core::model::{CloudInit, DiskSource, Exit, ImageSource, NetworkKind, NicSpec};
 use novacron_core::store::SqliteStore;
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
 use novacron_kvm::QemuHypervisor;
@@ -160,12 +160,13 @@ async fn cloud_init_applies_the_seed_and_the_agent_answers() {
     let same = run(&vm, &["/bin/cat", "/proc/sys/kernel/random/boot_id"]).await;
     assert_eq!(String::from_utf8_lossy(&same.stdout).trim(), boot_id);
     vm.stop().await.unwrap().wait(soon()).await.unwrap();
-    let said_last = vm.get().await.unwrap().run.unwrap();
-    assert_eq!(said_last.exit, Some(novacron_core::model::Exit::Requested));
+    let run = vm.get().await.unwrap().run.unwrap();
+    assert_eq!(run.exit, Some(Exit::Requested));
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
     let image = cluster.images().by_name("debian-12").await.unwrap();
     image.delete().await.unwrap().wait(soon()).await.unwrap();
     cluster.shutdown(soon()).await.unwrap();
+    drop((cluster, vm, image));
     let hypervisor = QemuHypervisor::new(site.node());
     assert!(hypervisor.list(call()).await.unwrap().is_empty());
 }
@@ -208,8 +209,9 @@ async fn said(vm: &VmHandle, wanted: &str) -> String {
     let mut console = vm.console(call(), ConsoleStart::Offset(0)).await.unwrap();
     let mut seen = String::new();
     loop {
-        if let Some(line) = seen.lines().find(|line| line.contains(wanted)) {
-            return line.to_owned();
+        let mut lines = seen.split_inclusive('\n');
+        if let Some(line) = lines.find(|line| line.contains(wanted) && line.ends_with('\n')) {
+            return line.trim().to_owned();
         }
         let mut chunk = [0; 4096];
         let count = console.stream.read(&mut chunk).await.unwrap();

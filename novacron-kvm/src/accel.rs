@@ -67,12 +67,17 @@ impl FromStr for AccelChoice {
 impl AccelChoice {
     /// Settles the choice on this host; `NOVACRON_ACCEL` goes before `self`.
     pub fn resolve(self) -> Result<Accel, AccelError> {
-        let choice = match std::env::var("NOVACRON_ACCEL") {
-            Ok(text) if !text.is_empty() => text.parse()?,
-            _ => self,
-        };
+        let choice = self.or(&std::env::var("NOVACRON_ACCEL").unwrap_or_default())?;
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         choice.settle(&cpuinfo, || open_device(Path::new("/dev/kvm")))
+    }
+
+    /// The variable's choice, unless it is empty.
+    fn or(self, variable: &str) -> Result<Self, AccelError> {
+        match variable {
+            "" => Ok(self),
+            text => text.parse(),
+        }
     }
 
     fn settle(
@@ -143,6 +148,13 @@ mod tests {
     fn both_are_kvm_unless_tcg_is_asked_for() {
         assert_eq!(AccelChoice::Auto.settle(WITH, || Ok(())), Ok(Accel::Kvm));
         assert_eq!(AccelChoice::Tcg.settle(WITH, || Ok(())), Ok(Accel::Tcg));
-        assert!("hvf".parse::<AccelChoice>().is_err());
+    }
+
+    #[test]
+    fn the_variable_goes_before_the_host_application() {
+        assert_eq!(AccelChoice::Kvm.or(""), Ok(AccelChoice::Kvm));
+        assert_eq!(AccelChoice::Kvm.or("tcg"), Ok(AccelChoice::Tcg));
+        let error = AccelChoice::Tcg.or("hvf").unwrap_err();
+        assert!(error.to_string().contains("takes `auto`, `kvm`"), "{error}");
     }
 }

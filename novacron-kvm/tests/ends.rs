@@ -105,7 +105,7 @@ async fn each_end_is_told_from_the_others() {
     shell.send("(sleep 1; poweroff) &\n").await;
     shell.wait("# ", SOON).await;
     drop((shell, events, hypervisor));
-    powered_off(&bench.dir(spec.id).join("qmp")).await;
+    halted(&bench.dir(spec.id).join("qmp")).await;
     let hypervisor = bench.hypervisor();
     let ends: Vec<_> = hypervisor
         .list(call())

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::*;
-use novacron_core::driver::{Attachment, AttachmentSource, Call, DomainState, Hypervisor};
+use novacron_core::driver::{
+    Attachment, AttachmentSource, Call, DomainState, Hypervisor, StopMode, StopReport,
+};
 use novacron_core::model::{Exit, Firmware, HostId, PortBinding};
 use novacron_core::{Error, ErrorKind};
 use novacron_kvm::QemuHypervisor;
@@ -134,6 +136,24 @@ async fn resources_that_are_not_to_be_had() {
         "{error}"
     );
 
+    // A truncated image, and one of another format than was said.
+    for (name, length) in [("truncated", 50), ("other", 1 << 20)] {
+        let disk = bench.disk(name, "1M");
+        let mut bytes = std::fs::read(file_of(&disk)).unwrap();
+        bytes.truncate(length);
+        if name == "other" {
+            bytes.fill(b'x');
+        }
+        std::fs::write(file_of(&disk), bytes).unwrap();
+        spec.disks = vec![disk];
+        let error = start(&spec).await;
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{name}");
+        assert!(
+            error.message().contains(&format!("{name}.qcow2")),
+            "{error}"
+        );
+    }
+
     // An image with a writer is not given to a second one.
     disk = bench.disk("shared", "1M");
     let mut holder = bench.guest();
@@ -144,7 +164,7 @@ async fn resources_that_are_not_to_be_had() {
     let error = start(&spec).await;
     assert!(error.message().contains("lock"), "{error}");
     hypervisor
-        .stop(call(), holder.id, novacron_core::driver::StopMode::Kill)
+        .stop(call(), holder.id, StopMode::Kill)
         .await
         .unwrap();
     hypervisor.undefine(call(), holder.id).await.unwrap();
@@ -156,7 +176,7 @@ async fn resources_that_are_not_to_be_had() {
     match hypervisor.start(call(), uefi.id).await {
         Ok(()) => drop(
             hypervisor
-                .stop(call(), uefi.id, novacron_core::driver::StopMode::Kill)
+                .stop(call(), uefi.id, StopMode::Kill)
                 .await
                 .unwrap(),
         ),
@@ -164,6 +184,89 @@ async fn resources_that_are_not_to_be_had() {
     }
     hypervisor.undefine(call(), uefi.id).await.unwrap();
     assert_eq!(bench.left(), [""; 0]);
+}
+
+/// A guest that was never let run answers no request for a device, and takes devices all the same.
+#[tokio::test]
+async fn hot_plug_that_cannot_work() {
+    let bench = Bench::new();
+    let hypervisor = bench.hypervisor();
+    let plug = hypervisor.hot_plug().unwrap();
+    let mut specs = [bench.guest(), bench.guest()];
+    specs[0].disks = vec![bench.disk("taken", "1M")];
+    for spec in &specs {
+        hypervisor.define(call(), spec).await.unwrap();
+        hypervisor.start(call(), spec.id).await.unwrap();
+    }
+    let [holder, other] = &specs;
+
+    let taken = plug.attach_disk(call(), other.id, &holder.disks[0]).await;
+    let taken = taken.unwrap_err();
+    assert!(taken.message().contains("lock"), "{taken}");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nic = bench.nic(Some(listener.local_addr().unwrap().port()));
+    let taken = plug.attach_nic(call(), other.id, &nic).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Exhausted, "{taken}");
+    let domain = domain(&hypervisor, other.id).await;
+    assert_eq!(
+        (domain.disks, domain.nics),
+        (vec![], vec![]),
+        "nothing is left of it"
+    );
+
+    // There are eight places.
+    let disks: Vec<_> = (0..9).map(|n| bench.disk(&format!("d{n}"), "1M")).collect();
+    for disk in &disks[..8] {
+        plug.attach_disk(call(), other.id, disk).await.unwrap();
+    }
+    let full = plug
+        .attach_disk(call(), other.id, &disks[8])
+        .await
+        .unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::Exhausted, "{full}");
+
+    // A guest that does not answer keeps its disk.
+    let volume = disks[0].volume;
+    let brief = Call::within(Duration::from_millis(500));
+    let kept = plug.detach_disk(brief, other.id, volume).await.unwrap_err();
+    assert_eq!(kept.kind(), ErrorKind::DeadlineExceeded, "{kept}");
+    assert!(
+        common::domain(&hypervisor, other.id)
+            .await
+            .disks
+            .contains(&volume)
+    );
+    for spec in &specs {
+        let killed = hypervisor.stop(call(), spec.id, StopMode::Kill).await;
+        assert_eq!(killed.unwrap(), StopReport::Ended);
+        hypervisor.undefine(call(), spec.id).await.unwrap();
+    }
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn names_are_only_names() {
+    let bench = Bench::new();
+    let hypervisor = bench.hypervisor();
+    let mut spec = bench.guest();
+    spec.name = "../a,process=b,,\"{}\" $(reboot) \u{202e}\u{fc}".into();
+    let mut disk = bench.disk("d", "1M");
+    disk.name = "a,id=b\"{}\\".into();
+    spec.disks = vec![disk];
+    hypervisor.define(call(), &spec).await.unwrap();
+    hypervisor.start(call(), spec.id).await.unwrap();
+    assert_eq!(state(&hypervisor, spec.id).await, DomainState::Paused);
+    let pid = bench.pid(spec.id);
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(line.contains("guest=../a,,process=b,,,,"), "{line}");
+    let killed = hypervisor.stop(call(), spec.id, StopMode::Kill).await;
+    assert_eq!(killed.unwrap(), StopReport::Ended);
+    hypervisor.undefine(call(), spec.id).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+
+    spec.name = "x".repeat(10 << 10);
+    let refused = hypervisor.define(call(), &spec).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "name");
 }
 
 #[tokio::test]

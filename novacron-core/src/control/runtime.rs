@@ -130,7 +130,7 @@ impl Runtime {
             let changes = self.changes.as_mut();
             tokio::select! {
                 biased;
-                _ = async { stop.wait_for(|stop| *stop).await.is_ok() } => return,
+                _ = async { stop.wait_for(|stop| *stop).await.is_ok() } => break,
                 change = async { match changes {
                     Some(changes) => changes.next().await,
                     None => std::future::pending().await,
@@ -141,6 +141,9 @@ impl Runtime {
             }
             self.take_more();
         }
+        // An abort alone is not waited for, and whoever stopped the loop may open the same folders next.
+        self.tasks.shutdown().await;
+        self.listeners.shutdown().await;
     }
 
     /// Takes in what else is there already, so that a burst costs one turn.

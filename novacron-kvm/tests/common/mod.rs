@@ -9,7 +9,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -36,12 +36,12 @@ pub(crate) fn call() -> Call {
     Call::within(SOON)
 }
 
-/// The folder with the guest's kernel and initial RAM disk; built on the first use.
+/// The folder with the guest's kernel and initial RAM disk; built when its sources are newer.
 pub(crate) fn guest_dir() -> PathBuf {
     built("initrd.img", |dir| vec!["--direct".into(), dir.into()])
 }
 
-/// The disk that the guest boots from; built on the first use. To be read only.
+/// The disk that the guest boots from; built when its sources are newer. To be read only.
 pub(crate) fn guest_disk() -> PathBuf {
     built("disk.qcow2", |dir| vec![dir.join("disk.qcow2").into()]).join("disk.qcow2")
 }
@@ -59,8 +59,10 @@ fn built(file: &str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> PathBuf 
     std::fs::create_dir_all(&dir).unwrap();
     let lock = std::fs::File::create(root.join("target/guest.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    if !dir.join(file).exists() {
-        let script = root.join("examples/guest/build.sh");
+    let sources = root.join("examples/guest");
+    let made = std::fs::metadata(dir.join(file)).and_then(|file| file.modified());
+    if made.map_or(true, |made| made < newest(&sources)) {
+        let script = sources.join("build.sh");
         let status = Command::new(script).args(arguments(&dir)).status().unwrap();
         assert!(
             status.success(),
@@ -68,6 +70,15 @@ fn built(file: &str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> PathBuf 
         );
     }
     dir
+}
+
+/// When something below this path was changed last.
+fn newest(path: &Path) -> SystemTime {
+    let own = std::fs::symlink_metadata(path).unwrap().modified().unwrap();
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .map(|entry| newest(&entry.path()))
+        .fold(own, Ord::max)
 }
 
 /// A folder for one test.
@@ -421,18 +432,24 @@ pub(crate) async fn boot(hypervisor: &QemuHypervisor, spec: &DomainSpec) -> (She
     (shell, boot_id)
 }
 
-/// Waits, as the monitor's one client while no hypervisor is there, until the guest has powered off.
-pub(crate) async fn powered_off(socket: &Path) {
+/// Waits, as the monitor's one client while no hypervisor is there, until the guest has powered off or panicked.
+pub(crate) async fn halted(socket: &Path) {
     let stream = UnixStream::connect(socket).await.unwrap();
     let mut lines = BufReader::new(stream);
     let ask = "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-status\"}\n";
     lines.write_all(ask.as_bytes()).await.unwrap();
-    let off = async {
+    let signs = [
+        "\"SHUTDOWN\"",
+        "\"GUEST_PANICKED\"",
+        "\"shutdown\"",
+        "\"guest-panicked\"",
+    ];
+    let halts = async {
         let mut line = String::new();
-        while !(line.contains("\"SHUTDOWN\"") || line.contains("\"status\": \"shutdown\"")) {
+        while !signs.iter().any(|sign| line.contains(sign)) {
             line.clear();
             assert!(lines.read_line(&mut line).await.unwrap() > 0, "QEMU ended");
         }
     };
-    timeout(SOON, off).await.expect("the guest powers off");
+    timeout(SOON, halts).await.expect("the guest halts");
 }
