@@ -1,4 +1,5 @@
-//! What happened, and who asked for what: read from the store, oldest first, as long as it is kept.
+//! What happened, and who asked for what: read from the store, oldest first, as long as it is kept
+//! ([`Retention`](super::Retention)).
 
 use super::Cluster;
 use super::page::{ListRequest, Page, Walk};

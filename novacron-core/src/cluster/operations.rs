@@ -110,7 +110,8 @@ impl Cluster {
         OperationHandle::new(&self.inner, id)
     }
 
-    /// One page of the project's operations, ended ones too as long as they are kept (24 h), oldest first.
+    /// One page of the project's operations, ended ones too as long as they are kept
+    /// ([`Retention`](super::Retention)), oldest first.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for a limit or a token that cannot be; those of the store.

@@ -68,7 +68,8 @@ pub struct RequestOptions {
     /// minutes by default.
     pub timeout: Duration,
     /// A second request with the same key (per principal) gets the first one's answer and changes nothing; another
-    /// request under that key is [`ErrorKind::Invalid`]. 1 to 128 of `[a-zA-Z0-9._:@-]`.
+    /// request under that key is [`ErrorKind::Invalid`]. Remembered for a day, unless
+    /// [`Retention`](super::Retention) says otherwise. 1 to 128 of `[a-zA-Z0-9._:@-]`.
     pub idempotency_key: Option<String>,
     /// The version that the object must have; another one is a [`ErrorKind::Conflict`].
     pub expected_version: Option<Revision>,

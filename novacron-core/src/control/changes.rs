@@ -75,6 +75,14 @@ impl Runtime {
         match change {
             Some(Ok(WatchEvent::Commit { revision, changes })) => self.apply(revision, &changes),
             Some(Ok(WatchEvent::Bookmark(revision))) => {
+                // Also over commits that touch nothing cached, so that the cache's revision is never one that the store
+                // has forgotten.
+                let cache = &self.parts.cache;
+                let mut cache = cache
+                    .write()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                cache.revision = cache.revision.max(revision);
+                drop(cache);
                 self.parts
                     .progress
                     .send_if_modified(|r| std::mem::replace(r, revision.max(*r)) < revision);

@@ -6,6 +6,7 @@ use novacron_core::cluster::{
     DEFAULT_PAGE, ImageSpec, ListRequest, MAX_PAGE, Page, PageToken, Usage, VolumeSpec,
 };
 use novacron_core::model::{Name, NetworkKind, ObjectRef, Power, VmId};
+use novacron_core::store::{Commit, Key, Op, Revision, Store, TxnId};
 use novacron_core::{Bytes, Cluster, ErrorKind, MiB, Phase, RequestOptions, Result};
 
 use crate::{Site, soon, spec};
@@ -223,4 +224,22 @@ async fn usage_is_what_the_project_asks_for() {
     assert_eq!((left.vms, left.volumes), (0, 1));
     let gone = vm.get().await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
+}
+
+/// Commits that touch nothing that is listed go into the revision too, or the store would have forgotten it one day.
+#[tokio::test(start_paused = true)]
+async fn a_pages_revision_can_be_watched_from_however_quiet_it_was() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let mut revision = Revision::default();
+    for i in 0..5 {
+        let mut commit = Commit::new(TxnId(uuid::Uuid::from_u128(i)));
+        let key = Key::new(format!("elsewhere/{i}")).unwrap();
+        commit.push(Op::Put(key, "1".into()));
+        revision = site.store.commit(commit).await.unwrap();
+    }
+    let page = cluster.vms().list(&ListRequest::new()).await.unwrap();
+    assert_eq!(page.revision, revision);
+    site.store.compact(revision).await.unwrap();
+    assert!(cluster.watch(Some(page.revision)).await.is_ok());
 }
