@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::page::{ListRequest, Page};
 use super::{Cluster, Inner};
+use crate::control::plan::ObjectKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Operation, OperationId, OperationState, Versioned};
 use crate::time::Deadline;
@@ -56,11 +57,15 @@ impl OperationHandle {
         self.get().await?;
         let operation = self
             .inner
-            .wait(deadline, |cache| match cache.operations.get(&self.id) {
-                None => Some(Err(not_found(self.id))),
-                Some(o) if o.state == OperationState::Running => None,
-                Some(o) => Some(Ok(o.value.clone())),
-            })
+            .wait(
+                &ObjectKey::Operation(self.id),
+                deadline,
+                |cache| match cache.operations.get(&self.id) {
+                    None => Some(Err(not_found(self.id))),
+                    Some(o) if o.state == OperationState::Running => None,
+                    Some(o) => Some(Ok(o.value.clone())),
+                },
+            )
             .await?;
         match &operation.state {
             OperationState::Done | OperationState::Running => Ok(operation),
