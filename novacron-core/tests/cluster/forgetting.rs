@@ -38,7 +38,7 @@ async fn what_was_kept_long_enough_is_forgotten() {
     let count = async |prefix: &str| site.records(prefix).await.len();
 
     pass(minute * 4).await;
-    cluster.watch(Some(before.revision)).await.unwrap();
+    drop(cluster.watch(Some(before.revision)).await.unwrap());
     assert_eq!(count("idempotency/").await, 1);
     assert_eq!(count("action/").await, 1);
     pass(minute * 8).await;
