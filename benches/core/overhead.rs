@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use novacron_core::cluster::{Cluster, ImageSpec};
 use novacron_core::driver::{
-    Call, Consoles, DiskPivot, Domain, DomainId, DomainSpec, DomainStats, GuestAgent, HotPlug,
-    Hypervisor, HypervisorEvent, StopMode, StopReport,
+    BlockExport, Call, Consoles, DiskPivot, Domain, DomainId, DomainSpec, DomainStats, GuestAgent,
+    HotPlug, Hypervisor, HypervisorEvent, MemorySnapshots, MigrationEndpoint, StopMode, StopReport,
 };
 use novacron_core::model::{CloudInit, HostInfo, ImageSource, NetworkId, NetworkKind, NicSpec};
 use novacron_core::{MiB, Phase, VmSpec};
@@ -130,6 +130,18 @@ impl Hypervisor for Noted {
     }
     fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
         self.driver.disk_pivot()
+    }
+
+    fn memory_snapshots(&self) -> Option<&dyn MemorySnapshots> {
+        self.driver.memory_snapshots()
+    }
+
+    fn migration(&self) -> Option<&dyn MigrationEndpoint> {
+        self.driver.migration()
+    }
+
+    fn block_export(&self) -> Option<&dyn BlockExport> {
+        self.driver.block_export()
     }
 }
 

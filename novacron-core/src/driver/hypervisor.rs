@@ -18,7 +18,7 @@ use futures::stream::BoxStream;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Attachment, Call};
+use super::{Attachment, BlockExport, Call, MemorySnapshots, MigrationEndpoint};
 use crate::error::Result;
 use crate::model::{
     self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, PortBinding,
@@ -298,6 +298,21 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
 
     /// The hypervisor's step of a live disk snapshot.
     fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
+        None
+    }
+
+    /// Saving a guest's memory, and starting from it.
+    fn memory_snapshots(&self) -> Option<&dyn MemorySnapshots> {
+        None
+    }
+
+    /// Live migration to and from this host.
+    fn migration(&self) -> Option<&dyn MigrationEndpoint> {
+        None
+    }
+
+    /// Reading a running domain's disks as they were at one point.
+    fn block_export(&self) -> Option<&dyn BlockExport> {
         None
     }
 }

@@ -11,14 +11,20 @@
 //! is [`OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown), and the world is looked at before anything is repeated.
 
 mod authorizer;
+mod block_export;
 mod changed_blocks;
+pub mod cloud;
 mod hypervisor;
+mod memory_snapshots;
+mod migration;
 mod network;
 mod scheduler;
 mod secrets;
 mod storage;
+mod strategy;
 
 pub use authorizer::{AllowAll, Authorizer};
+pub use block_export::{BlockExport, ExportDisk, ExportRequest, ExportedDisk};
 pub use changed_blocks::{ChangedBlocks, Extent};
 pub use hypervisor::{
     AgentOutput, Console, ConsoleStart, ConsoleStream, Consoles, DiskAttachment, DiskPivot,
@@ -26,12 +32,22 @@ pub use hypervisor::{
     GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats, Seed,
     StopMode, StopReport,
 };
+pub use memory_snapshots::MemorySnapshots;
+pub use migration::{
+    AbortReport, MigrationEndpoint, MigrationLimits, MigrationOptions, MigrationPhase,
+    MigrationProgress, MigrationTicket, StreamSecurity, SwitchMode, TlsIdentity,
+};
 pub use network::{HypervisorNetworks, NetworkDriver, PortArtefact, PortRequest};
 pub use scheduler::{FirstFit, Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 pub use secrets::{NoSecrets, SecretSource};
 pub use storage::{
     Artefact, ArtefactId, AttachRequest, Attachment, AttachmentSource, CreateSource, CreateVolume,
     PoolInfo, StorageBackend, VolumeInfo, VolumeTransfer,
+};
+
+pub use strategy::{
+    Link, MigrationDisk, MigrationInput, MigrationPlan, MigrationPolicy, MigrationSide,
+    MigrationStep, MigrationStrategy, Obstacle, Prediction,
 };
 
 use crate::time::Deadline;
@@ -49,5 +65,65 @@ impl Call {
         Self {
             deadline: Deadline::after(timeout),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Every trait can be held as `dyn`: it compiles.
+
+    use super::cloud::{
+        CloudCatalog, CloudDisks, CloudImages, CloudInstances, CloudNetworks, CloudProvider,
+    };
+    use super::*;
+
+    type _Held = (
+        Box<dyn Hypervisor>,
+        Box<dyn HotPlug>,
+        Box<dyn Consoles>,
+        Box<dyn GuestAgent>,
+        Box<dyn DiskPivot>,
+        Box<dyn MemorySnapshots>,
+        Box<dyn MigrationEndpoint>,
+        Box<dyn BlockExport>,
+        Box<dyn StorageBackend>,
+        Box<dyn VolumeTransfer>,
+        Box<dyn ChangedBlocks>,
+        Box<dyn NetworkDriver>,
+        Box<dyn Scheduler>,
+        Box<dyn Placer>,
+        Box<dyn MigrationStrategy>,
+        (
+            Box<dyn CloudProvider>,
+            Box<dyn CloudInstances>,
+            Box<dyn CloudCatalog>,
+            Box<dyn CloudDisks>,
+            Box<dyn CloudImages>,
+            Box<dyn CloudNetworks>,
+        ),
+        Box<dyn SecretSource>,
+        Box<dyn Authorizer>,
+    );
+
+    fn _object_safe(_: &_Held) {}
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let ticket = MigrationTicket {
+            address: "tcp:alpha:4444".to_owned(),
+            secret: "hidden".to_owned().into(),
+            expires: crate::Timestamp::from_millis(0),
+        };
+        let tls = StreamSecurity::Certificates(TlsIdentity {
+            authorities: String::new(),
+            certificate: String::new(),
+            key: "hidden".to_owned().into(),
+            peer: String::new(),
+        });
+        let shown = format!("{ticket:?} {tls:?}");
+        assert!(
+            shown.contains("alpha") && !shown.contains("hidden"),
+            "{shown}"
+        );
     }
 }

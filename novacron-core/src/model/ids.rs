@@ -91,6 +91,10 @@ uuid_ids! {
     PortId
     /// A snapshot of a volume.
     SnapshotId
+    /// A point in a running domain's life from which its disks' changes are counted.
+    CheckpointId
+    /// A running domain's disks, readable as they were at one point.
+    ExportId
     /// A caller's handle on a change.
     OperationId
     /// A one-off verb, as a reset.

@@ -15,8 +15,8 @@ mod vm;
 
 pub use decision::Decision;
 pub use ids::{
-    ActionId, ClusterId, EventId, HostId, ImageId, MAX_NAME, Name, NetworkId, NodeId, OperationId,
-    PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId, VolumeId,
+    ActionId, CheckpointId, ClusterId, EventId, ExportId, HostId, ImageId, MAX_NAME, Name,
+    NetworkId, NodeId, OperationId, PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId, VolumeId,
 };
 pub(crate) use ids::{name_problem, uuid_v7};
 pub use meta::{Meta, Versioned};
@@ -36,7 +36,7 @@ pub use storage::{
     Image, ImageSource, Pool, PoolScope, Snapshot, StorageState, StorageStatus, Volume,
     VolumeFormat, VolumeSource,
 };
-pub use units::{Bytes, MiB};
+pub use units::{Bandwidth, Bytes, MiB, Money};
 pub use vm::{
     CloudInit, Disk, DiskSource, DiskSpec, Firmware, KernelBoot, Machine, Nic, NicSpec, Power,
     PowerRequest, RestartPolicy, Vm, VmSpec,

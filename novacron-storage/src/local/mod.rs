@@ -95,8 +95,8 @@ struct Pool {
     qemu: QemuImg,
     max_size: u64,
     locks: Locks,
-    /// Held shared while an artefact gets its name, which a dropped call may still be about to; exclusively by `list`,
-    /// so that what it does not find is not made by a call that has ended.
+    /// Held shared while an artefact gets its name, which a call that has ended may still be about to. `list` waits for
+    /// those before it looks, so that what it does not find does not come.
     naming: Arc<std::sync::RwLock<()>>,
 }
 
@@ -252,7 +252,7 @@ impl StorageBackend for LocalStorage {
         const OP: &str = "storage.list";
         let (layout, naming) = (self.pool.layout.clone(), Arc::clone(&self.pool.naming));
         let list = blocking(OP, move || {
-            let _naming = naming.write().unwrap_or_else(PoisonError::into_inner);
+            drop(naming.write().unwrap_or_else(PoisonError::into_inner));
             layout.list()
         });
         reading(OP, call, list).await
@@ -330,5 +330,32 @@ impl VolumeTransfer for LocalStorage {
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
         let work = Arc::clone(&self.pool).export(call, id, snapshot);
         reading("storage.export", call, work).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_waits_for_whoever_is_giving_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = LocalStorage::open(dir.path()).await.unwrap();
+        let naming = Arc::clone(&pool.pool.naming);
+        let (held, release) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let hanging = std::thread::spawn(move || {
+            let _naming = naming.read().unwrap();
+            held.0.send(()).unwrap();
+            // An error means that the test has failed: it ends as well.
+            let _ = release.1.recv();
+        });
+        held.1.recv().unwrap();
+        let short = Call::within(Duration::from_millis(50));
+        let waited = pool.list(short).await.unwrap_err();
+        assert_eq!(waited.kind(), ErrorKind::DeadlineExceeded);
+        drop(release.0);
+        hanging.join().unwrap();
+        let call = Call::within(Duration::from_secs(60));
+        assert_eq!(pool.list(call).await.unwrap(), []);
     }
 }
