@@ -17,7 +17,9 @@ pub(crate) struct Queue {
     queued: BTreeSet<ObjectKey>,
     /// Under way: not handed out; asked for again meanwhile if `true`.
     busy: BTreeMap<ObjectKey, bool>,
+    /// At most one for each object: the earliest that was asked for.
     timers: BTreeSet<(Timestamp, ObjectKey)>,
+    timer_of: BTreeMap<ObjectKey, Timestamp>,
     failures: BTreeMap<ObjectKey, u32>,
 }
 
@@ -31,7 +33,17 @@ impl Queue {
         }
     }
 
+    /// Asks for an object to be looked at then, or earlier if that was asked for before: the look asks again.
     pub(crate) fn push_at(&mut self, key: ObjectKey, at: Timestamp) {
+        if let Some(before) = self.timer_of.get_mut(&key) {
+            if *before <= at {
+                return;
+            }
+            self.timers.remove(&(*before, key.clone()));
+            *before = at;
+        } else {
+            self.timer_of.insert(key.clone(), at);
+        }
         self.timers.insert((at, key));
     }
 
@@ -46,6 +58,7 @@ impl Queue {
     pub(crate) fn fire(&mut self, now: Timestamp) {
         while self.timers.first().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, key)) = self.timers.pop_first() {
+                self.timer_of.remove(&key);
                 self.push(key);
             }
         }
@@ -114,6 +127,20 @@ mod tests {
         queue.release(&key("a"));
         assert_eq!(queue.pop(), Some(key("a")));
         assert_eq!(queue.pop(), None);
+    }
+
+    #[test]
+    fn an_object_has_one_timer_the_earliest() {
+        let mut queue = Queue::default();
+        for at in [500, 200, 900] {
+            queue.push_at(key("a"), Timestamp::from_millis(at));
+        }
+        assert_eq!(queue.next_timer(), Some(Timestamp::from_millis(200)));
+        queue.fire(Timestamp::from_millis(1000));
+        assert_eq!(queue.pop(), Some(key("a")));
+        assert_eq!(queue.next_timer(), None);
+        queue.push_at(key("a"), Timestamp::from_millis(1500));
+        assert_eq!(queue.next_timer(), Some(Timestamp::from_millis(1500)));
     }
 
     #[test]
