@@ -5,7 +5,7 @@ use futures::stream::BoxStream;
 
 use super::Cluster;
 use crate::error::Result;
-use crate::store::{Key, ListOptions, Revision, WatchEvent};
+use crate::store::{Key, Revision, WatchEvent};
 
 /// A change of the cluster's records.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,13 +76,7 @@ impl Cluster {
         self.inner.authorize(self.options(), "cluster.watch")?;
         let after = match resume {
             Some(after) => after,
-            None => {
-                self.inner
-                    .store
-                    .list("vm/", ListOptions::default())
-                    .await?
-                    .revision
-            }
+            None => self.inner.store.revision().await?,
         };
         let stream = self
             .inner

@@ -323,6 +323,12 @@ pub enum LeaseAnswer {
 /// A dropped future leaves a commit's outcome unknown, and nothing else behind.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// The present revision: what a list without [`ListOptions::at`] would be as of. Asked for with every read of a
+    /// cluster, so it should cost next to nothing.
+    ///
+    /// *Holds on return:* linearizable: at least that of every commit that returned before the call.
+    async fn revision(&self) -> Result<Revision>;
+
     /// The record at `key`, or none.
     ///
     /// *Holds on return:* linearizable: reflects every commit that returned before the call.

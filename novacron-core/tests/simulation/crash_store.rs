@@ -81,6 +81,11 @@ impl CrashStore {
 
 #[async_trait]
 impl Store for CrashStore {
+    async fn revision(&self) -> Result<Revision> {
+        self.alive().await;
+        self.store.revision().await
+    }
+
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         self.alive().await;
         self.store.get(key).await

@@ -59,6 +59,7 @@ macro_rules! store_conformance {
             list_continues_after_a_key
             list_tells_exactly_whether_more_follow
             list_with_limit_zero_tells_the_revision
+            revision_is_that_of_a_list
             list_pages_share_one_revision_while_others_write
             list_at_an_old_revision_shows_it
             list_at_a_compacted_revision_is_refused

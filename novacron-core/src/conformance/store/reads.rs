@@ -158,6 +158,21 @@ pub async fn list_with_limit_zero_tells_the_revision(fixture: &dyn StoreFixture)
     assert_eq!((page.records.len(), page.revision), (0, revision));
 }
 
+/// The revision counts every commit that returned before, whoever made it, and is the one that a list would have.
+pub async fn revision_is_that_of_a_list(fixture: &dyn StoreFixture) {
+    let s = Subject::open(fixture).await;
+    assert_eq!(s.store.revision().await.unwrap(), Revision(0));
+    for i in 0..20 {
+        let committed = s.apply(vec![put("vm/a", i)]).await;
+        let other = s.clone();
+        let told = tokio::spawn(async move { other.store.revision().await })
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((told, s.revision().await), (committed, committed));
+    }
+}
+
 /// All pages of one list show one revision, whatever is written, deleted and created between them.
 pub async fn list_pages_share_one_revision_while_others_write(fixture: &dyn StoreFixture) {
     let s = Subject::open(fixture).await;

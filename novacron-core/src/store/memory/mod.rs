@@ -60,6 +60,10 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
+    async fn revision(&self) -> Result<Revision> {
+        Ok(self.state().revision())
+    }
+
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         Ok(self.state().get(key))
     }

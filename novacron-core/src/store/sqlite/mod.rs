@@ -235,6 +235,11 @@ impl fmt::Debug for SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    /// No query: a commit is published before its caller is answered. Should the writer be gone, reads go on.
+    async fn revision(&self) -> Result<Revision> {
+        Ok(self.0.shared.log.tip())
+    }
+
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
         let key = key.clone();
         self.0
