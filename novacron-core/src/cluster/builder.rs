@@ -14,6 +14,7 @@ use crate::control::executor::Drivers;
 use crate::control::plan::Draft;
 use crate::control::retention::Retention;
 use crate::control::runtime::{Parts, Runtime};
+use crate::control::waiters::Waiters;
 use crate::driver::{
     AllowAll, Authorizer, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler, SecretSource,
     StorageBackend,
@@ -197,6 +198,7 @@ impl Builder {
             cache: Arc::clone(&cache),
         });
         let (progress_tx, progress) = signal::channel(crate::store::Revision::default());
+        let waiters = Arc::new(Waiters::default());
         let runtime = Runtime::open(Parts {
             cluster,
             store: Arc::clone(&store),
@@ -206,6 +208,7 @@ impl Builder {
             drivers: Arc::clone(&drivers),
             cache: Arc::clone(&cache),
             progress: progress_tx,
+            waiters: Arc::clone(&waiters),
             resync: self.resync,
             retention: self.retention,
             incarnation,
@@ -223,6 +226,7 @@ impl Builder {
             drivers,
             cache,
             progress,
+            waiters,
             stop,
             task: Mutex::new(Some(task)),
         };

@@ -48,10 +48,12 @@ pub use watch::ObjectChange;
 
 use crate::control::cache::Cache;
 use crate::control::executor::Drivers;
+use crate::control::plan::ObjectKey;
+use crate::control::waiters::Waiters;
 use crate::driver::{Authorizer, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ClusterId;
-use crate::store::{ListOptions, Revision, Store};
+use crate::store::{Revision, Store};
 use crate::time::{Clock, Deadline, IdSource};
 
 /// A cluster: many hosts' VMs behind one handle. Cheap to clone.
@@ -108,6 +110,7 @@ pub(crate) struct Inner {
     pub(crate) drivers: Arc<Drivers>,
     pub(crate) cache: Arc<RwLock<Cache>>,
     pub(crate) progress: signal::Receiver<Revision>,
+    pub(crate) waiters: Arc<Waiters>,
     stop: signal::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -221,17 +224,7 @@ impl Cluster {
 impl Inner {
     /// Reads from the cache once it has everything that was committed before the call.
     pub(crate) async fn read<T>(&self, read: impl FnOnce(&Cache) -> T) -> Result<T> {
-        let page = self
-            .store
-            .list(
-                "vm/",
-                ListOptions {
-                    limit: 0,
-                    ..ListOptions::default()
-                },
-            )
-            .await?;
-        self.reach(page.revision).await?;
+        self.reach(self.store.revision().await?).await?;
         Ok(self.peek(read))
     }
 
@@ -261,19 +254,19 @@ impl Inner {
         }
     }
 
-    /// Waits until `ready` has an answer, looking at the cache after every change.
+    /// Waits until `ready` has an answer, looking at the cache whenever the object, or what it is made of, changed.
     pub(crate) async fn wait<T>(
         &self,
+        object: &ObjectKey,
         deadline: Deadline,
         mut ready: impl FnMut(&Cache) -> Option<Result<T>>,
     ) -> Result<T> {
-        let mut progress = self.progress.clone();
         loop {
-            progress.mark_unchanged();
+            let changed = self.waiters.register(object);
             if let Some(answer) = self.peek(&mut ready) {
                 return answer;
             }
-            match tokio::time::timeout_at(deadline.instant(), progress.changed()).await {
+            match tokio::time::timeout_at(deadline.instant(), changed).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => {
                     return Err(Error::new(

@@ -4,7 +4,7 @@ use super::page::{ListRequest, Page};
 use super::request::{Change, check_version};
 use super::{Cluster, OperationHandle};
 use crate::control::cache::Cache;
-use crate::control::plan::Draft;
+use crate::control::plan::{Draft, ObjectKey};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Node, NodeId, NodeState, NodeStatus, ObjectRef, OperationKind, Versioned};
 use crate::time::Deadline;
@@ -69,18 +69,17 @@ impl Nodes {
     /// [`ErrorKind::DeadlineExceeded`].
     pub async fn wait_available(&self, deadline: Deadline) -> Result<()> {
         self.0.inner.authorize(self.0.options(), "node.get")?;
-        self.0
-            .inner
-            .wait(deadline, |cache| {
-                let up = |n: &NodeId| {
-                    cache
-                        .node_status
-                        .get(n)
-                        .is_some_and(|s| s.state == NodeState::Available)
-                };
-                cache.nodes.keys().all(up).then_some(Ok(()))
-            })
-            .await
+        let inner = &self.0.inner;
+        let nodes: Vec<NodeId> = inner.peek(|cache| cache.nodes.keys().cloned().collect());
+        for node in nodes {
+            let key = ObjectKey::Node(node.clone());
+            let up = |cache: &Cache| {
+                let status = cache.node_status.get(&node)?;
+                (status.state == NodeState::Available).then_some(Ok(()))
+            };
+            inner.wait(&key, deadline, up).await?;
+        }
+        Ok(())
     }
 
     /// Says whether new VMs may be placed on a node (cordon, uncordon). What runs there stays. True when it returns; the

@@ -6,6 +6,7 @@ use super::page::{ListRequest, Page};
 use super::{Cluster, Inner};
 use crate::control::cache::Cache;
 use crate::control::operation::standing;
+use crate::control::plan::ObjectKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Operation, OperationId, OperationState, Versioned};
 use crate::time::{Deadline, Timestamp};
@@ -62,11 +63,15 @@ impl OperationHandle {
         self.get().await?;
         let operation = self
             .inner
-            .wait(deadline, |cache| match cache.operations.get(&self.id) {
-                None => Some(Err(not_found(self.id))),
-                Some(o) if o.state == OperationState::Running => None,
-                Some(o) => Some(Ok(o.value.clone())),
-            })
+            .wait(
+                &ObjectKey::Operation(self.id),
+                deadline,
+                |cache| match cache.operations.get(&self.id) {
+                    None => Some(Err(not_found(self.id))),
+                    Some(o) if o.state == OperationState::Running => None,
+                    Some(o) => Some(Ok(o.value.clone())),
+                },
+            )
             .await?;
         match &operation.state {
             OperationState::Done | OperationState::Running => Ok(operation),

@@ -57,7 +57,7 @@ impl Runtime {
                 .watch(PREFIXES.iter().map(|p| (*p).to_owned()).collect(), revision)
                 .await?,
         );
-        self.placing.changed(cache.nodes.keys().cloned());
+        self.placing.all_changed(&cache);
         *self
             .parts
             .cache
@@ -66,7 +66,9 @@ impl Runtime {
         for key in wake {
             self.queue.push(key);
         }
+        self.placing.reconsider();
         self.parts.progress.send_replace(revision);
+        self.parts.waiters.wake_all();
         self.settle(revision);
         Ok(())
     }
@@ -110,20 +112,14 @@ impl Runtime {
             }
             cache.revision = cache.revision.max(revision);
         }
+        self.parts.waiters.wake(&wake);
         for key in wake {
             match &key {
-                ObjectKey::Node(node) => {
+                ObjectKey::Node(node) | ObjectKey::Run(node, _) => {
                     self.placing.changed([node.clone()]);
-                    for vm in self.placing.take_waiting() {
-                        self.queue.push(ObjectKey::Vm(vm));
-                    }
                 }
-                ObjectKey::Run(node, _) => self.placing.changed([node.clone()]),
-                ObjectKey::Vm(_) => {
-                    for vm in self.placing.take_waiting() {
-                        self.queue.push(ObjectKey::Vm(vm));
-                    }
-                }
+                // Another scope, other nodes that reach it.
+                ObjectKey::Pool(_) => self.placing.reconsider(),
                 _ => {}
             }
             self.queue.push(key);

@@ -1,15 +1,15 @@
 //! The runtime's intake of ended tasks: commits, and what commands told of the world.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::executor::{Completion, Report, domain_of};
 use super::plan::{Command, ObjectKey};
 use super::runtime::{Ended, Runtime};
 use super::storage::Outcome;
 use super::world::SeenPool;
-use crate::driver::DomainOwner;
+use crate::driver::{Domain, DomainOwner, NicAttachment};
 use crate::error::{ErrorKind, Result};
-use crate::model::{NodeId, VmId};
+use crate::model::{Assignment, NodeId, VmId};
 use crate::time::Timestamp;
 
 impl Runtime {
@@ -73,6 +73,11 @@ impl Runtime {
                 host.stale = true;
                 self.queue.push(ObjectKey::Node(node.clone()));
             }
+            let domain = self
+                .world
+                .nodes
+                .get(node)
+                .and_then(|host| host.domains.get(&(id.vm, id.epoch)));
             match (&result, &command) {
                 (Err(error), Command::Start { .. } | Command::Adapt { .. }) => {
                     run.error = Some((
@@ -81,7 +86,19 @@ impl Runtime {
                         error.is_retryable() || error.kind() == ErrorKind::OutcomeUnknown,
                     ));
                 }
-                (Ok(_), Command::Start { assignment, .. } | Command::Adapt { assignment, .. }) => {
+                (
+                    Ok(_),
+                    Command::Start {
+                        assignment, nics, ..
+                    },
+                ) => {
+                    run.error = None;
+                    // It may have found a domain that an earlier assignment made: then no generation is true yet.
+                    let as_wanted = domain.is_some_and(|d| has_devices(d, assignment, nics));
+                    let generation = if as_wanted { assignment.generation } else { 0 };
+                    run.adapted = Some((id.epoch, generation));
+                }
+                (Ok(_), Command::Adapt { assignment, .. }) => {
                     run.error = None;
                     run.adapted = Some((id.epoch, assignment.generation));
                 }
@@ -170,11 +187,20 @@ impl Runtime {
         }
     }
 
+    /// Takes in what a host holds, and has the runs looked at for which that is news.
     fn take_observation(&mut self, node: &NodeId, result: Result<Report>, now: Timestamp) {
+        let cache = self
+            .parts
+            .cache
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let seen = self.world.nodes.entry(node.clone()).or_default();
         seen.at = now;
+        let mut news = BTreeSet::new();
+        let all_are_news;
         match result {
             Ok(Report::Observed(host, domains, ports)) => {
+                all_are_news = seen.host.as_ref() != Some(&host) || !seen.listed;
                 seen.host = Some(host);
                 if let Some(ports) = ports {
                     seen.ports = ports
@@ -205,33 +231,61 @@ impl Runtime {
                     touched >= seen.observations
                         || self.queue.is_busy(&ObjectKey::Run(node.clone(), vm))
                 };
-                let mut keep: BTreeMap<_, _> = std::mem::take(&mut seen.domains)
-                    .into_iter()
-                    .filter(|((vm, _), _)| busy(*vm))
-                    .collect();
-                keep.extend(listed.into_iter().filter(|((vm, _), _)| !busy(*vm)));
-                seen.domains = keep;
+                let before = std::mem::take(&mut seen.domains);
+                let known = before.iter().filter(|((vm, _), _)| busy(*vm));
+                let known: Vec<_> = known.map(|(id, d)| (*id, d.clone())).collect();
+                listed.retain(|(vm, _), _| !busy(*vm));
+                listed.extend(known);
+                let changed = listed
+                    .iter()
+                    .filter(|(id, domain)| before.get(id) != Some(domain));
+                news.extend(changed.map(|((vm, _), _)| *vm));
+                let gone = before.keys().filter(|id| !listed.contains_key(id));
+                news.extend(gone.map(|(vm, _)| *vm));
+                seen.domains = listed;
                 seen.listed = true;
                 let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
                 let of_node = runs.range_mut(first..).take_while(|((n, _), _)| n == node);
-                for (_, run) in of_node {
-                    run.unsettled = run.unsettled.filter(|at| *at > seen.observations);
+                let mut over = Vec::new();
+                for (at, run) in of_node {
+                    if run.unsettled.is_some_and(|at| at <= seen.observations) {
+                        run.unsettled = None;
+                        news.insert(at.1);
+                    }
+                    // No record names it, and no list that is still to come can be older than its last command.
+                    if !cache.runs.contains_key(at)
+                        && run.unsettled.is_none()
+                        && run.touched < seen.observations
+                        && !self.queue.is_busy(&ObjectKey::Run(node.clone(), at.1))
+                    {
+                        over.push(at.clone());
+                    }
+                }
+                for at in over {
+                    runs.remove(&at);
                 }
             }
             Err(error) => {
+                let report = error.report();
+                all_are_news = seen.host.is_some() || seen.error.as_ref() != Some(&report);
                 seen.host = None;
                 seen.listed = false;
-                seen.error = Some(error.report());
+                seen.error = Some(report);
             }
-            Ok(_) => {}
+            Ok(_) => return,
         }
-        let cache = self
-            .parts
-            .cache
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
         for (vm, _) in cache.runs_on(node) {
-            self.queue.push(ObjectKey::Run(node.clone(), vm));
+            if all_are_news || news.contains(&vm) {
+                self.queue.push(ObjectKey::Run(node.clone(), vm));
+            }
         }
     }
+}
+
+/// Whether the domain's devices are those of the assignment.
+fn has_devices(domain: &Domain, assignment: &Assignment, nics: &[NicAttachment]) -> bool {
+    let disks: BTreeSet<_> = assignment.disks.iter().map(|d| d.volume).collect();
+    let ports: BTreeSet<_> = nics.iter().map(|n| n.port).collect();
+    domain.disks.iter().copied().collect::<BTreeSet<_>>() == disks
+        && domain.nics.iter().copied().collect::<BTreeSet<_>>() == ports
 }

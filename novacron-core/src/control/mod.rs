@@ -43,4 +43,5 @@ pub(crate) mod runtime;
 pub(crate) mod start;
 pub(crate) mod storage;
 pub(crate) mod vm;
+pub(crate) mod waiters;
 pub(crate) mod world;

@@ -1,8 +1,8 @@
 //! Placing: the scheduler's view of the hosts, and the places that decisions booked in it.
 //!
 //! The view follows the cache: a host that changed is computed anew before the next decision, not at every change. A
-//! decision books its place at once, and the booking counts until its commit has ended, so that decisions made in
-//! between do not take the same room. A VM that found no place waits here.
+//! decision books its place at once, and the booking counts until the cache has its commit, so that decisions made in
+//! between do not take the same room. A VM that found no place waits here until some host has more room than before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +22,12 @@ struct Booking {
 #[derive(Debug)]
 pub(crate) struct Placing {
     placer: Box<dyn Placer>,
+    /// The hosts as the placer has them.
+    hosts: BTreeMap<NodeId, Host>,
     /// Hosts that the placer must be told of again.
     changed: BTreeSet<NodeId>,
+    /// Whether a host has had more room since the waiting were last tried.
+    room: bool,
     bookings: BTreeMap<VmId, Booking>,
     booked_on: BTreeSet<(NodeId, VmId)>,
     waiting: BTreeSet<VmId>,
@@ -33,7 +37,9 @@ impl Placing {
     pub(crate) fn new(scheduler: &dyn Scheduler) -> Self {
         Self {
             placer: scheduler.open(Vec::new(), Revision::default()),
+            hosts: BTreeMap::new(),
             changed: BTreeSet::new(),
+            room: false,
             bookings: BTreeMap::new(),
             booked_on: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -45,6 +51,12 @@ impl Placing {
         self.changed.extend(nodes);
     }
 
+    /// What the view says of any host may be old.
+    pub(crate) fn all_changed(&mut self, cache: &Cache) {
+        self.changed
+            .extend(self.hosts.keys().chain(cache.nodes.keys()).cloned());
+    }
+
     /// Decides, and books the place.
     pub(crate) fn decide(
         &mut self,
@@ -52,13 +64,13 @@ impl Placing {
         request: &PlacementRequest,
         cache: &Cache,
     ) -> Result<Decision, Rejected> {
-        if !self.changed.is_empty() {
-            let changes = std::mem::take(&mut self.changed);
-            let changes = changes.into_iter().map(|n| self.host(n, cache)).collect();
-            self.placer.apply(changes, cache.revision);
-        }
+        self.refresh(cache);
         let decision = self.placer.decide(request)?;
         if let Some(node) = decision.winner.node() {
+            if let Some(host) = self.hosts.get_mut(node) {
+                host.used_vcpus += u64::from(request.vcpus);
+                host.used_memory.0 += request.memory.0;
+            }
             self.booked_on.insert((node.clone(), vm));
             let booking = Booking {
                 node: node.clone(),
@@ -83,9 +95,42 @@ impl Placing {
         self.waiting.insert(vm);
     }
 
-    /// There may be room: the VMs to try again.
-    pub(crate) fn take_waiting(&mut self) -> BTreeSet<VmId> {
-        std::mem::take(&mut self.waiting)
+    /// What may have been missing is no host's to have: the waiting are to be tried again.
+    pub(crate) fn reconsider(&mut self) {
+        self.room = true;
+    }
+
+    /// The VMs to try again: all that wait, if there is room that was not there before.
+    pub(crate) fn retry(&mut self, cache: &Cache) -> BTreeSet<VmId> {
+        if self.waiting.is_empty() {
+            return BTreeSet::new();
+        }
+        self.refresh(cache);
+        if std::mem::take(&mut self.room) {
+            std::mem::take(&mut self.waiting)
+        } else {
+            BTreeSet::new()
+        }
+    }
+
+    /// Tells the placer of the hosts that changed.
+    fn refresh(&mut self, cache: &Cache) {
+        if self.changed.is_empty() {
+            return;
+        }
+        let mut changes = Vec::new();
+        for node in std::mem::take(&mut self.changed) {
+            let change = self.host(node, cache);
+            match &change {
+                HostChange::Removed(node) => drop(self.hosts.remove(node)),
+                HostChange::Set(host) => {
+                    let before = self.hosts.insert(host.node.clone(), host.clone());
+                    self.room |= host.open && before.is_none_or(|before| has_more(host, &before));
+                }
+            }
+            changes.push(change);
+        }
+        self.placer.apply(changes, cache.revision);
     }
 
     /// A host as the scheduler sees it, with the bookings on it.
@@ -134,4 +179,12 @@ pub(crate) fn host_of(node: &NodeId, cache: &Cache, without: Option<VmId>) -> Op
         }
     }
     Some(host)
+}
+
+/// Whether something may fit on the host now that did not before.
+fn has_more(host: &Host, before: &Host) -> bool {
+    !before.open
+        || host.used_vcpus < before.used_vcpus
+        || host.used_memory < before.used_memory
+        || host.capabilities != before.capabilities
 }

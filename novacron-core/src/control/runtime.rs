@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -22,6 +22,7 @@ use super::plan::{Command, Draft, ObjectKey, Plan};
 use super::queue::Queue;
 use super::retention::Retention;
 use super::storage::{self, Outcome};
+use super::waiters::Waiters;
 use super::world::World;
 use super::{action, node, operation, port, retention, run, vm};
 use crate::driver::Scheduler;
@@ -32,6 +33,9 @@ use crate::time::{Clock, IdSource};
 
 /// How long after the end of a driver's event stream a new one is asked for.
 const RELISTEN: Duration = Duration::from_millis(200);
+
+/// Changes that are taken in before what they woke is looked at.
+const BURST: usize = 256;
 
 /// What the runtime is made of.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) cache: Arc<RwLock<Cache>>,
     /// The revision that the cache has: whoever waits for a change waits for this.
     pub(crate) progress: watch::Sender<Revision>,
+    /// Whoever waits for an object waits here.
+    pub(crate) waiters: Arc<Waiters>,
     /// How often a node or pool is observed when nothing happens.
     pub(crate) resync: Duration,
     pub(crate) retention: Retention,
@@ -139,12 +145,18 @@ impl Runtime {
                 Some(event) = self.events.recv() => self.take_event(event),
                 () = wait(timer) => {}
             }
-            self.take_more();
+            self.take_more().await;
         }
     }
 
     /// Takes in what else is there already, so that a burst costs one turn.
-    fn take_more(&mut self) {
+    async fn take_more(&mut self) {
+        for _ in 0..BURST {
+            let Some(change) = self.changes.as_mut().and_then(|c| c.next().now_or_never()) else {
+                break;
+            };
+            self.take_change(change).await;
+        }
         while let Some(ended) = self.tasks.try_join_next() {
             self.take_ended(ended);
         }
@@ -189,6 +201,7 @@ impl Runtime {
     /// Looks at every ready object.
     fn turn(&mut self) {
         self.queue.fire(self.parts.clock.now());
+        self.retry_waiting();
         while let Some(key) = self.queue.pop() {
             match self.reconcile(&key) {
                 Ok(plan) => self.carry_out(key, plan),
@@ -197,6 +210,17 @@ impl Runtime {
                     self.queue.release_later(&key, self.parts.clock.now());
                 }
             }
+        }
+    }
+
+    fn retry_waiting(&mut self) {
+        let cache = self
+            .parts
+            .cache
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for vm in self.placing.retry(&cache) {
+            self.queue.push(ObjectKey::Vm(vm));
         }
     }
 
@@ -241,14 +265,20 @@ impl Runtime {
                 self.queue.failures(key),
                 now,
             ),
-            ObjectKey::Action(id) => action::reconcile(
-                *id,
-                cluster,
-                &cache,
-                self.started_here.contains(id),
-                self.outcomes.get(key),
-                now,
-            ),
+            ObjectKey::Action(id) => {
+                if !cache.actions.contains_key(id) {
+                    self.started_here.remove(id);
+                }
+                let started_here = self.started_here.contains(id);
+                action::reconcile(
+                    *id,
+                    cluster,
+                    &cache,
+                    started_here,
+                    self.outcomes.get(key),
+                    now,
+                )
+            }
             ObjectKey::Port(id) => port::reconcile(
                 *id,
                 cluster,
@@ -334,6 +364,12 @@ impl Runtime {
             };
             Ended::Commit { key, result }
         });
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.parts.waiters.end();
     }
 }
 

@@ -17,6 +17,7 @@ use super::Inner;
 use super::object::{Object, object_parts, siblings};
 use crate::control::cache::Cache;
 use crate::control::operation::phase_of;
+use crate::control::plan::ObjectKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
 use crate::model::{Claim, PlaceId, Run, Versioned, Vm, VmId, VolumeId};
@@ -102,7 +103,7 @@ impl VmHandle {
         self.get().await?;
         let clock = Arc::clone(&self.inner().clock);
         self.inner()
-            .wait(deadline, |cache| {
+            .wait(&ObjectKey::Vm(self.id), deadline, |cache| {
                 let Some(vm) = cache.vms.get(&self.id) else {
                     let gone = Error::new(ErrorKind::NotFound, "vm.wait", "the VM is gone");
                     return Some(Err(gone.with("vm", self.id)));
