@@ -451,5 +451,5 @@ pub(crate) async fn halted(socket: &Path) {
             assert!(lines.read_line(&mut line).await.unwrap() > 0, "QEMU ended");
         }
     };
-    timeout(SOON, halts).await.expect("the guest halts");
+    timeout(BOOT, halts).await.expect("the guest halts");
 }
