@@ -29,28 +29,34 @@ fn refused(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::FailedPrecondition, VERB, why)
 }
 
-impl Cluster {
-    /// Cancels an operation that has not ended: it ends as [`OperationState::Cancelled`], and the operation that is
+impl OperationHandle {
+    /// Cancels the operation, which must not have ended: it ends as [`OperationState::Cancelled`], and the operation that is
     /// returned follows the way back: the deletion of what was to be created, or the power state from before.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it has ended, or is of a kind that cannot be
     /// cancelled (a deletion; a change of a spec, which another change undoes; an action that has begun).
-    pub async fn cancel(&self, id: OperationId) -> Result<OperationHandle> {
-        let operation = self.operation(id).get().await?;
-        match operation.target {
-            ObjectRef::Vm(vm) => self.cancel_on::<Vm>(vm, id, undo_on_vm).await,
-            ObjectRef::Volume(volume) => self.cancel_on::<Volume>(volume, id, undo_nothing).await,
-            ObjectRef::Image(image) => self.cancel_on::<Image>(image, id, undo_nothing).await,
+    pub async fn cancel(&self) -> Result<OperationHandle> {
+        let (cluster, id) = (&self.cluster, self.id());
+        match self.get().await?.target {
+            ObjectRef::Vm(vm) => cluster.cancel_on::<Vm>(vm, id, undo_on_vm).await,
+            ObjectRef::Volume(volume) => {
+                cluster.cancel_on::<Volume>(volume, id, undo_nothing).await
+            }
+            ObjectRef::Image(image) => cluster.cancel_on::<Image>(image, id, undo_nothing).await,
             ObjectRef::Snapshot(snapshot) => {
-                self.cancel_on::<Snapshot>(snapshot, id, undo_nothing).await
+                cluster
+                    .cancel_on::<Snapshot>(snapshot, id, undo_nothing)
+                    .await
             }
             ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
                 Err(refused("it has ended with its commit"))
             }
         }
     }
+}
 
+impl Cluster {
     async fn cancel_on<T: Object>(
         &self,
         target: T::Id,

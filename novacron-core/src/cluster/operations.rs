@@ -1,7 +1,5 @@
 //! Following a change to its end.
 
-use std::sync::Arc;
-
 use super::page::{ListRequest, Page};
 use super::{Cluster, Inner};
 use crate::control::cache::Cache;
@@ -12,24 +10,25 @@ use crate::model::{Operation, OperationId, OperationState, Versioned};
 use crate::time::{Deadline, Timestamp};
 
 /// A handle on a change. Dropping it cancels nothing.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct OperationHandle {
-    inner: Arc<Inner>,
+    pub(super) cluster: Cluster,
     id: OperationId,
 }
 
-impl std::fmt::Debug for OperationHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("OperationHandle").field(&self.id).finish()
-    }
-}
-
 impl OperationHandle {
-    pub(super) fn new(inner: &Arc<Inner>, id: OperationId) -> Self {
-        Self {
-            inner: Arc::clone(inner),
-            id,
-        }
+    pub(super) fn new(cluster: Cluster, id: OperationId) -> Self {
+        Self { cluster, id }
+    }
+
+    fn inner(&self) -> &Inner {
+        &self.cluster.inner
+    }
+
+    /// The record, if the request's project has it.
+    fn find<'c>(&self, cache: &'c Cache) -> Option<&'c Versioned<Operation>> {
+        let operation = cache.operations.get(&self.id);
+        operation.filter(|o| o.project == self.cluster.options().project)
     }
 
     /// Its id, to be asked for later by [`Cluster::operation`].
@@ -42,13 +41,12 @@ impl OperationHandle {
     /// # Errors
     /// [`ErrorKind::NotFound`] once its retention is over, and for a dry run.
     pub async fn get(&self) -> Result<Operation> {
-        let now = self.inner.clock.now();
+        self.inner()
+            .authorize(self.cluster.options(), "operation.get")?;
+        let now = self.inner().clock.now();
         let found = self
-            .inner
-            .read(|cache| {
-                let operation = cache.operations.get(&self.id)?;
-                Some(view(operation, cache, now))
-            })
+            .inner()
+            .read(|cache| Some(view(self.find(cache)?, cache, now)))
             .await?;
         found.ok_or_else(|| not_found(self.id))
     }
@@ -62,7 +60,7 @@ impl OperationHandle {
         // What was admitted is in the cache, or soon will be; what is not there after a read is not there at all.
         self.get().await?;
         let operation = self
-            .inner
+            .inner()
             .wait(
                 &ObjectKey::Operation(self.id),
                 deadline,
@@ -112,7 +110,7 @@ fn not_found(id: OperationId) -> Error {
 impl Cluster {
     /// A handle on an operation by its id.
     pub fn operation(&self, id: OperationId) -> OperationHandle {
-        OperationHandle::new(&self.inner, id)
+        OperationHandle::new(self.clone(), id)
     }
 
     /// One page of the project's operations, ended ones too as long as they are kept

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Inner, OperationHandle};
+use super::{Cluster, Inner, OperationHandle};
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -213,6 +213,15 @@ fn remembered_key(options: &RequestOptions) -> Option<Key> {
 }
 
 impl Inner {
+    /// A handle for whoever asked: it goes on without what belonged to the one request.
+    fn operation(self: &Arc<Self>, options: &RequestOptions, id: OperationId) -> OperationHandle {
+        let cluster = Cluster {
+            inner: Arc::clone(self),
+            options: options.clone(),
+        };
+        OperationHandle::new(cluster.onward(), id)
+    }
+
     pub(super) fn authorize(&self, options: &RequestOptions, verb: &'static str) -> Result<()> {
         check_options(options)?;
         self.authorizer
@@ -262,7 +271,7 @@ impl Inner {
             let field = "options.idempotency_key";
             return Err(Error::invalid(verb, vec![problem(field, message)]));
         }
-        let operation = OperationHandle::new(self, before.operation);
+        let operation = self.operation(options, before.operation);
         Ok(Some((before.object, operation)))
     }
 
@@ -325,7 +334,7 @@ impl Inner {
         } else {
             commit_known(&*self.store, commit).await?;
         }
-        Ok((object, OperationHandle::new(self, id)))
+        Ok((object, self.operation(options, id)))
     }
 
     /// What the store would say to a commit now.

@@ -42,6 +42,7 @@ pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String
         Err(Waiting::For(why)) => (Phase::Pending, why),
         Ok(_) => match resolve(vm, Epoch(0), cache) {
             Err(Waiting::For(why)) => (Phase::Pending, why),
+            Err(Waiting::Failed(why)) => (Phase::Failed, why),
             _ => {
                 let why = cache.no_place.get(&vm.id).map(ToString::to_string);
                 (
@@ -132,9 +133,6 @@ fn on_vm(
     match phase {
         _ if reached => (S::Done, progress),
         Phase::Failed => (S::Failed { reason: why }, progress),
-        _ if why.contains("failed: ") && phase == Phase::Pending => {
-            (S::Failed { reason: why }, progress)
-        }
         _ => (S::Running, progress),
     }
 }

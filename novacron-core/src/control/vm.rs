@@ -129,7 +129,7 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
 pub(crate) enum Waiting {
     /// It should be off, or it powered itself off.
     Stopped,
-    /// Its budget is used up.
+    /// Its budget is used up, or what it needs failed or is gone.
     Failed(String),
     /// Not yet.
     Until(Timestamp),
@@ -366,7 +366,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                 });
             }
             (Some(_), Some(StorageState::Failed { reason })) => {
-                return Err(Waiting::For(format!(
+                return Err(Waiting::Failed(format!(
                     "volume of disk {} failed: {reason}",
                     disk.name
                 )));
@@ -378,7 +378,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                 )));
             }
             (None, _) => {
-                return Err(Waiting::For(format!(
+                return Err(Waiting::Failed(format!(
                     "disk {} names a volume that is gone",
                     disk.name
                 )));
@@ -390,7 +390,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
         let port = cache.ports.get(&nic.port);
         let network = port.and_then(|p| cache.networks.get(&p.network));
         let (Some(port), Some(network)) = (port, network) else {
-            return Err(Waiting::For(format!("the network of NIC {i} is gone")));
+            return Err(Waiting::Failed(format!("the network of NIC {i} is gone")));
         };
         ports.push(AssignedPort {
             port: port.id,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use novacron_core::cluster::{OperationHandle, VolumeSpec};
-use novacron_core::model::{OperationState, Power};
+use novacron_core::model::{OperationId, OperationState, Power};
 use novacron_core::sim::{FaultPlan, Latency};
 use novacron_core::{Bytes, ErrorKind, MiB, Phase};
 
@@ -25,7 +25,7 @@ async fn a_creation_is_cancelled_by_a_deletion() {
     let progress = create.get().await.unwrap().progress;
     assert!(progress.contains("too little memory"), "{progress}");
 
-    let back = cluster.cancel(create.id()).await.unwrap();
+    let back = create.cancel().await.unwrap();
     let ended = create.wait(soon()).await.unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::Cancelled);
     assert!(ended.message().contains("cancelled by host"), "{ended}");
@@ -43,7 +43,7 @@ async fn a_creation_is_cancelled_by_a_deletion() {
     let spec = VolumeSpec::new("data", Bytes::gib(1));
     let volume = cluster.volumes().create(spec).await.unwrap();
     let create = volume.operation().unwrap();
-    let back = cluster.cancel(create.id()).await.unwrap();
+    let back = create.cancel().await.unwrap();
     assert_eq!(state(create).await, OperationState::Cancelled);
     site.world.heal();
     back.wait(soon()).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_power_request_is_cancelled_by_the_state_before() {
     });
     let stop = vm.stop().await.unwrap();
     vm.wait_for(Phase::Stopping, soon()).await.unwrap();
-    let back = cluster.cancel(stop.id()).await.unwrap();
+    let back = stop.cancel().await.unwrap();
     assert_eq!(state(&stop).await, OperationState::Cancelled);
     // The guest had been asked already: it goes down, and comes up again.
     back.wait(soon()).await.unwrap();
@@ -75,7 +75,7 @@ async fn a_power_request_is_cancelled_by_the_state_before() {
 
     let first = vm.stop().await.unwrap();
     let second = vm.kill().await.unwrap();
-    let late = cluster.cancel(first.id()).await.unwrap_err();
+    let late = first.cancel().await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::FailedPrecondition, "{late}");
     second.wait(soon()).await.unwrap();
 }
@@ -87,7 +87,7 @@ async fn what_has_begun_or_ended_cannot_be_taken_back() {
     let vm = cluster.vms().create(spec("web")).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     let refused = async |operation: &OperationHandle, why: &str| {
-        let error = cluster.cancel(operation.id()).await.unwrap_err();
+        let error = operation.cancel().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
         assert!(error.message().contains(why), "{error}");
     };
@@ -106,13 +106,16 @@ async fn what_has_begun_or_ended_cannot_be_taken_back() {
         tokio::task::yield_now().await;
     }
     refused(&begun, "may have begun").await;
-    let back = cluster.cancel(waiting.id()).await.unwrap();
+    let back = waiting.cancel().await.unwrap();
     assert_eq!(state(&waiting).await, OperationState::Cancelled);
     assert_eq!(state(&back).await, OperationState::Done);
     let delete = vm.delete().await.unwrap();
     refused(&delete, "being deleted").await;
     site.world.heal();
     delete.wait(soon()).await.unwrap();
-    let unknown = cluster.cancel(novacron_core::model::OperationId::from_uuid(vm.id().uuid()));
-    assert_eq!(unknown.await.unwrap_err().kind(), ErrorKind::NotFound);
+    let unknown = cluster.operation(OperationId::from_uuid(vm.id().uuid()));
+    assert_eq!(
+        unknown.cancel().await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 }

@@ -169,7 +169,7 @@ fn every_change(o: Objects) -> Vec<Change> {
         "vm.set-annotations" => set_annotations(labels());
     });
     all.push(change("operation.cancel", move |c| async move {
-        c.cancel(o.stopping).await
+        c.operation(o.stopping).cancel().await
     }));
     all.extend(on! {
         "vm.confirm-stopped" => vms lost confirm_stopped();
