@@ -223,14 +223,34 @@ impl Runtime {
                         DomainOwner::Foreign(name) => drop(seen.foreign.insert(name.clone())),
                     }
                 }
+                // The node's runs, each found by going along: a search for each would be most of the cost of a look.
+                let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
+                let runs = self.world.runs.range_mut(first..);
+                let recorded: BTreeSet<VmId> = cache.runs_on(node).map(|(vm, _)| vm).collect();
+                let mut over = Vec::new();
+                let mut touched = BTreeSet::new();
+                for ((_, vm), run) in runs.take_while(|((n, _), _)| n == node) {
+                    if run.unsettled.is_some_and(|at| at <= seen.observations) {
+                        run.unsettled = None;
+                        news.insert(*vm);
+                    }
+                    if run.touched >= seen.observations {
+                        touched.insert(*vm);
+                    } else if !recorded.contains(vm) && run.unsettled.is_none() {
+                        // No record names it, and no list that is still to come is older than its last command.
+                        over.push(*vm);
+                    }
+                }
                 // What a command touches at this moment, or has since the list was asked for, it knows better.
-                let runs = &mut self.world.runs;
+                let queue = &self.queue;
                 let busy = |vm: VmId| {
-                    let at = (node.clone(), vm);
-                    let touched = runs.get(&at).map_or(0, |run| run.touched);
-                    touched >= seen.observations
-                        || self.queue.is_busy(&ObjectKey::Run(node.clone(), vm))
+                    touched.contains(&vm) || queue.is_busy(&ObjectKey::Run(node.clone(), vm))
                 };
+                for vm in over {
+                    if !busy(vm) {
+                        self.world.runs.remove(&(node.clone(), vm));
+                    }
+                }
                 let before = std::mem::take(&mut seen.domains);
                 let known = before.iter().filter(|((vm, _), _)| busy(*vm));
                 let known: Vec<_> = known.map(|(id, d)| (*id, d.clone())).collect();
@@ -244,26 +264,6 @@ impl Runtime {
                 news.extend(gone.map(|(vm, _)| *vm));
                 seen.domains = listed;
                 seen.listed = true;
-                let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
-                let of_node = runs.range_mut(first..).take_while(|((n, _), _)| n == node);
-                let mut over = Vec::new();
-                for (at, run) in of_node {
-                    if run.unsettled.is_some_and(|at| at <= seen.observations) {
-                        run.unsettled = None;
-                        news.insert(at.1);
-                    }
-                    // No record names it, and no list that is still to come can be older than its last command.
-                    if !cache.runs.contains_key(at)
-                        && run.unsettled.is_none()
-                        && run.touched < seen.observations
-                        && !self.queue.is_busy(&ObjectKey::Run(node.clone(), at.1))
-                    {
-                        over.push(at.clone());
-                    }
-                }
-                for at in over {
-                    runs.remove(&at);
-                }
             }
             Err(error) => {
                 let report = error.report();
@@ -274,10 +274,11 @@ impl Runtime {
             }
             Ok(_) => return,
         }
-        for (vm, _) in cache.runs_on(node) {
-            if all_are_news || news.contains(&vm) {
-                self.queue.push(ObjectKey::Run(node.clone(), vm));
-            }
+        if all_are_news {
+            news.extend(cache.runs_on(node).map(|(vm, _)| vm));
+        }
+        for vm in news {
+            self.queue.push(ObjectKey::Run(node.clone(), vm));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! claim of the same one, or the grave of its VM. Any other is reported in the node's status and never touched: it may
 //! be all that is left after the records were restored from an old copy.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cache::Cache;
@@ -40,10 +41,11 @@ pub(crate) fn reconcile(
         return Ok(observe());
     }
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();
+    // By going along the node's runs: a search for each is most of the cost where there are many.
+    let runs: BTreeMap<VmId, _> = cache.runs_on(node).collect();
     for (vm, epoch) in seen.domains.keys() {
-        if cache
-            .runs
-            .get(&(node.clone(), *vm))
+        if runs
+            .get(vm)
             .is_some_and(|run| run.epoch == *epoch && run.proof.is_none())
         {
             continue;
