@@ -257,7 +257,9 @@ async fn settle(dir: &Path) {
             (told..=told + 1).contains(&serial),
             "{name}: {told}, {serial}"
         );
-        vm.wait_for(phase, soon()).await.unwrap();
+        if let Err(error) = vm.wait_for(phase, soon()).await {
+            panic!("{name} is not {phase}: {error}; {:#?}", vm.get().await);
+        }
     }
     for snapshot in told.iter().filter(|(_, told)| *told == "taken") {
         cluster.snapshots().by_name(snapshot.0).await.unwrap();

@@ -241,13 +241,15 @@ impl Command {
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(match self {
             Self::Inspect { .. } | Self::Observe { .. } | Self::Inventory { .. } => 15,
+            // A guest that does not let go of a device is asked again later; a kill must not wait for it.
+            Self::Adapt { .. } => 15,
             Self::Resume { .. }
             | Self::Pause { .. }
             | Self::Stop { .. }
             | Self::Sweep { .. }
             | Self::BindPort { .. }
             | Self::ReleasePort { .. } => 30,
-            Self::Start { .. } | Self::Retire { .. } | Self::Adapt { .. } | Self::Act { .. } => 60,
+            Self::Start { .. } | Self::Retire { .. } | Self::Act { .. } => 60,
             Self::Grow { .. }
             | Self::TakeSnapshot { .. }
             | Self::DropSnapshot { .. }
