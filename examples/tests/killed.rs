@@ -170,6 +170,12 @@ fn notes(dir: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The volume that a VM is given and deprived of.
+fn data(vm: &str) -> (String, VolumeSpec) {
+    let name = format!("data-{vm}");
+    (name.clone(), VolumeSpec::new(name, Bytes::mib(16)))
+}
+
 fn keyed(cluster: &Cluster, key: &str) -> Cluster {
     cluster.with(RequestOptions {
         idempotency_key: Some(key.to_owned()),
@@ -189,16 +195,18 @@ async fn live(dir: &Path, seed: u64) {
         // Asked for in every life; made once.
         let spec = VmSpec::new(name).memory(MiB(64)).disk("root", disk());
         keyed(&cluster, name).vms().create(spec).await.unwrap();
+        // One each: a guest without a system never lets go of a disk that it is asked for.
+        let (volume, spec) = data(name);
+        keyed(&cluster, &volume)
+            .volumes()
+            .create(spec)
+            .await
+            .unwrap();
     }
-    let spec = VolumeSpec::new("data", Bytes::mib(16));
-    let data = keyed(&cluster, "data")
-        .volumes()
-        .create(spec)
-        .await
-        .unwrap();
     for step in 0.. {
         let name = VMS[rng.random_range(0..VMS.len())];
         let vm = cluster.vms().by_name(name).await.unwrap();
+        let data = cluster.volumes().by_name(&data(name).0).await.unwrap();
         let (is_power, asked) = match rng.random_range(0..10) {
             0..4 => (true, vm.start().await),
             4..6 => (true, vm.kill().await),
@@ -268,13 +276,15 @@ async fn settle(dir: &Path) {
         let vm = cluster.vms().by_name(name).await.unwrap();
         vm.delete().await.unwrap().wait(soon()).await.unwrap();
     }
-    let data = cluster.volumes().by_name("data").await.unwrap();
-    data.delete().await.unwrap().wait(soon()).await.unwrap();
+    for name in VMS {
+        let data = cluster.volumes().by_name(&data(name).0).await.unwrap();
+        data.delete().await.unwrap().wait(soon()).await.unwrap();
+    }
     let left = cluster.volumes().list(&ListRequest::new()).await.unwrap();
     assert!(left.items.is_empty(), "{:?}", left.items);
     cluster.shutdown(soon()).await.unwrap();
     // The folders are theirs as long as somebody has a handle.
-    drop((cluster, data));
+    drop(cluster);
     let call = Call::within(Duration::from_secs(20));
     assert!(hypervisor(dir).list(call).await.unwrap().is_empty());
     let pool = LocalStorage::open(dir.join("pool")).await.unwrap();

@@ -104,24 +104,27 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
         }
         return Ok(Plan::nothing());
     }
-    let resolved = match resolve(vm, claim.epoch, cache) {
-        Ok(resolved) => Assignment { power, ..resolved },
-        // What the new spec names is not ready: the power follows, the devices wait.
-        Err(_) if assignment.power != power => Assignment {
-            power,
-            ..assignment.value.clone()
-        },
-        Err(_) => return Ok(Plan::nothing()),
+    let draft = || {
+        Draft::new()
+            .unchanged::<Vm>(&vm.id, Some(vm.version))
+            .unchanged::<Claim>(&vm.id, Some(claim.version))
+            .unchanged::<Assignment>(&at, Some(assignment.version))
     };
-    let draft = Draft::new()
-        .unchanged::<Vm>(&vm.id, Some(vm.version))
-        .unchanged::<Claim>(&vm.id, Some(claim.version))
-        .unchanged::<Assignment>(&at, Some(assignment.version));
-    let draft = claim_volumes(draft, &resolved, &claim.place, cache)?;
-    match draft {
-        Some(draft) => Ok(Plan::commit(draft.put(&at, &resolved)?)),
-        None => Ok(Plan::nothing()),
+    if let Ok(resolved) = resolve(vm, claim.epoch, cache) {
+        let resolved = Assignment { power, ..resolved };
+        if let Some(draft) = claim_volumes(draft(), &resolved, &claim.place, cache)? {
+            return Ok(Plan::commit(draft.put(&at, &resolved)?));
+        }
     }
+    // What the new spec names is not ready: the power follows, the devices wait.
+    if assignment.power == power {
+        return Ok(Plan::nothing());
+    }
+    let next = Assignment {
+        power,
+        ..assignment.value.clone()
+    };
+    Ok(Plan::commit(draft().put(&at, &next)?))
 }
 
 /// Why a VM without a held claim is not started.
@@ -203,14 +206,6 @@ fn free(
     let Ok(assignment) = resolve(vm, epoch, cache) else {
         return Ok(Plan::nothing());
     };
-    // Checked before the scheduler books a place.
-    if assignment
-        .disks
-        .iter()
-        .any(|d| cache.volume_claims.contains_key(&d.volume))
-    {
-        return Ok(Plan::nothing());
-    }
     let request = placement_request(vm, &assignment, claim.map(|c| &c.value), cache);
     let decision = match place(&request) {
         Ok(decision) => decision,
@@ -356,6 +351,14 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
             .volume_status
             .get(&disk.volume)
             .map(|s: &Versioned<VolumeStatus>| &s.value.0.state);
+        if let Some(writer) = cache.volume_claims.get(&disk.volume)
+            && writer.vm != vm.id
+        {
+            return Err(Waiting::For(format!(
+                "VM {} has not let go of the volume of disk {}",
+                writer.vm, disk.name
+            )));
+        }
         match (cache.volumes.get(&disk.volume), ready) {
             (Some(volume), Some(StorageState::Available)) if volume.meta.deleted_at.is_none() => {
                 disks.push(AssignedDisk {

@@ -353,3 +353,37 @@ async fn a_nic_is_attached_and_detached_while_its_vm_runs() {
     network.delete().await.unwrap();
     assert!(site.world.violations().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_another_vm_keeps_holds_up_the_disk_and_nothing_else() {
+    let mut site = Site::new(2);
+    let cluster = site.start().await;
+    let data = VolumeSpec::new("data", Bytes::gib(1));
+    let data = cluster.volumes().create(data).await.unwrap();
+    let on = |name: &str, node: &str| {
+        let mut spec = spec(name);
+        spec.node = Some(NodeId::new(node).unwrap());
+        spec
+    };
+    let first = cluster.vms().create(on("first", "node-0")).await.unwrap();
+    let second = cluster.vms().create(on("second", "node-1")).await.unwrap();
+    second.wait_for(Phase::Running, soon()).await.unwrap();
+    let attach = first.attach("data", data.id()).await.unwrap();
+    attach.wait(soon()).await.unwrap();
+
+    let (host, _) = site.world.running(first.id())[0];
+    site.world.set_reachable(host, false);
+    first.wait_for(Phase::Unknown, soon()).await.unwrap();
+    first.detach("data").await.unwrap();
+    let waiting = second.attach("data", data.id()).await.unwrap();
+    second.kill().await.unwrap().wait(soon()).await.unwrap();
+    let start = second.start().await.unwrap();
+    let view = second.wait_for(Phase::Pending, soon()).await.unwrap();
+    assert!(view.reason.contains("has not let go"), "{}", view.reason);
+
+    site.world.set_reachable(host, true);
+    start.wait(soon()).await.unwrap();
+    waiting.wait(soon()).await.unwrap();
+    assert_eq!(site.world.writers(data.id()).len(), 1);
+    assert!(site.world.violations().is_empty());
+}
