@@ -195,7 +195,6 @@ impl Builder {
                 .into_iter()
                 .map(|(id, (_, backend))| (id, backend))
                 .collect(),
-            cache: Arc::clone(&cache),
         });
         let (progress_tx, progress) = signal::channel(crate::store::Revision::default());
         let waiters = Arc::new(Waiters::default());
@@ -224,6 +223,7 @@ impl Builder {
             authorizer: self.authorizer,
             scheduler: self.scheduler,
             drivers,
+            incarnation,
             cache,
             progress,
             waiters,

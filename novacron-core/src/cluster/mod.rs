@@ -108,6 +108,8 @@ pub(crate) struct Inner {
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) drivers: Arc<Drivers>,
+    /// Counts the processes that opened the records.
+    pub(crate) incarnation: u64,
     pub(crate) cache: Arc<RwLock<Cache>>,
     pub(crate) progress: signal::Receiver<Revision>,
     pub(crate) waiters: Arc<Waiters>,

@@ -70,12 +70,13 @@ impl Nodes {
     pub async fn wait_available(&self, deadline: Deadline) -> Result<()> {
         self.0.inner.authorize(self.0.options(), "node.get")?;
         let inner = &self.0.inner;
-        let nodes: Vec<NodeId> = inner.peek(|cache| cache.nodes.keys().cloned().collect());
-        for node in nodes {
+        for node in inner.drivers.nodes.keys() {
             let key = ObjectKey::Node(node.clone());
             let up = |cache: &Cache| {
-                let status = cache.node_status.get(&node)?;
-                (status.state == NodeState::Available).then_some(Ok(()))
+                let status = cache.node_status.get(node)?;
+                // What an earlier process saw says nothing about now.
+                let seen = status.incarnation == inner.incarnation;
+                (seen && status.state == NodeState::Available).then_some(Ok(()))
             };
             inner.wait(&key, deadline, up).await?;
         }

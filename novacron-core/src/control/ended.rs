@@ -6,7 +6,7 @@ use super::executor::{Completion, Report, domain_of};
 use super::plan::{Command, ObjectKey};
 use super::runtime::{Ended, Runtime};
 use super::storage::Outcome;
-use super::world::SeenPool;
+use super::world::{RunError, SeenPool};
 use crate::driver::{Domain, DomainOwner, NicAttachment};
 use crate::error::{ErrorKind, Result};
 use crate::model::{Assignment, NodeId, VmId};
@@ -20,7 +20,6 @@ impl Runtime {
             Ok(Ended::Commit { key, result }) => {
                 match result {
                     Ok(revision) => {
-                        self.queue.succeeded(&key);
                         self.outcomes.remove(&key);
                         self.settling.insert((revision, key));
                         let has = *self.parts.progress.borrow();
@@ -79,12 +78,17 @@ impl Runtime {
                 .get(node)
                 .and_then(|host| host.domains.get(&(id.vm, id.epoch)));
             match (&result, &command) {
-                (Err(error), Command::Start { .. } | Command::Adapt { .. }) => {
-                    run.error = Some((
-                        id.epoch,
-                        error.report(),
-                        error.is_retryable() || error.kind() == ErrorKind::OutcomeUnknown,
-                    ));
+                (
+                    Err(error),
+                    Command::Start { assignment, .. } | Command::Adapt { assignment, .. },
+                ) => {
+                    run.error = Some(RunError {
+                        epoch: id.epoch,
+                        generation: assignment.generation,
+                        detail: error.report(),
+                        retryable: error.is_retryable()
+                            || error.kind() == ErrorKind::OutcomeUnknown,
+                    });
                 }
                 (
                     Ok(_),

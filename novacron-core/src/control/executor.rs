@@ -1,13 +1,13 @@
 //! Carries out commands: one task each, owned by the runtime, bounded by the command's deadline.
 //!
-//! A task that passes its deadline is dropped, so that no later step of it can follow, and its outcome is unknown;
+//! A task that passes its deadline by more than [`GRACE`] is dropped, so that no later step of it can follow, and its outcome is unknown;
 //! what a driver had already been asked for may still happen. After every command on a domain the domain is looked at,
 //! and the result goes back with what was seen.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::cache::Cache;
 use super::plan::{Command, ObjectKey};
 use super::{retention, start};
 use crate::driver::{
@@ -15,7 +15,7 @@ use crate::driver::{
     PortArtefact, SecretSource, StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb, VolumeId};
+use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb};
 use crate::store::Store;
 use crate::time::{Clock, Deadline, IdSource};
 
@@ -30,7 +30,6 @@ pub(crate) struct Drivers {
     /// Those nodes' networks; a node that is not named has [`HypervisorNetworks`].
     pub(crate) networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
-    pub(crate) cache: Arc<RwLock<Cache>>,
 }
 
 impl Drivers {
@@ -61,15 +60,6 @@ impl Drivers {
             )
             .with("pool", pool)
         })
-    }
-
-    /// The pool that a volume's record names.
-    pub(crate) fn pool_of(&self, volume: VolumeId) -> Option<PoolId> {
-        let cache = self
-            .cache
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        cache.volumes.get(&volume).map(|v| v.pool.clone())
     }
 }
 
@@ -110,15 +100,14 @@ pub(crate) fn domain_of(command: &Command) -> Option<(&NodeId, DomainId)> {
     }
 }
 
+/// How long after its deadline a driver may still answer: it takes back what it began, and says what it knows.
+const GRACE: Duration = Duration::from_secs(6);
+
 pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Command) -> Completion {
     let deadline = Deadline::after(command.timeout());
     let call = Call { deadline };
-    let result = match tokio::time::timeout_at(
-        deadline.instant(),
-        carry_out(&drivers, call, &command),
-    )
-    .await
-    {
+    let end = deadline.instant() + GRACE;
+    let result = match tokio::time::timeout_at(end, carry_out(&drivers, call, &command)).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
             ErrorKind::OutcomeUnknown,
@@ -129,7 +118,7 @@ pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Comm
     let seen = match domain_of(&command) {
         None => None,
         Some((node, id)) => {
-            let call = Call::within(std::time::Duration::from_secs(10));
+            let call = Call::within(Duration::from_secs(10));
             let look = async { drivers.node(node)?.inspect(call, id).await };
             tokio::time::timeout_at(call.deadline.instant(), look)
                 .await
@@ -160,20 +149,12 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
         Command::Start {
             node,
             id,
-            boot_id,
+            began,
             assignment,
             nics,
-        } => start::start(
-            drivers,
-            call,
-            node,
-            *id,
-            boot_id.as_deref(),
-            assignment,
-            nics,
-        )
-        .await
-        .map(|()| Report::Done),
+        } => start::start(drivers, call, node, *id, began.as_ref(), assignment, nics)
+            .await
+            .map(|()| Report::Done),
         Command::Resume { node, id } => start::resume(drivers, call, node, *id)
             .await
             .map(|()| Report::Done),
@@ -200,7 +181,8 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             id,
             assignment,
             nics,
-        } => start::adapt(drivers, call, node, *id, assignment, nics)
+            leaving,
+        } => start::adapt(drivers, call, node, *id, assignment, nics, leaving)
             .await
             .map(|()| Report::Done),
         Command::BindPort { node, request } => drivers

@@ -24,6 +24,33 @@ fn is_over(vm: VmId, epoch: Epoch, cache: &Cache) -> bool {
     }
 }
 
+/// A node that no process owns: it was built without it. Nobody looks at its guests, and nothing is placed there.
+pub(crate) fn unowned(node: &NodeId, cache: &Cache, now: Timestamp) -> Result<Plan> {
+    let Some(before) = cache.node_status.get(node) else {
+        return Ok(Plan::nothing());
+    };
+    if before.state == NodeState::Unreachable {
+        return Ok(Plan::nothing());
+    }
+    let message = "the cluster was built without this node".to_owned();
+    let next = NodeStatus {
+        state: NodeState::Unreachable,
+        message: message.clone(),
+        since: now,
+        ..before.value.clone()
+    };
+    let draft = Draft::new()
+        .unchanged::<NodeStatus>(node, Some(before.version))
+        .put(node, &next)?;
+    let object = ObjectRef::Node(node.clone());
+    Ok(Plan::commit(draft.event(
+        object,
+        None,
+        "unreachable",
+        message,
+    )))
+}
+
 pub(crate) fn reconcile(
     node: &NodeId,
     cluster: ClusterId,

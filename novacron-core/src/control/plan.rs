@@ -6,8 +6,8 @@ use super::retention::Cutoffs;
 use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Epoch, ImageId, Meta, Name, NodeId, ObjectRef, OperationId, PoolId,
-    PortId, SnapshotId, Verb, VmId, VolumeId,
+    ActionId, Assignment, Epoch, HostBoot, ImageId, Meta, Name, NodeId, ObjectRef, OperationId,
+    PoolId, PortId, SnapshotId, Verb, VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -146,11 +146,11 @@ pub(crate) enum Command {
         node: NodeId,
         id: DomainId,
     },
-    /// Attach, define, start held, read claim and boot id again, resume (unless it should be paused).
+    /// Attach, define, start held, read boot and claim again, resume (unless it should be paused).
     Start {
         node: NodeId,
         id: DomainId,
-        boot_id: Option<String>,
+        began: Option<HostBoot>,
         assignment: Box<Assignment>,
         nics: Vec<NicAttachment>,
     },
@@ -181,6 +181,8 @@ pub(crate) enum Command {
         id: DomainId,
         assignment: Box<Assignment>,
         nics: Vec<NicAttachment>,
+        /// What the epoch has claimed and the assignment does not name any more.
+        leaving: Vec<(PoolId, VolumeId)>,
     },
     /// Make what a port needs on its node.
     BindPort {

@@ -10,13 +10,13 @@ use std::time::Duration;
 use super::cache::Cache;
 use super::plan::{Command, Draft, Plan};
 use super::port::{self, Unbound};
-use super::world::{SeenRun, World};
+use super::world::{RunError, SeenRun, World};
 use crate::driver::{DomainId, DomainState, StopMode};
 use crate::error::Result;
 use crate::lifecycle::{RunEvent, RunPhase};
 use crate::model::{
-    Assignment, ClusterId, Exit, NodeId, ObjectRef, PoolId, Power, Run, StopProof, Versioned, VmId,
-    VolumeId,
+    Assignment, ClusterId, Exit, HostBoot, HostInfo, NodeId, ObjectRef, PoolId, Power, Run,
+    StopProof, Versioned, VmId, VolumeId,
 };
 use crate::time::Timestamp;
 
@@ -25,6 +25,26 @@ const START_TRIES: u32 = 3;
 /// How long a guest that was asked to power off is left before it is asked again: the first press may come before its
 /// kernel listens.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// A run on a node that no process owns: one that never began is given up, of any other nobody can tell whether it runs.
+pub(crate) fn unowned(node: &NodeId, vm: VmId, cache: &Cache, now: Timestamp) -> Result<Plan> {
+    let at = (node.clone(), vm);
+    let Some(run) = cache.runs.get(&at) else {
+        return Ok(Plan::nothing());
+    };
+    let event = match run.phase {
+        RunPhase::Stopped | RunPhase::Unknown => return Ok(Plan::nothing()),
+        RunPhase::Assigned => RunEvent::Abandon,
+        _ => RunEvent::LoseSight,
+    };
+    advance(run, event, cache, now, |run| {
+        run.message = format!("the cluster was built without node {node}");
+        if event == RunEvent::Abandon {
+            run.proof = Some(StopProof::NeverStarted);
+            run.exit = Some(Exit::Requested);
+        }
+    })
+}
 
 /// What a look at a run is made of.
 struct Look<'a> {
@@ -77,19 +97,13 @@ pub(crate) fn reconcile(
             _ => Ok(Plan::nothing()),
         };
     };
-    if let Some(was) = run.boot_id.as_ref().filter(|was| **was != host.boot_id)
-        && run.phase.may_run()
-    {
-        let proof = StopProof::HostRebooted {
-            was: was.clone(),
-            now: host.boot_id.clone(),
-        };
-        return look.ended(
-            proof,
-            Exit::Crashed {
-                detail: "the host rebooted".to_owned(),
-            },
-        );
+    if let Some(began) = run.began.as_ref().filter(|_| run.phase.may_run()) {
+        if began.host != host.host {
+            return look.elsewhere(began, host);
+        }
+        if began.boot_id != host.boot_id {
+            return look.rebooted(began, host);
+        }
     }
     if !seen_node.listed || world.runs.get(&at).is_some_and(|s| s.unsettled.is_some()) {
         return Ok(Plan::nothing());
@@ -110,12 +124,54 @@ pub(crate) fn reconcile(
         return look.ended(proof.clone(), run.exit.clone().unwrap_or(default));
     }
     match run.phase {
-        RunPhase::Assigned => look.assigned(&host.boot_id),
+        RunPhase::Assigned => look.assigned(host),
         RunPhase::Starting => look.starting(),
         RunPhase::Running | RunPhase::Paused | RunPhase::Unknown => look.up(),
         RunPhase::Stopping => look.stopping(),
         RunPhase::Stopped => Ok(Plan::nothing()),
     }
+}
+
+/// Writes the phase after `event`, and what `change` adds.
+fn advance(
+    old: &Versioned<Run>,
+    event: RunEvent,
+    cache: &Cache,
+    now: Timestamp,
+    change: impl FnOnce(&mut Run),
+) -> Result<Plan> {
+    let mut run = old.value.clone();
+    let before = run.phase;
+    run.phase = run.phase.on(event)?;
+    if run.phase != before {
+        run.since = now;
+        run.message.clear();
+    }
+    change(&mut run);
+    let at = (run.node.clone(), run.vm);
+    let mut draft = Draft::new()
+        .unchanged::<Run>(&at, Some(old.version))
+        .put(&at, &run)?;
+    if run.phase != before {
+        let reason = match run.phase {
+            RunPhase::Assigned => "assigned",
+            RunPhase::Starting => "starting",
+            RunPhase::Running => "running",
+            RunPhase::Paused => "paused",
+            RunPhase::Stopping => "stopping",
+            RunPhase::Stopped => "stopped",
+            RunPhase::Unknown => "unknown",
+        };
+        let exit = run
+            .exit
+            .as_ref()
+            .map(|e| format!(": {e:?}"))
+            .unwrap_or_default();
+        let message = format!("{} on {} (epoch {}){exit}", run.phase, run.node, run.epoch);
+        let project = cache.vms.get(&run.vm).map(|vm| &vm.meta.project);
+        draft = draft.event(ObjectRef::Vm(run.vm), project, reason, message);
+    }
+    Ok(Plan::commit(draft))
 }
 
 impl Look<'_> {
@@ -147,38 +203,7 @@ impl Look<'_> {
 
     /// Writes the phase after `event`, and what `change` adds.
     fn write(&self, event: RunEvent, change: impl FnOnce(&mut Run)) -> Result<Plan> {
-        let mut run = self.run.value.clone();
-        let before = run.phase;
-        run.phase = run.phase.on(event)?;
-        if run.phase != before {
-            run.since = self.now;
-            run.message.clear();
-        }
-        change(&mut run);
-        let at = (run.node.clone(), run.vm);
-        let mut draft = Draft::new()
-            .unchanged::<Run>(&at, Some(self.run.version))
-            .put(&at, &run)?;
-        if run.phase != before {
-            let reason = match run.phase {
-                RunPhase::Assigned => "assigned",
-                RunPhase::Starting => "starting",
-                RunPhase::Running => "running",
-                RunPhase::Paused => "paused",
-                RunPhase::Stopping => "stopping",
-                RunPhase::Stopped => "stopped",
-                RunPhase::Unknown => "unknown",
-            };
-            let exit = run
-                .exit
-                .as_ref()
-                .map(|e| format!(": {e:?}"))
-                .unwrap_or_default();
-            let message = format!("{} on {} (epoch {}){exit}", run.phase, run.node, run.epoch);
-            let project = self.cache.vms.get(&run.vm).map(|vm| &vm.meta.project);
-            draft = draft.event(ObjectRef::Vm(run.vm), project, reason, message);
-        }
-        Ok(Plan::commit(draft))
+        advance(self.run, event, self.cache, self.now, change)
     }
 
     fn ended(&self, proof: StopProof, exit: Exit) -> Result<Plan> {
@@ -203,7 +228,34 @@ impl Look<'_> {
         })
     }
 
-    fn assigned(&self, boot_id: &str) -> Result<Plan> {
+    /// The node's name stands for another machine now: nothing that it says is about this run.
+    fn elsewhere(&self, began: &HostBoot, now: &HostInfo) -> Result<Plan> {
+        if self.run.phase == RunPhase::Unknown {
+            return Ok(Plan::nothing());
+        }
+        self.write(RunEvent::LoseSight, |run| {
+            run.message = format!(
+                "it began on host {}, and {} is host {} now: bring that host back, or confirm that the VM has stopped",
+                began.host, run.node, now.host
+            );
+        })
+    }
+
+    /// The guest went with the host's last boot. Its volumes are still attached.
+    fn rebooted(&self, began: &HostBoot, now: &HostInfo) -> Result<Plan> {
+        let retired = self.seen.and_then(|s| s.retired.as_ref());
+        if retired.is_none_or(|(epoch, _)| *epoch != self.run.epoch) {
+            return Ok(self.retire(false));
+        }
+        let proof = StopProof::HostRebooted {
+            was: began.boot_id.clone(),
+            now: now.boot_id.clone(),
+        };
+        let detail = "the host rebooted".to_owned();
+        self.ended(proof, Exit::Crashed { detail })
+    }
+
+    fn assigned(&self, host: &HostInfo) -> Result<Plan> {
         if self.wanted() == Power::Off {
             return self.write(RunEvent::Abandon, |run| {
                 run.proof = Some(StopProof::NeverStarted);
@@ -211,7 +263,10 @@ impl Look<'_> {
             });
         }
         self.write(RunEvent::Begin, |run| {
-            run.boot_id = Some(boot_id.to_owned());
+            run.began = Some(HostBoot {
+                host: host.host,
+                boot_id: host.boot_id.clone(),
+            });
         })
     }
 
@@ -222,21 +277,22 @@ impl Look<'_> {
         match self.state {
             Some(DomainState::Running) => return self.ran(),
             Some(DomainState::Paused)
-                if self.wanted() == Power::Paused
-                    && self.seen.is_some_and(|s| s.adapted.is_some()) =>
+                if self.wanted() == Power::Paused && self.was_started_here() =>
             {
                 // The start's last step has been done: it stays held because that was asked for.
                 return self.write(RunEvent::Ran, |run| run.started_at = Some(self.now));
             }
             Some(DomainState::Ended(exit)) => return self.stop(exit.clone()),
+            Some(DomainState::Unknown(why)) => {
+                return self.write(RunEvent::LoseSight, |run| run.message = why.clone());
+            }
             _ => {}
         }
-        if let Some((epoch, detail, retryable)) = self.seen.and_then(|s| s.error.as_ref())
-            && *epoch == self.run.epoch
-            && (!retryable || self.failures >= START_TRIES)
+        if let Some(error) = self.error()
+            && (!error.retryable || self.failures >= START_TRIES)
         {
             return self.stop(Exit::StartFailed {
-                detail: detail.clone(),
+                detail: error.detail.clone(),
             });
         }
         let nics = match port::nics(&self.run.node, assignment, self.cache) {
@@ -247,10 +303,22 @@ impl Look<'_> {
         Ok(Plan::command(Command::Start {
             node: self.run.node.clone(),
             id: self.id(),
-            boot_id: self.run.boot_id.clone(),
+            began: self.run.began.clone(),
             assignment: Box::new(assignment.value.clone()),
             nics,
         }))
+    }
+
+    /// Why the last start or adaptation of this epoch failed.
+    fn error(&self) -> Option<&RunError> {
+        let error = self.seen.and_then(|s| s.error.as_ref());
+        error.filter(|e| e.epoch == self.run.epoch)
+    }
+
+    /// Whether a start of this epoch has gone to its end.
+    fn was_started_here(&self) -> bool {
+        let adapted = self.seen.and_then(|s| s.adapted);
+        adapted.is_some_and(|(epoch, _)| epoch == self.run.epoch)
     }
 
     fn ran(&self) -> Result<Plan> {
@@ -268,7 +336,7 @@ impl Look<'_> {
             None => return Ok(self.retire(false)),
             Some(DomainState::Ended(exit)) => return self.stop(exit.clone()),
             Some(DomainState::Unknown(_)) if phase == RunPhase::Unknown => {
-                return Ok(Plan::wake_in(self.now, ASK_AGAIN));
+                return Ok(self.unknown());
             }
             Some(DomainState::Unknown(why)) => {
                 return self.write(RunEvent::LoseSight, |run| run.message = why.clone());
@@ -300,6 +368,25 @@ impl Look<'_> {
         self.adapt()
     }
 
+    /// Nobody can tell what the domain does. One that should be off, and had its time, is killed all the same.
+    fn unknown(&self) -> Plan {
+        if self.wanted() != Power::Off {
+            return Plan::wake_in(self.now, ASK_AGAIN);
+        }
+        match self.time_to_kill() {
+            Some(at) if self.now < at => Plan::wake_at(at),
+            _ => self.retire(true),
+        }
+    }
+
+    /// When a guest that should be off is ended: at once if none.
+    fn time_to_kill(&self) -> Option<Timestamp> {
+        let requested = matches!(self.run.exit, Some(Exit::Requested) | None);
+        let assignment = self.assignment.filter(|a| requested && !a.power.force)?;
+        let grace = u64::from(assignment.machine.stop_grace_secs);
+        Some(self.run.since.plus(Duration::from_secs(grace)))
+    }
+
     /// Makes the devices those of the assignment.
     fn adapt(&self) -> Result<Plan> {
         let Some(assignment) = self
@@ -321,11 +408,15 @@ impl Look<'_> {
                 run.message.clear();
             });
         }
-        if let Some((epoch, detail, _)) = self.seen.and_then(|s| s.error.as_ref())
-            && *epoch == self.run.epoch
-            && self.run.message != *detail
-        {
-            return self.write(event, |run| run.message.clone_from(detail));
+        let error = self.error();
+        if let Some(error) = error.filter(|e| e.generation == assignment.generation) {
+            if self.run.message != error.detail {
+                return self.write(event, |run| run.message.clone_from(&error.detail));
+            }
+            // Only another spec can help.
+            if !error.retryable {
+                return Ok(Plan::nothing());
+            }
         }
         let nics = match port::nics(&self.run.node, assignment, self.cache) {
             Ok(nics) => nics,
@@ -339,12 +430,22 @@ impl Look<'_> {
             id: self.id(),
             assignment: Box::new(assignment.value.clone()),
             nics,
+            leaving: {
+                let named =
+                    |volume: &VolumeId| assignment.disks.iter().any(|d| d.volume == *volume);
+                let mut all = self.disks();
+                all.retain(|(_, volume)| !named(volume));
+                all
+            },
         }))
     }
 
     fn stopping(&self) -> Result<Plan> {
         let (node, id) = (self.run.node.clone(), self.id());
         match self.state {
+            Some(DomainState::Unknown(_)) if self.time_to_kill().is_none() => {
+                return Ok(self.retire(true));
+            }
             Some(DomainState::Unknown(why)) => {
                 let why = why.clone();
                 return self.write(RunEvent::LoseSight, |run| run.message = why);
@@ -355,16 +456,9 @@ impl Look<'_> {
             Some(DomainState::Defined) | None => return Ok(self.retire(true)),
             Some(DomainState::Ended(_)) => return Ok(self.retire(false)),
         }
-        let requested = matches!(self.run.exit, Some(Exit::Requested) | None);
-        let force = self.assignment.is_none_or(|a| a.power.force) || !requested;
-        let grace = Duration::from_secs(
-            self.assignment
-                .map_or(0, |a| u64::from(a.machine.stop_grace_secs)),
-        );
-        if force || self.now.since(self.run.since) >= grace {
+        let Some(killed_at) = self.time_to_kill().filter(|at| self.now < *at) else {
             return Ok(self.retire(true));
-        }
-        let killed_at = self.run.since.plus(grace);
+        };
         match self.seen.and_then(|s| s.asked_at) {
             Some(at) if self.now.since(at) < ASK_AGAIN => {
                 Ok(Plan::wake_at(killed_at.min(at.plus(ASK_AGAIN))))

@@ -258,7 +258,11 @@ impl Runtime {
                 resync,
                 now,
             ),
-            ObjectKey::Pool(_) | ObjectKey::Node(_) => Ok(Plan::nothing()),
+            ObjectKey::Node(id) => node::unowned(id, &cache, now),
+            ObjectKey::Pool(_) => Ok(Plan::nothing()),
+            ObjectKey::Run(node, vm) if !self.parts.drivers.nodes.contains_key(node) => {
+                run::unowned(node, *vm, &cache, now)
+            }
             ObjectKey::Run(node, vm) => run::reconcile(
                 node,
                 *vm,

@@ -22,7 +22,8 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    AssignedDisk, Assignment, Claim, CloudInit, NodeId, PoolId, Power, StopProof, VolumeId,
+    AssignedDisk, Assignment, Claim, CloudInit, HostBoot, NodeId, PoolId, Power, StopProof,
+    VolumeId,
 };
 use crate::records;
 
@@ -47,18 +48,18 @@ async fn still_claimed(drivers: &Drivers, node: &NodeId, id: DomainId) -> Result
     }
 }
 
-/// Whether the host has not booted since the run began.
+/// Whether it is the host that the run began on, and has not booted since.
 async fn same_boot(
     hypervisor: &Arc<dyn Hypervisor>,
     call: Call,
-    began: Option<&str>,
+    began: Option<&HostBoot>,
 ) -> Result<()> {
-    let now = hypervisor.probe(call).await?.boot_id;
+    let now = hypervisor.probe(call).await?;
     match began {
-        Some(began) if began != now => Err(Error::new(
+        Some(began) if began.host != now.host || began.boot_id != now.boot_id => Err(Error::new(
             ErrorKind::FailedPrecondition,
             "run.boot",
-            "the host booted anew before the guest ran",
+            "the host booted anew, or is another one, before the guest ran",
         )),
         _ => Ok(()),
     }
@@ -134,7 +135,7 @@ pub(crate) async fn start(
     call: Call,
     node: &NodeId,
     id: DomainId,
-    boot_id: Option<&str>,
+    began: Option<&HostBoot>,
     assignment: &Assignment,
     nics: &[NicAttachment],
 ) -> Result<()> {
@@ -142,6 +143,10 @@ pub(crate) async fn start(
     // Before anything is made: a claim that is gone already costs nothing.
     still_claimed(drivers, node, id).await?;
     let present = hypervisor.inspect(call, id).await?.map(|d| d.state);
+    if let Some(DomainState::Unknown(why)) = present {
+        let message = format!("nobody can tell whether it runs: {why}");
+        return Err(Error::new(ErrorKind::OutcomeUnknown, "run.start", message));
+    }
     if !matches!(present, Some(DomainState::Paused | DomainState::Running)) {
         let mut disks = Vec::with_capacity(assignment.disks.len());
         for disk in &assignment.disks {
@@ -166,7 +171,7 @@ pub(crate) async fn start(
         hypervisor.define(call, &spec).await?;
         hypervisor.start(call, id).await?;
     }
-    let held = match same_boot(hypervisor, call, boot_id).await {
+    let held = match same_boot(hypervisor, call, began).await {
         Ok(()) => still_claimed(drivers, node, id).await,
         rebooted => rebooted,
     };
@@ -174,6 +179,9 @@ pub(crate) async fn start(
         if lost.kind() == ErrorKind::FailedPrecondition {
             hypervisor.stop(call, id, StopMode::Kill).await?;
             hypervisor.undefine(call, id).await?;
+            for disk in &assignment.disks {
+                detach(drivers, call, node, id, &disk.pool, disk.volume).await?;
+            }
         }
         return Err(lost);
     }
@@ -200,6 +208,7 @@ pub(crate) async fn adapt(
     id: DomainId,
     assignment: &Assignment,
     nics: &[NicAttachment],
+    leaving: &[(PoolId, VolumeId)],
 ) -> Result<()> {
     let hypervisor = drivers.node(node)?;
     let Some(domain) = hypervisor.inspect(call, id).await? else {
@@ -207,14 +216,7 @@ pub(crate) async fn adapt(
             Error::new(ErrorKind::NotFound, "run.adapt", "the domain is gone").with("domain", id),
         );
     };
-    let wanted: BTreeSet<VolumeId> = assignment.disks.iter().map(|d| d.volume).collect();
     let ports: BTreeSet<_> = nics.iter().map(|n| n.port).collect();
-    let leaving: Vec<_> = domain
-        .disks
-        .iter()
-        .filter(|v| !wanted.contains(v))
-        .copied()
-        .collect();
     let coming: Vec<_> = assignment
         .disks
         .iter()
@@ -241,11 +243,9 @@ pub(crate) async fn adapt(
             "this hypervisor cannot change devices while a guest runs",
         ));
     };
-    for volume in leaving {
-        plug.detach_disk(call, id, volume).await?;
-        if let Some(pool) = drivers.pool_of(volume) {
-            detach(drivers, call, node, id, &pool, volume).await?;
-        }
+    for (pool, volume) in leaving {
+        plug.detach_disk(call, id, *volume).await?;
+        detach(drivers, call, node, id, pool, *volume).await?;
     }
     for port in leaving_nics {
         plug.detach_nic(call, id, port).await?;

@@ -56,12 +56,21 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
     };
     if let (RunPhase::Stopped, Some(proof)) = (run.phase, &run.proof) {
         let mut released = claim.value.clone().release(proof.clone());
+        // What this start was asked while it lasted is answered with it: only a later request starts the VM again.
+        if let Some(assignment) = cache.assignments.get(&at) {
+            released.power_serial = released.power_serial.max(assignment.power.serial);
+        }
         let lasted = run
             .started_at
             .map(|at| run.since.since(at))
             .unwrap_or_default();
+        // A guest that is always started again and powers off at once goes round in circles too.
+        let unwanted = |exit: &Exit| {
+            exit.is_failure()
+                || (vm.restart == RestartPolicy::Always && *exit == Exit::GuestShutdown)
+        };
         released.failures = match &run.exit {
-            Some(exit) if exit.is_failure() && lasted < STABLE => claim.failures + 1,
+            Some(exit) if unwanted(exit) && lasted < STABLE => claim.failures + 1,
             Some(exit) if exit.is_failure() => 1,
             _ => 0,
         };
@@ -225,7 +234,7 @@ fn free(
         node: node.clone(),
         epoch,
         phase: RunPhase::Assigned,
-        boot_id: None,
+        began: None,
         message: String::new(),
         exit: None,
         proof: None,

@@ -64,14 +64,25 @@ pub(crate) struct SeenRun {
     pub(crate) stale: bool,
     /// A command's outcome is unknown: it may still take effect until this observation of the node has ended.
     pub(crate) unsettled: Option<u64>,
-    /// Why the last command failed, for which epoch, and whether another try may help.
-    pub(crate) error: Option<(Epoch, String, bool)>,
+    /// Why the last start or adaptation failed.
+    pub(crate) error: Option<RunError>,
     /// The guest was asked to power off at this time.
     pub(crate) asked_at: Option<Timestamp>,
     /// The domain was retired, with this proof.
     pub(crate) retired: Option<(Epoch, StopProof)>,
     /// The generation that the domain was last adapted to.
     pub(crate) adapted: Option<(Epoch, u64)>,
+}
+
+/// Why a start or an adaptation failed.
+#[derive(Debug)]
+pub(crate) struct RunError {
+    pub(crate) epoch: Epoch,
+    /// Of the assignment that it was to make true.
+    pub(crate) generation: u64,
+    pub(crate) detail: String,
+    /// Whether another try may help.
+    pub(crate) retryable: bool,
 }
 
 /// A pool, as last listed.

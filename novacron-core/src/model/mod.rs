@@ -29,7 +29,8 @@ pub use operation::{
     Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
 };
 pub use run::{
-    AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, Run, StopProof, VolumeClaim,
+    AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, HostBoot, Run, StopProof,
+    VolumeClaim,
 };
 pub use secret::SecretRef;
 pub use storage::{

@@ -159,6 +159,16 @@ pub struct AssignedPort {
     pub forwards: Vec<PortForward>,
 }
 
+/// One boot of one host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostBoot {
+    /// The host's own UUID: the same name may stand for another machine one day.
+    pub host: HostId,
+    /// Its boot id.
+    pub boot_id: String,
+}
+
 /// What is: the status of one epoch of a VM on one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,9 +181,9 @@ pub struct Run {
     pub epoch: Epoch,
     /// Where it stands.
     pub phase: RunPhase,
-    /// The boot id of the host when the start was issued.
+    /// The host when the start was issued, and its boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_id: Option<String>,
+    pub began: Option<HostBoot>,
     /// Why it is as it is, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

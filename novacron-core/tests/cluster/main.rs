@@ -14,6 +14,7 @@ mod bad_input;
 mod cancel;
 mod door;
 mod forgetting;
+mod hosts;
 mod life;
 mod lists;
 
@@ -32,7 +33,7 @@ pub struct Site {
     pub world: SimWorld,
     pub store: MemoryStore,
     pub retention: Retention,
-    clock: TimerClock,
+    pub clock: TimerClock,
     seed: u64,
 }
 
