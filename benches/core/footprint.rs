@@ -1,6 +1,7 @@
 //! What it costs to build and to carry: `cargo build -p novacron-core` from cold, its crates, the quickstart's size.
 //!
-//! The build has a target folder of its own and is offline, so that no download is in its time.
+//! The build has a target folder of its own and is offline, so that no download is in its time: the sources must be there,
+//! as they are after the build of this program.
 
 use std::path::Path;
 use std::process::Command;
@@ -39,7 +40,6 @@ fn children() -> Result<f64> {
 
 pub(crate) fn run() -> Result<()> {
     let folder = folder()?;
-    cargo(folder.path(), &["fetch"])?;
     let (start, cpu) = (Instant::now(), children()?);
     cargo(folder.path(), &["build", "-p", "novacron-core"])?;
     promised(

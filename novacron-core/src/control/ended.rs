@@ -7,7 +7,7 @@ use super::plan::{Command, ObjectKey};
 use super::runtime::{Ended, Runtime};
 use super::storage::Outcome;
 use super::world::{RunError, SeenPool};
-use crate::driver::{Domain, DomainOwner, NicAttachment};
+use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
 use crate::error::{ErrorKind, Result};
 use crate::model::{Assignment, NodeId, VmId};
 use crate::time::Timestamp;
@@ -117,23 +117,26 @@ impl Runtime {
         match (&command, result) {
             (Command::Observe { node }, result) => self.take_observation(node, result, now),
             (Command::Inventory { pool }, Ok(Report::Inventory(list))) => {
-                let ours = list
-                    .into_iter()
-                    .filter(|a| a.cluster == self.parts.cluster)
-                    .map(|a| a.id)
-                    .collect();
-                self.world.pools.insert(
-                    pool.clone(),
-                    SeenPool {
-                        artefacts: ours,
-                        at: now,
-                        listed: true,
-                    },
-                );
+                let cache = self
+                    .parts
+                    .cache
+                    .read()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let ours = list.into_iter().filter(|a| a.cluster == self.parts.cluster);
+                let strays = ours.map(|a| a.id).filter(|id| match id {
+                    ArtefactId::Volume(volume) => !cache.volumes.contains_key(volume),
+                    ArtefactId::Image(image) => !cache.images.contains_key(image),
+                });
+                let seen = SeenPool {
+                    strays: strays.collect(),
+                    at: now,
+                    listed: true,
+                };
+                self.world.pools.insert(pool.clone(), seen);
             }
             (Command::Delete { pool, id }, Ok(_)) => {
                 if let Some(seen) = self.world.pools.get_mut(pool) {
-                    seen.artefacts.remove(id);
+                    seen.strays.remove(id);
                 }
                 self.outcomes.insert(key.clone(), Outcome::Gone);
             }

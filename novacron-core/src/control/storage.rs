@@ -464,7 +464,7 @@ impl Look<'_> {
         let Some(seen) = self.world.pools.get(id).filter(|p| p.listed) else {
             return Plan::command(Command::Inventory { pool: id.clone() });
         };
-        for artefact in &seen.artefacts {
+        for artefact in &seen.strays {
             let (known, grave) = match artefact {
                 ArtefactId::Volume(volume) => (
                     self.cache.volumes.contains_key(volume),

@@ -88,7 +88,8 @@ pub(crate) struct RunError {
 /// A pool, as last listed.
 #[derive(Debug, Default)]
 pub(crate) struct SeenPool {
-    pub(crate) artefacts: BTreeSet<ArtefactId>,
+    /// Our artefacts that no record named when they were listed.
+    pub(crate) strays: BTreeSet<ArtefactId>,
     pub(crate) at: Timestamp,
     pub(crate) listed: bool,
 }
