@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 use super::cache::Cache;
+use super::panics::caught;
 use super::plan::{Command, ObjectKey};
 use super::{retention, start};
 use crate::driver::{
@@ -115,7 +116,7 @@ pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Comm
     let call = Call { deadline };
     let result = match tokio::time::timeout_at(
         deadline.instant(),
-        carry_out(&drivers, call, &command),
+        caught("command", carry_out(&drivers, call, &command)),
     )
     .await
     {
@@ -131,7 +132,7 @@ pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Comm
         Some((node, id)) => {
             let call = Call::within(std::time::Duration::from_secs(10));
             let look = async { drivers.node(node)?.inspect(call, id).await };
-            tokio::time::timeout_at(call.deadline.instant(), look)
+            tokio::time::timeout_at(call.deadline.instant(), caught("domain.inspect", look))
                 .await
                 .ok()
                 .and_then(Result::ok)
