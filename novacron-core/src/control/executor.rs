@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::panics::caught;
 use super::plan::{Command, ObjectKey};
 use super::{retention, start};
 use crate::driver::{
@@ -107,7 +108,8 @@ pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Comm
     let deadline = Deadline::after(command.timeout());
     let call = Call { deadline };
     let end = deadline.instant() + GRACE;
-    let result = match tokio::time::timeout_at(end, carry_out(&drivers, call, &command)).await {
+    let work = caught("command", carry_out(&drivers, call, &command));
+    let result = match tokio::time::timeout_at(end, work).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
             ErrorKind::OutcomeUnknown,
@@ -120,7 +122,7 @@ pub(crate) async fn execute(drivers: Arc<Drivers>, key: ObjectKey, command: Comm
         Some((node, id)) => {
             let call = Call::within(Duration::from_secs(10));
             let look = async { drivers.node(node)?.inspect(call, id).await };
-            tokio::time::timeout_at(call.deadline.instant(), look)
+            tokio::time::timeout_at(call.deadline.instant(), caught("domain.inspect", look))
                 .await
                 .ok()
                 .and_then(Result::ok)

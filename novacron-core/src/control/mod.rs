@@ -33,6 +33,7 @@ mod ended;
 pub(crate) mod executor;
 pub(crate) mod node;
 pub(crate) mod operation;
+mod panics;
 pub(crate) mod placing;
 pub(crate) mod plan;
 pub(crate) mod port;

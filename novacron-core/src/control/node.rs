@@ -15,6 +15,10 @@ use crate::error::Result;
 use crate::model::{ClusterId, Epoch, NodeId, NodeState, NodeStatus, ObjectRef, VmId};
 use crate::time::Timestamp;
 
+/// How long after a look at a node whose event stream ended it is looked at again, and listened to anew: a driver whose
+/// streams end as soon as they begin must not keep the loop busy.
+const RELISTEN: Duration = Duration::from_millis(200);
+
 /// Whether the records prove that this epoch of the VM is over.
 fn is_over(vm: VmId, epoch: Epoch, cache: &Cache) -> bool {
     match (cache.claims.get(&vm), cache.graves.get(&format!("vm/{vm}"))) {
@@ -64,7 +68,11 @@ pub(crate) fn reconcile(
     let Some(seen) = world.nodes.get(node) else {
         return Ok(observe());
     };
-    if seen.stale || seen.deaf || seen.at == Timestamp::default() {
+    if seen.stale || seen.at == Timestamp::default() {
+        return Ok(observe());
+    }
+    let relisten = seen.at.plus(RELISTEN);
+    if seen.deaf && now >= relisten {
         return Ok(observe());
     }
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();

@@ -5,8 +5,10 @@
 //! between do not take the same room. A VM that found no place waits here until some host has more room than before.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::cache::Cache;
+use super::panics::caught_now;
 use crate::driver::{Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 use crate::model::{Assignment, Decision, MiB, NodeId, NodeState, VmId};
 use crate::store::Revision;
@@ -21,7 +23,9 @@ struct Booking {
 
 #[derive(Debug)]
 pub(crate) struct Placing {
-    placer: Box<dyn Placer>,
+    scheduler: Arc<dyn Scheduler>,
+    /// None after it panicked: a new one is opened for the next decision.
+    placer: Option<Box<dyn Placer>>,
     /// The hosts as the placer has them.
     hosts: BTreeMap<NodeId, Host>,
     /// Hosts that the placer must be told of again.
@@ -34,9 +38,10 @@ pub(crate) struct Placing {
 }
 
 impl Placing {
-    pub(crate) fn new(scheduler: &dyn Scheduler) -> Self {
+    pub(crate) fn new(scheduler: Arc<dyn Scheduler>) -> Self {
         Self {
-            placer: scheduler.open(Vec::new(), Revision::default()),
+            placer: Some(scheduler.open(Vec::new(), Revision::default())),
+            scheduler,
             hosts: BTreeMap::new(),
             changed: BTreeSet::new(),
             room: false,
@@ -65,7 +70,21 @@ impl Placing {
         cache: &Cache,
     ) -> Result<Decision, Rejected> {
         self.refresh(cache);
-        let decision = self.placer.decide(request)?;
+        let open = || {
+            let hosts = self.hosts.values().cloned().collect();
+            self.scheduler.open(hosts, cache.revision)
+        };
+        let placer = &mut self.placer;
+        let decided = caught_now(|| placer.get_or_insert_with(open).decide(request));
+        let decision = decided.unwrap_or_else(|why| {
+            self.placer = None;
+            tracing::error!(%vm, why, "the scheduler panicked");
+            let rule = format!("were not decided on: the scheduler panicked: {why}");
+            let hosts = u32::try_from(self.hosts.len()).unwrap_or(u32::MAX);
+            Err(Rejected {
+                rejections: BTreeMap::from([(rule, hosts)]),
+            })
+        })?;
         if let Some(node) = decision.winner.node() {
             if let Some(host) = self.hosts.get_mut(node) {
                 host.used_vcpus += u64::from(request.vcpus);
@@ -130,7 +149,12 @@ impl Placing {
             }
             changes.push(change);
         }
-        self.placer.apply(changes, cache.revision);
+        if let Some(placer) = &mut self.placer
+            && let Err(why) = caught_now(|| placer.apply(changes, cache.revision))
+        {
+            self.placer = None;
+            tracing::error!(why, "the scheduler panicked over a change of the hosts");
+        }
     }
 
     /// A host as the scheduler sees it, with the bookings on it.

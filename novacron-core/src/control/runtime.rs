@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::cache::Cache;
-use super::commit::{commit_known, finish};
+use super::commit::{commit_settled, finish};
 use super::executor::{Completion, Drivers, execute};
+use super::panics::{caught, caught_now};
 use super::placing::Placing;
 use super::plan::{Command, Draft, ObjectKey, Plan};
 use super::queue::Queue;
@@ -26,13 +27,14 @@ use super::waiters::Waiters;
 use super::world::World;
 use super::{action, node, operation, port, retention, run, vm};
 use crate::driver::Scheduler;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ActionId, ClusterId, NodeId, VmId};
 use crate::store::{Revision, Store, WatchStream};
 use crate::time::{Clock, IdSource};
 
-/// How long after the end of a driver's event stream a new one is asked for.
-const RELISTEN: Duration = Duration::from_millis(200);
+/// Driver events that wait to be taken in. Of a hypervisor that pushes more, the stream is taken to have ended: what
+/// it would have told is looked for.
+const EVENTS: usize = 4096;
 
 /// Changes that are taken in before what they woke is looked at.
 const BURST: usize = 256;
@@ -77,8 +79,8 @@ pub(crate) struct Runtime {
     started_here: BTreeSet<ActionId>,
     pub(super) placing: Placing,
     pub(super) changes: Option<WatchStream>,
-    events: mpsc::UnboundedReceiver<DriverEvent>,
-    event_tx: mpsc::UnboundedSender<DriverEvent>,
+    events: mpsc::Receiver<DriverEvent>,
+    event_tx: mpsc::Sender<DriverEvent>,
     listeners: JoinSet<()>,
 }
 
@@ -91,8 +93,8 @@ enum DriverEvent {
 impl Runtime {
     /// Fills the cache. Nothing is decided before that.
     pub(crate) async fn open(parts: Parts) -> Result<Self> {
-        let (event_tx, events) = mpsc::unbounded_channel();
-        let placing = Placing::new(&*parts.scheduler);
+        let (event_tx, events) = mpsc::channel(EVENTS);
+        let placing = Placing::new(Arc::clone(&parts.scheduler));
         let mut runtime = Self {
             parts,
             queue: Queue::default(),
@@ -172,17 +174,23 @@ impl Runtime {
         let Ok(hypervisor) = self.parts.drivers.node(&node) else {
             return;
         };
-        let (mut stream, tx) = (hypervisor.events(), self.event_tx.clone());
+        let (stream, tx) = (caught_now(|| hypervisor.events()), self.event_tx.clone());
         self.listeners.spawn(async move {
-            while let Some(event) = stream.next().await {
-                if tx
-                    .send(DriverEvent::Domain(node.clone(), event.domain.vm))
-                    .is_err()
-                {
-                    return;
+            let told = async {
+                let mut stream =
+                    stream.map_err(|why| Error::new(ErrorKind::Internal, "node.events", why))?;
+                while let Some(event) = stream.next().await {
+                    let event = DriverEvent::Domain(node.clone(), event.domain.vm);
+                    if tx.try_send(event).is_err() {
+                        break;
+                    }
                 }
+                Ok(())
+            };
+            if let Err(error) = caught("node.events", told).await {
+                tracing::error!(%error, %node, "a hypervisor's events ended");
             }
-            let _ = tx.send(DriverEvent::StreamEnded(node));
+            let _ = tx.send(DriverEvent::StreamEnded(node)).await;
         });
     }
 
@@ -192,11 +200,9 @@ impl Runtime {
                 self.world.runs.entry((node.clone(), vm)).or_default().stale = true;
                 self.queue.push(ObjectKey::Run(node, vm));
             }
-            // Not at once: a driver whose streams end as soon as they begin must not keep the loop busy.
             DriverEvent::StreamEnded(node) => {
                 self.world.nodes.entry(node.clone()).or_default().deaf = true;
-                let soon = self.parts.clock.now().plus(RELISTEN);
-                self.queue.push_at(ObjectKey::Node(node), soon);
+                self.queue.push(ObjectKey::Node(node));
             }
         }
     }
@@ -366,7 +372,7 @@ impl Runtime {
         let store = Arc::clone(&self.parts.store);
         self.tasks.spawn(async move {
             let result = match commit {
-                Ok(commit) => commit_known(&*store, commit).await,
+                Ok(commit) => commit_settled(&*store, commit).await,
                 Err(error) => Err(error),
             };
             Ended::Commit { key, result }
