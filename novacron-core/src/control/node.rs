@@ -36,7 +36,9 @@ pub(crate) fn reconcile(
     let Some(seen) = world.nodes.get(node) else {
         return Ok(observe());
     };
-    if seen.stale || seen.deaf || seen.at == Timestamp::default() {
+    // One that does not answer is deaf for as long: that it does not is written first, and it is asked again below.
+    let deaf = seen.deaf && seen.host.is_some();
+    if seen.stale || deaf || seen.at == Timestamp::default() {
         return Ok(observe());
     }
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();
