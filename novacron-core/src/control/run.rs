@@ -67,6 +67,10 @@ pub(crate) fn reconcile(
         failures,
         now,
     };
+    // Nothing was begun there: to take it back, nobody has to answer.
+    if run.phase == RunPhase::Assigned && look.wanted() == Power::Off {
+        return look.abandoned();
+    }
     let Some(host) = &seen_node.host else {
         return match (&seen_node.error, run.phase) {
             (Some(error), phase) if phase.may_run() && phase != RunPhase::Unknown => {
@@ -203,13 +207,14 @@ impl Look<'_> {
         })
     }
 
+    fn abandoned(&self) -> Result<Plan> {
+        self.write(RunEvent::Abandon, |run| {
+            run.proof = Some(StopProof::NeverStarted);
+            run.exit = Some(Exit::Requested);
+        })
+    }
+
     fn assigned(&self, boot_id: &str) -> Result<Plan> {
-        if self.wanted() == Power::Off {
-            return self.write(RunEvent::Abandon, |run| {
-                run.proof = Some(StopProof::NeverStarted);
-                run.exit = Some(Exit::Requested);
-            });
-        }
         self.write(RunEvent::Begin, |run| {
             run.boot_id = Some(boot_id.to_owned());
         })
