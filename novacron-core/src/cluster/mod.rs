@@ -39,7 +39,7 @@ pub use networks::{NetworkHandle, Networks};
 pub use nodes::{NodeView, Nodes};
 pub use operations::OperationHandle;
 pub use page::{DEFAULT_PAGE, ListRequest, MAX_PAGE, Page, PageToken};
-pub use request::RequestOptions;
+pub use request::{CHANGES, RequestOptions};
 pub use snapshots::{SnapshotHandle, SnapshotView, Snapshots};
 pub use usage::Usage;
 pub use vms::{PlacementView, Verdict, VmHandle, VmView, Vms};

@@ -95,6 +95,47 @@ fn default_project() -> Name {
     Name::new("default").expect("a name")
 }
 
+/// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
+/// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
+/// [`Audit`](crate::model::Audit) record says.
+pub const CHANGES: [&str; 35] = [
+    "image.create",
+    "image.delete",
+    "image.set-annotations",
+    "image.set-labels",
+    "network.create",
+    "network.delete",
+    "network.set-annotations",
+    "network.set-labels",
+    "node.set-schedulable",
+    "operation.cancel",
+    "snapshot.create",
+    "snapshot.delete",
+    "snapshot.set-annotations",
+    "snapshot.set-labels",
+    "vm.attach",
+    "vm.attach-nic",
+    "vm.confirm-stopped",
+    "vm.create",
+    "vm.delete",
+    "vm.detach",
+    "vm.detach-nic",
+    "vm.kill",
+    "vm.move",
+    "vm.pause",
+    "vm.reset",
+    "vm.restore",
+    "vm.set-annotations",
+    "vm.set-labels",
+    "vm.start",
+    "vm.stop",
+    "volume.create",
+    "volume.delete",
+    "volume.grow",
+    "volume.set-annotations",
+    "volume.set-labels",
+];
+
 /// What the first request under an idempotency key was, and what it got.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -237,6 +278,7 @@ impl Inner {
         request: &str,
         draft: impl Future<Output = Result<Change>>,
     ) -> Result<(ObjectRef, OperationHandle)> {
+        debug_assert!(CHANGES.contains(&verb), "{verb} is missing in CHANGES");
         self.authorize(options, verb)?;
         let request = fingerprint(&[options.project.as_str(), request]);
         if let Some(before) = self.recall(options, verb, &request).await? {

@@ -72,7 +72,8 @@ pub(crate) fn reconcile(
         return Ok(observe());
     }
     let relisten = seen.at.plus(RELISTEN);
-    if seen.deaf && now >= relisten {
+    // One that does not answer is deaf for as long: that it does not is written first, and it is asked again below.
+    if seen.deaf && seen.host.is_some() && now >= relisten {
         return Ok(observe());
     }
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();

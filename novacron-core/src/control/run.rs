@@ -87,6 +87,10 @@ pub(crate) fn reconcile(
         failures,
         now,
     };
+    // Nothing was begun there: to take it back, nobody has to answer.
+    if run.phase == RunPhase::Assigned && look.wanted() == Power::Off {
+        return look.abandoned();
+    }
     let Some(host) = &seen_node.host else {
         return match (&seen_node.error, run.phase) {
             (Some(error), phase) if phase.may_run() && phase != RunPhase::Unknown => {
@@ -255,13 +259,14 @@ impl Look<'_> {
         self.ended(proof, Exit::Crashed { detail })
     }
 
+    fn abandoned(&self) -> Result<Plan> {
+        self.write(RunEvent::Abandon, |run| {
+            run.proof = Some(StopProof::NeverStarted);
+            run.exit = Some(Exit::Requested);
+        })
+    }
+
     fn assigned(&self, host: &HostInfo) -> Result<Plan> {
-        if self.wanted() == Power::Off {
-            return self.write(RunEvent::Abandon, |run| {
-                run.proof = Some(StopProof::NeverStarted);
-                run.exit = Some(Exit::Requested);
-            });
-        }
         self.write(RunEvent::Begin, |run| {
             run.began = Some(HostBoot {
                 host: host.host,

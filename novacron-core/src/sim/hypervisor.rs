@@ -219,6 +219,7 @@ impl Hypervisor for SimHypervisor {
         let host = self.host;
         self.run(OP, Some(id), call, move |state| {
             started(state, OP, host, id)?;
+            state.note(|| format!("host {host} domain {id} reset"));
             state.push(host, id, GuestEvent::Reset);
             Ok(())
         })

@@ -239,7 +239,9 @@ impl StorageBackend for SimStorage {
     async fn restore(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
         const OP: &str = "sim.volume.restore";
         self.run(OP, call, move |state, pool| {
-            detached(state, OP, pool, id)?.restore(OP, snapshot)
+            detached(state, OP, pool, id)?.restore(OP, snapshot)?;
+            state.note(|| format!("{id} restored to {snapshot}"));
+            Ok(())
         })
         .await
     }

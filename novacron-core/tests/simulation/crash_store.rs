@@ -1,6 +1,7 @@
 //! A process's connection to the store that outlives it: it dies at a chosen commit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,10 +9,21 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use novacron_core::Result;
 use novacron_core::store::{
-    Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Page, Record, Revision, Store,
+    Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Op, Page, Record, Revision, Store,
     TxnId, TxnOutcome, WatchStream,
 };
 use tokio::sync::Notify;
+
+/// When a process dies, told by one of its commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Before it is applied.
+    Before,
+    /// After, and nobody learns of it.
+    After,
+    /// A second after it was acknowledged: in the middle of what it brought about.
+    Amid,
+}
 
 /// The disk: what is left when a process dies.
 #[derive(Debug)]
@@ -21,6 +33,8 @@ pub(crate) struct Disk {
     synced: Mutex<Option<MemoryStore>>,
     /// Commits between two syncs; each one is synced if none.
     sync_every: Option<u64>,
+    /// The audit records that were ever written: one for each change that was made.
+    audits: AtomicU64,
 }
 
 impl Disk {
@@ -29,11 +43,12 @@ impl Disk {
             store: Mutex::new(store),
             synced: Mutex::default(),
             sync_every,
+            audits: AtomicU64::default(),
         })
     }
 
-    /// A new process's connection, which dies with its `dies_at`th commit: before it is applied, or after.
-    pub(crate) fn connect(self: &Arc<Self>, dies_at: Option<(u64, bool)>) -> CrashStore {
+    /// A new process's connection.
+    pub(crate) fn connect(self: &Arc<Self>) -> CrashStore {
         if let Some(synced) = self.synced.lock().unwrap().take() {
             *self.store.lock().unwrap() = synced;
         }
@@ -41,11 +56,27 @@ impl Disk {
         CrashStore {
             store,
             disk: Arc::clone(self),
-            dies_at,
+            dies_at: Arc::default(),
             commits: Arc::default(),
             dead: Arc::default(),
-            died: Arc::default(),
+            doomed: Arc::default(),
         }
+    }
+
+    pub(crate) fn audits(&self) -> u64 {
+        self.audits.load(Ordering::SeqCst)
+    }
+
+    /// The key of every record.
+    pub(crate) async fn keys(&self) -> BTreeSet<String> {
+        let store = self.store.lock().unwrap().clone();
+        let all = ListOptions {
+            limit: usize::MAX,
+            ..ListOptions::default()
+        };
+        let page = store.list("", all).await.unwrap();
+        let keys = page.records.iter().map(|r| r.key.as_str().to_owned());
+        keys.collect()
     }
 }
 
@@ -53,16 +84,30 @@ impl Disk {
 pub(crate) struct CrashStore {
     store: MemoryStore,
     disk: Arc<Disk>,
-    dies_at: Option<(u64, bool)>,
-    commits: Arc<Mutex<u64>>,
+    dies_at: Arc<Mutex<Option<(u64, Moment)>>>,
+    commits: Arc<AtomicU64>,
     dead: Arc<AtomicBool>,
-    died: Arc<Notify>,
+    doomed: Arc<Notify>,
 }
 
 impl CrashStore {
-    /// Returns when the process has died.
+    /// How many commits there were.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::SeqCst)
+    }
+
+    /// The process dies with the `n`th commit from now on.
+    pub(crate) fn dies_at(&self, n: u64, moment: Moment) {
+        *self.dies_at.lock().unwrap() = Some((self.commits() + n, moment));
+    }
+
+    /// Returns when the process has died: its calls never return.
     pub(crate) async fn died(&self) {
-        self.died.notified().await;
+        self.doomed.notified().await;
+        if !self.dead.load(Ordering::SeqCst) {
+            crate::site::pass(Duration::from_secs(1)).await;
+            self.dead.store(true, Ordering::SeqCst);
+        }
     }
 
     /// A dead process's calls never return.
@@ -74,7 +119,7 @@ impl CrashStore {
 
     async fn die(&self) -> ! {
         self.dead.store(true, Ordering::SeqCst);
-        self.died.notify_one();
+        self.doomed.notify_one();
         std::future::pending().await
     }
 }
@@ -98,13 +143,12 @@ impl Store for CrashStore {
 
     async fn commit(&self, commit: Commit) -> Result<Revision> {
         self.alive().await;
-        let number = {
-            let mut commits = self.commits.lock().unwrap();
-            *commits += 1;
-            *commits
-        };
-        let dies = self.dies_at.filter(|(at, _)| *at == number);
-        if let Some((_, false)) = dies {
+        let number = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
+        let dies = *self.dies_at.lock().unwrap();
+        let dies = dies
+            .filter(|(at, _)| *at == number)
+            .map(|(_, moment)| moment);
+        if dies == Some(Moment::Before) {
             self.die().await;
         }
         if self
@@ -114,9 +158,18 @@ impl Store for CrashStore {
         {
             *self.disk.synced.lock().unwrap() = Some(self.store.fork());
         }
+        let is_audit =
+            |op: &&Op| matches!(op, Op::Put(key, _) if key.as_str().starts_with("audit/"));
+        let audits = commit.ops.iter().filter(is_audit).count();
         let answer = self.store.commit(commit).await;
-        if dies.is_some() {
-            self.die().await;
+        if answer.is_ok() {
+            let audits = u64::try_from(audits).unwrap();
+            self.disk.audits.fetch_add(audits, Ordering::SeqCst);
+        }
+        match dies {
+            Some(Moment::After) => self.die().await,
+            Some(_) => self.doomed.notify_one(),
+            None => {}
         }
         answer
     }

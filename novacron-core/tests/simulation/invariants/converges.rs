@@ -4,8 +4,10 @@ use novacron_core::model::Power;
 use novacron_core::sim::SimWorld;
 use novacron_core::{Cluster, Phase};
 
+use crate::site::every;
+
 pub(crate) async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), String> {
-    for view in crate::all_vms(cluster).await? {
+    for view in every!(cluster.vms()) {
         let wanted = match view.vm.power.state {
             Power::On => Phase::Running,
             Power::Paused => Phase::Paused,

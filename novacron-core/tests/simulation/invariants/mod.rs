@@ -1,6 +1,7 @@
 //! What must hold, one file each: during the faults, or after healing.
 
 pub(crate) mod converges;
+pub(crate) mod made_once;
 pub(crate) mod no_overcommit;
 pub(crate) mod nothing_left;
 pub(crate) mod nothing_lost;

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use novacron_core::{Cluster, MiB};
 
+use crate::site::every;
+
 pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
-    for view in crate::all_vms(cluster).await? {
+    for view in every!(cluster.vms()) {
         if let Some(claim) = view.claim.filter(novacron_core::model::Claim::is_held) {
             *used.entry(claim.place.to_string()).or_default() += view.vm.machine.memory.0;
         }
