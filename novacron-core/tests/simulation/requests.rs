@@ -146,7 +146,7 @@ impl Request {
             Self::Annotate(object, value) => on_any!(c, object, set_annotations(text(value))),
             Self::Delete(object) => on_any!(c, object, delete()),
             Self::Schedulable(node, yes) => c.nodes().set_schedulable(node, *yes).await?,
-            Self::Cancel(operation) => c.cancel(*operation).await?,
+            Self::Cancel(operation) => c.operation(*operation).cancel().await?,
         };
         Ok(Answer {
             made: None,
