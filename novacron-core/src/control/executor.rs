@@ -15,7 +15,9 @@ use crate::driver::{
     PortArtefact, SecretSource, StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb, VolumeId};
+use crate::model::{
+    Bytes, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof, Verb, VolumeId,
+};
 use crate::store::Store;
 use crate::time::{Clock, Deadline, IdSource};
 
@@ -70,6 +72,24 @@ impl Drivers {
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         cache.volumes.get(&volume).map(|v| v.pool.clone())
+    }
+}
+
+impl Drivers {
+    /// The prepared snapshot that is in the way of another one, if it was deleted: it was prepared late, behind its
+    /// deletion's back.
+    fn stray(&self, error: &Error) -> Option<SnapshotId> {
+        let mut context = error.context();
+        let (_, text) = context.find(|(name, _)| *name == "snapshot")?;
+        let stray: SnapshotId = text.parse().ok()?;
+        let cache = self
+            .cache
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_over = cache
+            .graves
+            .contains_key(&ObjectRef::Snapshot(stray).to_string());
+        (error.kind() == ErrorKind::FailedPrecondition && is_over).then_some(stray)
     }
 }
 
@@ -260,9 +280,17 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
                 vm: id.vm,
                 epoch: id.epoch,
             });
-            let layer = backend
-                .snapshot_prepare(call, *volume, *snapshot, writer.as_ref())
-                .await?;
+            let prepare = || backend.snapshot_prepare(call, *volume, *snapshot, writer.as_ref());
+            let layer = match prepare().await {
+                Err(error) => match drivers.stray(&error) {
+                    Some(stray) => {
+                        backend.snapshot_delete(call, *volume, stray).await?;
+                        prepare().await?
+                    }
+                    None => return Err(error),
+                },
+                Ok(layer) => layer,
+            };
             if let Some(((node, id), layer)) = attached.as_ref().zip(layer) {
                 let hypervisor = drivers.node(node)?;
                 let pivot = hypervisor.disk_pivot().ok_or_else(|| {

@@ -104,24 +104,27 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
         }
         return Ok(Plan::nothing());
     }
-    let resolved = match resolve(vm, claim.epoch, cache) {
-        Ok(resolved) => Assignment { power, ..resolved },
-        // What the new spec names is not ready: the power follows, the devices wait.
-        Err(_) if assignment.power != power => Assignment {
+    let draft = || {
+        Draft::new()
+            .unchanged::<Vm>(&vm.id, Some(vm.version))
+            .unchanged::<Claim>(&vm.id, Some(claim.version))
+            .unchanged::<Assignment>(&at, Some(assignment.version))
+    };
+    if let Ok(resolved) = resolve(vm, claim.epoch, cache) {
+        let resolved = Assignment { power, ..resolved };
+        if let Some(draft) = claim_volumes(draft(), &resolved, &claim.place, cache)? {
+            return Ok(Plan::commit(draft.put(&at, &resolved)?));
+        }
+    }
+    // What the new spec names is not ready, or still another VM's: the power follows, the devices wait.
+    if assignment.power != power {
+        let powered = Assignment {
             power,
             ..assignment.value.clone()
-        },
-        Err(_) => return Ok(Plan::nothing()),
-    };
-    let draft = Draft::new()
-        .unchanged::<Vm>(&vm.id, Some(vm.version))
-        .unchanged::<Claim>(&vm.id, Some(claim.version))
-        .unchanged::<Assignment>(&at, Some(assignment.version));
-    let draft = claim_volumes(draft, &resolved, &claim.place, cache)?;
-    match draft {
-        Some(draft) => Ok(Plan::commit(draft.put(&at, &resolved)?)),
-        None => Ok(Plan::nothing()),
+        };
+        return Ok(Plan::commit(draft().put(&at, &powered)?));
     }
+    Ok(Plan::nothing())
 }
 
 /// Why a VM without a held claim is not started.
