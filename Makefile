@@ -91,7 +91,7 @@ sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the s
 	  ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim --no-run ); \
 	  if ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim ) > "$$log" 2>&1; then \
 	    echo "$$1: NOT FOUND in $(SEEDS) seeds"; missed=1; \
-	  else grep -E '^seed ' "$$log" | head -n 3; grep -E 'NOVACRON_SIM_SEED=' "$$log" || tail -n 20 "$$log"; echo "$$1: found"; fi; }; \
+	  else grep -E '^seed ' "$$log" | head -n 3; grep -E 'NOVACRON_SIM_(SEED|CASE)=' "$$log" || tail -n 20 "$$log"; echo "$$1: found"; fi; }; \
 	for patch in docs/guides/bugs/*.patch; do \
 	  dir=$$(mktemp -d); git ls-files -z | xargs -0 cp --parents -t "$$dir"; \
 	  patch="$$PWD/$$patch"; ( cd "$$dir"; git apply --unidiff-zero "$$patch" ); \

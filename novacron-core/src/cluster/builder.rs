@@ -195,6 +195,7 @@ impl Builder {
                 .into_iter()
                 .map(|(id, (_, backend))| (id, backend))
                 .collect(),
+            cache: Arc::clone(&cache),
         });
         let (progress_tx, progress) = signal::channel(crate::store::Revision::default());
         let waiters = Arc::new(Waiters::default());

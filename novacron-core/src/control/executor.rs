@@ -5,9 +5,10 @@
 //! and the result goes back with what was seen.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use super::cache::Cache;
 use super::panics::caught;
 use super::plan::{Command, ObjectKey};
 use super::{retention, start};
@@ -16,7 +17,9 @@ use crate::driver::{
     PortArtefact, SecretSource, StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, HostInfo, NodeId, PoolId, PortBinding, StopProof, Verb};
+use crate::model::{
+    Bytes, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof, Verb,
+};
 use crate::store::Store;
 use crate::time::{Clock, Deadline, IdSource};
 
@@ -31,6 +34,7 @@ pub(crate) struct Drivers {
     /// Those nodes' networks; a node that is not named has [`HypervisorNetworks`].
     pub(crate) networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
+    pub(crate) cache: Arc<RwLock<Cache>>,
 }
 
 impl Drivers {
@@ -61,6 +65,24 @@ impl Drivers {
             )
             .with("pool", pool)
         })
+    }
+}
+
+impl Drivers {
+    /// The prepared snapshot that is in the way of another one, if it was deleted: it was prepared late, behind its
+    /// deletion's back.
+    fn stray(&self, error: &Error) -> Option<SnapshotId> {
+        let mut context = error.context();
+        let (_, text) = context.find(|(name, _)| *name == "snapshot")?;
+        let stray: SnapshotId = text.parse().ok()?;
+        let cache = self
+            .cache
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_over = cache
+            .graves
+            .contains_key(&ObjectRef::Snapshot(stray).to_string());
+        (error.kind() == ErrorKind::FailedPrecondition && is_over).then_some(stray)
     }
 }
 
@@ -244,9 +266,17 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
                 vm: id.vm,
                 epoch: id.epoch,
             });
-            let layer = backend
-                .snapshot_prepare(call, *volume, *snapshot, writer.as_ref())
-                .await?;
+            let prepare = || backend.snapshot_prepare(call, *volume, *snapshot, writer.as_ref());
+            let layer = match prepare().await {
+                Err(error) => match drivers.stray(&error) {
+                    Some(stray) => {
+                        backend.snapshot_delete(call, *volume, stray).await?;
+                        prepare().await?
+                    }
+                    None => return Err(error),
+                },
+                Ok(layer) => layer,
+            };
             if let Some(((node, id), layer)) = attached.as_ref().zip(layer) {
                 let hypervisor = drivers.node(node)?;
                 let pivot = hypervisor.disk_pivot().ok_or_else(|| {

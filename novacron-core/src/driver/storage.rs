@@ -196,7 +196,7 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
     /// taken at a time. *Holds on return:* if the writer has to go over to a new layer before the commit, how it reaches
     /// that layer, under its own epoch; none if there is no writer, or if the backend freezes the data by itself at the
     /// commit. *A second identical call* answers the same, after the commit too. *Errors:* `FailedPrecondition` for a
-    /// writer that is not attached, or while another snapshot is prepared. *Left behind on failure:* nothing that a
+    /// writer that is not attached, or while another snapshot is prepared, naming it as `snapshot`. *Left behind on failure:* nothing that a
     /// guest sees.
     async fn snapshot_prepare(
         &self,

@@ -119,9 +119,9 @@ pub(crate) async fn seen(site: &Site, cluster: &Cluster) -> Result<Vec<String>, 
             ArtefactId::Volume(id) => ObjectRef::Volume(id),
             ArtefactId::Image(id) => ObjectRef::Image(id),
         };
-        let snapshots = volume.snapshots.iter();
-        let snapshots =
-            snapshots.map(|(id, done)| format!("{}:{done}", name(ObjectRef::Snapshot(*id))));
+        // One that was prepared and deleted is in nobody's way: the next one puts it away.
+        let snapshots = volume.snapshots.iter().filter(|(_, done)| *done);
+        let snapshots = snapshots.map(|(id, _)| name(ObjectRef::Snapshot(*id)));
         lines.push(format!(
             "stored {} complete {}, snapshots {}, {} attachments",
             name(object),

@@ -91,7 +91,7 @@ pub(crate) struct Objects {
     /// It runs, alone on the second node.
     lost: VmId,
     root: VolumeId,
-    data: VolumeId,
+    pub data: VolumeId,
     cold: VolumeId,
     free: VolumeId,
     /// Free, with a snapshot.
@@ -106,7 +106,7 @@ pub(crate) struct Objects {
     port_off: PortId,
 }
 
-fn blank(name: &str) -> VmSpec {
+pub(crate) fn blank(name: &str) -> VmSpec {
     let size = Bytes::gib(1);
     VmSpec::new(name).disk("root", DiskSource::Blank { size, pool: None })
 }
@@ -120,7 +120,7 @@ fn nic(network: NetworkId) -> NicSpec {
 }
 
 /// Sends a request, and waits for its end.
-async fn done(cluster: &Cluster, request: Request) -> Result<Option<ObjectRef>> {
+pub(crate) async fn done(cluster: &Cluster, request: Request) -> Result<Option<ObjectRef>> {
     let answer = now(cluster, request).await?;
     let deadline = Deadline::after(Duration::from_secs(120));
     cluster.operation(answer.operation).wait(deadline).await?;

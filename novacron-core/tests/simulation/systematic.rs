@@ -23,9 +23,10 @@ use tokio::time::timeout;
 
 use crate::crash_store::Moment;
 use crate::invariants::{converges, nothing_left, one_writer, operations_end, runs_once};
+use crate::requests::Request;
 use crate::seen::seen;
 use crate::site::{RESYNC, Site, bury, pass, running_operations, tell};
-use crate::stories::{STORIES, furnish, stage};
+use crate::stories::{Objects, STORIES, blank, done, furnish, stage};
 
 const KEPT: Duration = Duration::from_secs(300);
 const SECOND: Duration = Duration::from_secs(1);
@@ -141,6 +142,17 @@ async fn ended(cluster: &Cluster, id: OperationId, died: bool) -> Result<(), Str
     }
 }
 
+/// Nothing of what was is in the way of a new request.
+async fn still_works(cluster: &Cluster, objects: &Objects) -> Result<(), String> {
+    let request = Request::CreateSnapshot("last".to_owned(), objects.data);
+    let made = done(cluster, request).await;
+    made.map_err(|e| format!("a snapshot at the end: {e}"))?;
+    let request = Request::CreateVm(Box::new(blank("last")));
+    let made = done(cluster, request).await;
+    made.map_err(|e| format!("a VM at the end: {e}"))?;
+    Ok(())
+}
+
 /// One story, from an empty cluster to an empty cluster.
 async fn story(case: &Case, told: &mut Told, site: &Site) -> Result<(), String> {
     let store = site.disk.connect();
@@ -210,6 +222,7 @@ async fn story(case: &Case, told: &mut Told, site: &Site) -> Result<(), String> 
         }
     }
     site.world.heal();
+    still_works(&cluster, &objects).await?;
     site.delete_everything(&cluster).await?;
     operations_end::check(&cluster).await?;
     if !died {

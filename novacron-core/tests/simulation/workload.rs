@@ -170,7 +170,8 @@ impl Ledger {
             Request::Detach(_, _, volume) => self.make(ObjectRef::Volume(*volume)),
             Request::Cancel(operation) => match self.undo.get(operation).cloned() {
                 Some(Undo::Gone(object)) => self.gone(&object),
-                Some(Undo::Power(id, before)) => drop(self.power.insert(id, before)),
+                // A cancel is a power request too, and can be cancelled.
+                Some(Undo::Power(id, before)) => power(&id, before),
                 _ => {}
             },
             _ => {}

@@ -249,4 +249,5 @@ fn pending(op: &'static str, prepared: &Prepared) -> Error {
             prepared.snapshot
         ),
     )
+    .with("snapshot", prepared.snapshot)
 }
