@@ -15,10 +15,13 @@ mod cancel;
 mod door;
 mod failing_parts;
 mod forgetting;
+mod gate;
 mod hosts;
 mod life;
 mod lists;
+mod storage;
 
+use crate::gate::Gate;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,8 @@ pub struct Site {
     pub world: SimWorld,
     pub store: MemoryStore,
     pub retention: Retention,
+    /// Between the cluster and its pool.
+    pub gate: Gate,
     pub clock: TimerClock,
     seed: u64,
 }
@@ -46,7 +51,9 @@ impl Site {
         }
         world.add_pool(PoolId::new("shared").unwrap(), Bytes::gib(1000));
         let clock = TimerClock::starting_at(Timestamp::from_millis(1_700_000_000_000));
+        let pool = PoolId::new("shared").unwrap();
         Self {
+            gate: Gate::new(SimStorage::new(&world, pool)),
             world,
             store: MemoryStore::new(Arc::new(clock)),
             retention: Retention::default(),
@@ -79,10 +86,7 @@ impl Site {
             .clock(self.clock)
             .retention(self.retention)
             .ids(SeededIds::from_seed(self.seed))
-            .storage(
-                "shared",
-                SimStorage::new(&self.world, PoolId::new("shared").unwrap()),
-            );
+            .storage("shared", self.gate.clone());
         for (i, host) in self.world.hosts().into_iter().enumerate() {
             let name = format!("node-{i}");
             builder = builder
