@@ -312,7 +312,7 @@ impl Cache {
                 if let Some(old) = old {
                     self.actions_of.remove(&(old.vm, id));
                 }
-                self.note_restore(id, old_verb, wake);
+                self.note_restore(id, old_verb.as_ref(), wake);
                 if let Some(new) = self.actions.get(&id) {
                     self.actions_of.insert((new.vm, id));
                     let target = ObjectRef::Vm(new.vm);
@@ -325,7 +325,7 @@ impl Cache {
                 if let Some(action) = self.actions.get(&id) {
                     let (vm, verb) = (action.vm, action.verb.clone());
                     self.wake_vm(vm, wake);
-                    self.note_restore(id, Some(verb), wake);
+                    self.note_restore(id, Some(&verb), wake);
                 }
                 wake.push(ObjectKey::Action(id));
             }
@@ -336,8 +336,8 @@ impl Cache {
     }
 
     /// Whether the action is a restore that has begun and not ended.
-    fn note_restore(&mut self, id: ActionId, verb: Option<Verb>, wake: &mut Vec<ObjectKey>) {
-        let Some(Verb::Restore { volume, .. }) = verb else {
+    fn note_restore(&mut self, id: ActionId, verb: Option<&Verb>, wake: &mut Vec<ObjectKey>) {
+        let Some(&Verb::Restore { volume, .. }) = verb else {
             return;
         };
         let begun = self.action_status.get(&id).is_some_and(|s| !s.is_ended());

@@ -126,7 +126,7 @@ impl Runtime {
                     .parts
                     .cache
                     .read()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    .unwrap_or_else(PoisonError::into_inner);
                 let ours = list.into_iter().filter(|a| a.cluster == self.parts.cluster);
                 let strays = ours.map(|a| a.id).filter(|id| match id {
                     ArtefactId::Volume(volume) => !cache.volumes.contains_key(volume),

@@ -21,14 +21,16 @@ mod life;
 mod lists;
 mod storage;
 
-use crate::gate::Gate;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use novacron_core::cluster::Retention;
+use crate::gate::Gate;
+use novacron_core::cluster::{OperationHandle, Retention};
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
-use novacron_core::model::{DiskSource, Epoch, ImageSource, NodeId, PoolId, VmId, VolumeId};
+use novacron_core::model::{
+    DiskSource, Epoch, ImageSource, NodeId, OperationState, PoolId, VmId, VolumeId,
+};
 use novacron_core::sim::{SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
 use novacron_core::store::{ListOptions, MemoryStore, Record, Store};
 use novacron_core::{Bytes, Cluster, Deadline, MiB, SeededIds, TimerClock, Timestamp, VmSpec};
@@ -101,6 +103,18 @@ impl Site {
 
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(120))
+}
+
+/// Waits for what an operation tells of its progress.
+pub async fn tells(operation: &OperationHandle, what: &str) {
+    loop {
+        let now = operation.get().await.unwrap();
+        assert_eq!(now.state, OperationState::Running, "{}", now.progress);
+        if now.progress.contains(what) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 pub fn spec(name: &str) -> VmSpec {

@@ -5,28 +5,14 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use novacron_core::cluster::{ImageSpec, OperationHandle, VmHandle, VolumeHandle, VolumeSpec};
 use novacron_core::driver::Call;
-use novacron_core::model::{
-    DiskSource, NetworkKind, NicSpec, OperationState, PoolId, Power, VolumeSource,
-};
+use novacron_core::model::{DiskSource, NetworkKind, NicSpec, PoolId, Power, VolumeSource};
 use novacron_core::store::{Commit, Op, Store, TxnId};
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, Phase, RequestOptions};
 
-use crate::{Site, soon, spec};
+use crate::{Site, soon, spec, tells};
 
 async fn done(operation: &OperationHandle) {
     operation.wait(soon()).await.unwrap();
-}
-
-/// Waits for what an operation tells of its progress.
-async fn tells(operation: &OperationHandle, what: &str) {
-    loop {
-        let now = operation.get().await.unwrap();
-        assert_eq!(now.state, OperationState::Running, "{}", now.progress);
-        if now.progress.contains(what) {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
 }
 
 async fn waits(vm: &VmHandle, why: &str) {
