@@ -15,8 +15,8 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Action, ActionStatus, Image, ObjectRef, Operation, OperationId, OperationKind, OperationState,
-    PowerRequest, Snapshot, Versioned, Vm, Volume,
+    Action, ActionStatus, Image, Network, ObjectRef, Operation, OperationId, OperationKind,
+    OperationState, PowerRequest, Snapshot, Versioned, Vm, Volume,
 };
 
 const VERB: &str = "operation.cancel";
@@ -49,9 +49,12 @@ impl OperationHandle {
                     .cancel_on::<Snapshot>(snapshot, id, undo_nothing)
                     .await
             }
-            ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
-                Err(refused("it has ended with its commit"))
+            ObjectRef::Network(network) => {
+                cluster
+                    .cancel_on::<Network>(network, id, undo_nothing)
+                    .await
             }
+            ObjectRef::Node(_) | ObjectRef::Pool(_) => Err(refused("it has ended with its commit")),
         }
     }
 }

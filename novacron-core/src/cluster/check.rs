@@ -9,7 +9,7 @@ use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
     Bytes, CloudInit, DiskSource, ImageSource, KernelBoot, NetworkKind, NicSpec, VmSpec,
-    name_problem,
+    VolumeSource, name_problem,
 };
 
 const MAX_VCPUS: u32 = 1024;
@@ -82,7 +82,10 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
 pub(super) fn volume(spec: &VolumeSpec) -> Vec<Problem> {
     let mut found = Problems::default();
     found.found("name", name_problem(&spec.name));
-    found.found("size", size(spec.size));
+    // One that begins as something else can be as large as that.
+    if spec.source == VolumeSource::Blank || spec.size.0 != 0 {
+        found.found("size", size(spec.size));
+    }
     found.0.extend(labels("labels", &spec.labels));
     found.0.extend(labels("annotations", &spec.annotations));
     found.0

@@ -7,13 +7,11 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::Result;
 use crate::model::{Meta, Name, Network, NetworkId, NetworkKind, Versioned};
-use crate::records;
-use crate::store::Op;
 use crate::time::Timestamp;
 
 siblings! {
     "network", Network, NetworkId, Versioned<Network>, Networks, NetworkHandle,
-    /// Deletes it. Gone when it returns; the operation has ended.
+    /// Deletes it.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
@@ -31,12 +29,6 @@ impl Object for Network {
     fn in_use(&self, cache: &Cache) -> Option<String> {
         let port = cache.ports.values().find(|p| p.network == self.id)?;
         Some(format!("VM {} has a port on it", port.vm))
-    }
-
-    /// No controller has anything to take down first.
-    fn remove(&mut self, draft: Draft, _: Timestamp) -> Draft {
-        let name = records::name_key(&self.meta.project, "network", &self.meta.name);
-        draft.delete::<Self>(&self.id).op(Op::Delete(name))
     }
 }
 

@@ -344,7 +344,11 @@ impl Inner {
             draft.ops.push(Op::Put(key, encode(&remembered)?));
         }
         // Nobody has to follow what is true with its commit.
-        let done = kind == OperationKind::Record || matches!(object, ObjectRef::Network(_));
+        let done = match (&kind, &object) {
+            (OperationKind::Record, _) => true,
+            (kind, ObjectRef::Network(_)) => *kind != OperationKind::Delete,
+            _ => false,
+        };
         let operation = Operation {
             id,
             target: object.clone(),

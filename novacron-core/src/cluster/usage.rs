@@ -43,9 +43,8 @@ impl Cluster {
                     .values()
                     .filter(|v| v.meta.project == *project)
                 {
-                    // A clone that asks for no size has its image's, which its status knows.
                     let status = cache.volume_status.get(&volume.id);
-                    let size = status.map_or(volume.size, |s| s.0.size.max(volume.size));
+                    let size = volume.size_by(status.map(|s| &s.0));
                     usage.volumes += 1;
                     usage.volume_bytes.0 += size.0;
                 }

@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use super::object::{Object, object_parts, siblings};
+use futures::stream::BoxStream;
+
+use super::object::{Object, find, object_parts, siblings};
 use super::request::{problem, refuse};
-use super::{OperationHandle, check};
+use super::{OperationHandle, RequestOptions, check};
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
-use crate::error::{Error, Result};
+use crate::driver::{ArtefactId, Call};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    Bytes, Meta, Name, OperationKind, PoolId, StorageStatus, Versioned, Volume, VolumeFormat,
-    VolumeId, VolumeSource,
+    Bytes, Image, Meta, Name, OperationKind, PoolId, Snapshot, SnapshotId, StorageState,
+    StorageStatus, Versioned, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::time::Timestamp;
+
+const CREATE: &str = "volume.create";
 
 /// A volume that a caller asks for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -20,9 +25,12 @@ use crate::time::Timestamp;
 pub struct VolumeSpec {
     /// Unique per project: 1 to 63 of `a-z 0-9 - .`.
     pub name: String,
-    /// Its size: 1 MiB to 64 TiB, a multiple of 512 bytes.
+    /// Its size: 1 MiB to 64 TiB, a multiple of 512 bytes. Zero for one with a source: as large as that.
     pub size: Bytes,
-    /// Its pool; the only one of the cluster if none.
+    /// What it begins as; zeroes unless said otherwise.
+    #[serde(default)]
+    pub source: VolumeSource,
+    /// Its pool; its source's if it has one, else the only one of the cluster if none.
     #[serde(default)]
     pub pool: Option<PoolId>,
     /// How it is stored.
@@ -42,11 +50,19 @@ impl VolumeSpec {
         Self {
             name: name.into(),
             size,
+            source: VolumeSource::Blank,
             pool: None,
             format: VolumeFormat::Qcow2,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
+    }
+
+    /// Begins as a clone of an image, or as a copy of a snapshot, in its pool.
+    #[must_use]
+    pub fn source(mut self, source: VolumeSource) -> Self {
+        self.source = source;
+        self
     }
 }
 
@@ -101,8 +117,52 @@ pub(super) fn pick_pool(cache: &Cache, wanted: Option<&PoolId>) -> Result<PoolId
     }
 }
 
+/// The pool that the volume will lie in, and its source as it was read.
+fn place(
+    cache: &Cache,
+    options: &RequestOptions,
+    spec: &VolumeSpec,
+) -> Result<(PoolId, Draft), Problem> {
+    let none = |field: &str, what: String| problem(field, format!("the project has no {what}"));
+    let going = |field: &str, meta: &Meta| match meta.deleted_at {
+        Some(_) => Err(problem(field, "it is being deleted")),
+        None => Ok(()),
+    };
+    let (pool, draft) = match spec.source {
+        VolumeSource::Blank => {
+            let pool = pick_pool(cache, spec.pool.as_ref());
+            return Ok((pool.map_err(|why| problem("pool", why))?, Draft::new()));
+        }
+        VolumeSource::Image(id) => {
+            let field = "source.image";
+            let found = find::<Image>(cache, options, CREATE, id);
+            let image = found.map_err(|_| none(field, format!("image {id}")))?;
+            going(field, &image.meta)?;
+            let draft = Draft::new().unchanged::<Image>(&id, Some(image.version));
+            (image.pool.clone(), draft)
+        }
+        VolumeSource::Snapshot(id) => {
+            let field = "source.snapshot";
+            let found = find::<Snapshot>(cache, options, CREATE, id);
+            let snapshot = found.map_err(|_| none(field, format!("snapshot {id}")))?;
+            going(field, &snapshot.meta)?;
+            let of = cache.volumes.get(&snapshot.volume);
+            let of = of.ok_or_else(|| problem(field, "its volume is gone"))?;
+            let draft = Draft::new().unchanged::<Snapshot>(&id, Some(snapshot.version));
+            (of.pool.clone(), draft)
+        }
+    };
+    match &spec.pool {
+        Some(wanted) if *wanted != pool => {
+            let why = format!("it lies in its source's pool, {pool}");
+            Err(problem("pool", why))
+        }
+        _ => Ok((pool, draft)),
+    }
+}
+
 impl Volumes {
-    /// Creates an empty volume. The handle's [`operation`](VolumeHandle::operation) ends when it is there.
+    /// Creates a volume. The handle's [`operation`](VolumeHandle::operation) ends when it is there.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with every problem;
@@ -111,12 +171,10 @@ impl Volumes {
         let (inner, options) = (&self.0.inner, self.0.options());
         let draft = async {
             let mut problems = check::volume(&spec);
-            let pool = inner
-                .read(|cache| pick_pool(cache, spec.pool.as_ref()))
-                .await?;
-            let pool = pool.map_err(|m| problems.push(problem("pool", m))).ok();
-            let (Some(pool), true) = (pool, problems.is_empty()) else {
-                return Err(Error::invalid("volume.create", problems));
+            let placed = inner.read(|cache| place(cache, options, &spec)).await?;
+            let placed = placed.map_err(|found| problems.push(found)).ok();
+            let (Some((pool, draft)), true) = (placed, problems.is_empty()) else {
+                return Err(Error::invalid(CREATE, problems));
             };
             let now = inner.clock.now();
             let id = VolumeId::generate(now, &*inner.ids);
@@ -125,23 +183,63 @@ impl Volumes {
                 annotations: spec.annotations.clone(),
                 ..Meta::new(Name::new(&spec.name)?, options.project.clone(), now)
             };
-            let draft = Draft::new().name(&meta, "volume", id)?;
+            let draft = draft.name(&meta, "volume", id)?;
             let volume = Volume {
                 id,
                 meta,
                 pool,
-                source: VolumeSource::Blank,
+                source: spec.source,
                 size: spec.size,
                 format: spec.format,
+                made_with: None,
             };
             Ok((id, draft.put(&id, &volume)?))
         };
-        let made = self.0.create::<Volume>("volume.create", &spec, draft);
+        let made = self.0.create::<Volume>(CREATE, &spec, draft);
         Ok(self.created(made.await?))
     }
 }
 
 impl VolumeHandle {
+    /// The bytes of one of its snapshots as a raw image, holes as zeroes, in order; also while a guest writes the volume.
+    /// The deadline is that of the whole stream, which ends with an error if it cannot go on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] also for the snapshot; [`ErrorKind::Invalid`] for one of another volume;
+    /// [`ErrorKind::FailedPrecondition`] for one that is not taken (yet); [`ErrorKind::Unsupported`] when the pool's
+    /// driver cannot copy data out.
+    pub async fn export(
+        &self,
+        call: Call,
+        snapshot: SnapshotId,
+    ) -> Result<BoxStream<'static, Result<bytes::Bytes>>> {
+        const VERB: &str = "volume.export";
+        let (inner, options) = (&self.cluster.inner, self.cluster.options());
+        inner.authorize(options, VERB)?;
+        let pool = inner.read(|cache| {
+            let volume = find::<Volume>(cache, options, VERB, self.id)?;
+            let of = find::<Snapshot>(cache, options, VERB, snapshot)?.volume;
+            if of != self.id {
+                let message = format!("it is a snapshot of volume {of}");
+                return Err(Error::invalid(VERB, vec![problem("snapshot", message)]));
+            }
+            match cache.snapshot_status.get(&snapshot).map(|s| &s.0.state) {
+                Some(StorageState::Available) => Ok(volume.pool.clone()),
+                _ => {
+                    let message = "the snapshot is not taken";
+                    Err(Error::new(ErrorKind::FailedPrecondition, VERB, message))
+                }
+            }
+        });
+        let backend = inner.drivers.pool(&pool.await??)?;
+        let transfer = backend.transfer().ok_or_else(|| {
+            let message = "the pool's driver cannot copy data out";
+            Error::new(ErrorKind::Unsupported, VERB, message)
+        })?;
+        let id = ArtefactId::Volume(self.id);
+        transfer.export(call, id, Some(snapshot)).await
+    }
+
     /// Makes it larger, while it is attached or not. A running guest sees the new size at once.
     ///
     /// # Errors
@@ -152,9 +250,8 @@ impl VolumeHandle {
         self.cluster
             .change::<Volume>(VERB, self.id, &size, |volume, draft, cache| {
                 let mut problems: Vec<_> = check::size(size).into_iter().collect();
-                // A clone's size is its image's, which only the status knows.
                 let status = cache.volume_status.get(&volume.id);
-                let now = status.map_or(volume.size, |s| s.0.size.max(volume.size));
+                let now = volume.size_by(status.map(|s| &s.0));
                 if size < now {
                     problems.push(format!("{size} is less than its {now}; it can only grow"));
                 }

@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use uuid::Uuid;
+
 use super::plan::ObjectKey;
 use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Network, NetworkId, Node,
     NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool, PoolId, Port,
-    PortId, PortStatus, Run, Snapshot, SnapshotId, Versioned, Vm, VmId, Volume, VolumeClaim,
-    VolumeId, VolumeSource,
+    PortId, PortStatus, Run, Snapshot, SnapshotId, StorageState, Verb, Versioned, Vm, VmId, Volume,
+    VolumeClaim, VolumeId, VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
 use crate::store::{Change, Key, Revision};
@@ -67,12 +69,16 @@ pub(crate) struct Cache {
     pub(crate) graves: Table<String, Grave>,
     /// What the scheduler last said to a VM that waits for a place. No record: it is asked again by every process.
     pub(crate) no_place: BTreeMap<VmId, Rejected>,
+    /// Why the last command of an object failed. No record: it is tried again by every process.
+    pub(crate) trouble: BTreeMap<ObjectKey, String>,
     /// Operations that have not ended, by what they change.
     open_operations: BTreeSet<(ObjectRef, OperationId)>,
     actions_of: BTreeSet<(VmId, ActionId)>,
     users_of_volume: BTreeSet<(VolumeId, VmId)>,
     claimed_by: BTreeSet<(VmId, VolumeId)>,
     clones_of_image: BTreeSet<(ImageId, VolumeId)>,
+    copies_of_snapshot: BTreeSet<(SnapshotId, VolumeId)>,
+    restores_of: BTreeSet<(VolumeId, ActionId)>,
     snapshots_of: BTreeSet<(VolumeId, SnapshotId)>,
     ports_of: BTreeSet<(VmId, PortId)>,
 }
@@ -198,33 +204,40 @@ impl Cache {
                 let ((node, vm), _) = take!(runs, Run);
                 wake.push(ObjectKey::Run(node, vm));
                 self.wake_vm(vm, wake);
-                if let Some(machine) = self.vms.get(&vm) {
-                    wake.extend(
-                        machine
-                            .machine
-                            .disks
-                            .iter()
-                            .map(|d| ObjectKey::Volume(d.volume)),
-                    );
+                for disk in self.vms.get(&vm).iter().flat_map(|vm| &vm.machine.disks) {
+                    wake.push(ObjectKey::Volume(disk.volume));
+                    wake.extend(self.snapshots_of(disk.volume).map(ObjectKey::Snapshot));
                 }
             }
             "volume" => {
                 let (id, old) = take!(volumes, Volume);
-                let image = |volume: &Volume| match volume.source {
-                    VolumeSource::Image(image) => Some(image),
-                    _ => None,
-                };
-                if let Some(image) = old.as_ref().and_then(image) {
-                    self.clones_of_image.remove(&(image, id));
-                    wake.push(ObjectKey::Image(image));
+                match old.map(|v| v.source) {
+                    Some(VolumeSource::Image(image)) => {
+                        self.clones_of_image.remove(&(image, id));
+                        wake.push(ObjectKey::Image(image));
+                    }
+                    Some(VolumeSource::Snapshot(snapshot)) => {
+                        self.copies_of_snapshot.remove(&(snapshot, id));
+                        wake.push(ObjectKey::Snapshot(snapshot));
+                    }
+                    Some(VolumeSource::Blank) | None => {}
                 }
-                if let Some(image) = self.volumes.get(&id).and_then(|v| image(&v.value)) {
-                    self.clones_of_image.insert((image, id));
+                match self.volumes.get(&id).map(|v| v.source) {
+                    Some(VolumeSource::Image(image)) => {
+                        self.clones_of_image.insert((image, id));
+                    }
+                    Some(VolumeSource::Snapshot(snapshot)) => {
+                        self.copies_of_snapshot.insert((snapshot, id));
+                    }
+                    Some(VolumeSource::Blank) | None => {}
                 }
                 self.wake_volume(id, wake);
             }
             "volume-status" => {
                 let (id, _) = take!(volume_status, VolumeStatus);
+                if let Some(VolumeSource::Snapshot(of)) = self.volumes.get(&id).map(|v| v.source) {
+                    wake.push(ObjectKey::Snapshot(of));
+                }
                 self.wake_volume(id, wake);
             }
             "image" => {
@@ -239,7 +252,7 @@ impl Cache {
                 let (id, old) = take!(snapshots, Snapshot);
                 if let Some(old) = old {
                     self.snapshots_of.remove(&(old.volume, id));
-                    wake.push(ObjectKey::Volume(old.volume));
+                    self.wake_volume(old.volume, wake);
                 }
                 if let Some(new) = self.snapshots.get(&id) {
                     self.snapshots_of.insert((new.volume, id));
@@ -252,12 +265,14 @@ impl Cache {
             }
             "network" => {
                 let (id, _) = take!(networks, Network);
+                wake.push(ObjectKey::Network(id));
                 self.wake_operations(&ObjectRef::Network(id), wake);
             }
             "port" => {
                 let (id, old) = take!(ports, Port);
                 if let Some(old) = old {
                     self.ports_of.remove(&(old.vm, id));
+                    wake.push(ObjectKey::Network(old.network));
                 }
                 if let Some(vm) = self.ports.get(&id).map(|p| p.vm) {
                     self.ports_of.insert((vm, id));
@@ -293,9 +308,11 @@ impl Cache {
             }
             "action" => {
                 let (id, old) = take!(actions, Action);
+                let old_verb = old.as_ref().map(|a| a.verb.clone());
                 if let Some(old) = old {
                     self.actions_of.remove(&(old.vm, id));
                 }
+                self.note_restore(id, old_verb.as_ref(), wake);
                 if let Some(new) = self.actions.get(&id) {
                     self.actions_of.insert((new.vm, id));
                     let target = ObjectRef::Vm(new.vm);
@@ -306,8 +323,9 @@ impl Cache {
             "action-status" => {
                 let (id, _) = take!(action_status, ActionStatus);
                 if let Some(action) = self.actions.get(&id) {
-                    let vm = action.vm;
+                    let (vm, verb) = (action.vm, action.verb.clone());
                     self.wake_vm(vm, wake);
+                    self.note_restore(id, Some(&verb), wake);
                 }
                 wake.push(ObjectKey::Action(id));
             }
@@ -315,6 +333,20 @@ impl Cache {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether the action is a restore that has begun and not ended.
+    fn note_restore(&mut self, id: ActionId, verb: Option<&Verb>, wake: &mut Vec<ObjectKey>) {
+        let Some(&Verb::Restore { volume, .. }) = verb else {
+            return;
+        };
+        let begun = self.action_status.get(&id).is_some_and(|s| !s.is_ended());
+        if begun && self.actions.contains_key(&id) {
+            self.restores_of.insert((volume, id));
+        } else {
+            self.restores_of.remove(&(volume, id));
+        }
+        self.wake_volume(volume, wake);
     }
 
     fn wake_vm(&self, vm: VmId, wake: &mut Vec<ObjectKey>) {
@@ -341,8 +373,10 @@ impl Cache {
 
     fn wake_snapshot(&self, id: SnapshotId, wake: &mut Vec<ObjectKey>) {
         wake.push(ObjectKey::Snapshot(id));
-        if let Some(snapshot) = self.snapshots.get(&id) {
-            wake.push(ObjectKey::Volume(snapshot.volume));
+        wake.extend(self.copies_of(id).map(ObjectKey::Volume));
+        // Its users may wait for it to be taken, and so may the next snapshot.
+        if let Some(volume) = self.snapshots.get(&id).map(|s| s.volume) {
+            self.wake_volume(volume, wake);
         }
         self.wake_operations(&ObjectRef::Snapshot(id), wake);
     }
@@ -356,65 +390,72 @@ impl Cache {
         &self,
         target: &ObjectRef,
     ) -> impl Iterator<Item = OperationId> + '_ {
-        let (target, lowest) = (target.clone(), OperationId::from_uuid(uuid::Uuid::nil()));
-        self.open_operations
-            .range((target.clone(), lowest)..)
-            .take_while(move |(t, _)| *t == target)
-            .map(|(_, id)| *id)
+        let lowest = OperationId::from_uuid(Uuid::nil());
+        seconds(&self.open_operations, target.clone(), lowest)
     }
 
     /// The actions on a VM, oldest first.
     pub(crate) fn actions_of(&self, vm: VmId) -> impl Iterator<Item = ActionId> + '_ {
-        let lowest = ActionId::from_uuid(uuid::Uuid::nil());
-        self.actions_of
-            .range((vm, lowest)..)
-            .take_while(move |(v, _)| *v == vm)
-            .map(|(_, id)| *id)
+        seconds(&self.actions_of, vm, ActionId::from_uuid(Uuid::nil()))
     }
 
     /// The VM's ports.
     pub(crate) fn ports_of(&self, vm: VmId) -> impl Iterator<Item = PortId> + '_ {
-        let lowest = PortId::from_uuid(uuid::Uuid::nil());
-        self.ports_of
-            .range((vm, lowest)..)
-            .take_while(move |(v, _)| *v == vm)
-            .map(|(_, port)| *port)
+        seconds(&self.ports_of, vm, PortId::from_uuid(Uuid::nil()))
     }
 
     /// The VMs whose spec names the volume.
     pub(crate) fn users_of(&self, volume: VolumeId) -> impl Iterator<Item = VmId> + '_ {
-        let lowest = VmId::from_uuid(uuid::Uuid::nil());
-        self.users_of_volume
-            .range((volume, lowest)..)
-            .take_while(move |(v, _)| *v == volume)
-            .map(|(_, vm)| *vm)
+        seconds(&self.users_of_volume, volume, VmId::from_uuid(Uuid::nil()))
     }
 
     /// The volumes that an epoch of the VM has claimed.
     pub(crate) fn volumes_claimed_by(&self, vm: VmId) -> impl Iterator<Item = VolumeId> + '_ {
-        let lowest = VolumeId::from_uuid(uuid::Uuid::nil());
-        self.claimed_by
-            .range((vm, lowest)..)
-            .take_while(move |(v, _)| *v == vm)
-            .map(|(_, volume)| *volume)
+        seconds(&self.claimed_by, vm, VolumeId::from_uuid(Uuid::nil()))
     }
 
     /// The volumes that are clones of the image.
     pub(crate) fn clones_of(&self, image: ImageId) -> impl Iterator<Item = VolumeId> + '_ {
-        let lowest = VolumeId::from_uuid(uuid::Uuid::nil());
-        self.clones_of_image
-            .range((image, lowest)..)
-            .take_while(move |(i, _)| *i == image)
-            .map(|(_, v)| *v)
+        seconds(
+            &self.clones_of_image,
+            image,
+            VolumeId::from_uuid(Uuid::nil()),
+        )
     }
 
-    /// The snapshots of the volume.
+    /// The volumes that begin as a copy of the snapshot.
+    pub(crate) fn copies_of(&self, snapshot: SnapshotId) -> impl Iterator<Item = VolumeId> + '_ {
+        seconds(
+            &self.copies_of_snapshot,
+            snapshot,
+            VolumeId::from_uuid(Uuid::nil()),
+        )
+    }
+
+    /// The snapshots of the volume, oldest first.
     pub(crate) fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = SnapshotId> + '_ {
-        let lowest = SnapshotId::from_uuid(uuid::Uuid::nil());
-        self.snapshots_of
-            .range((volume, lowest)..)
-            .take_while(move |(v, _)| *v == volume)
-            .map(|(_, s)| *s)
+        seconds(
+            &self.snapshots_of,
+            volume,
+            SnapshotId::from_uuid(Uuid::nil()),
+        )
+    }
+
+    /// The restores of the volume that have begun and not ended.
+    pub(crate) fn restores_of(&self, volume: VolumeId) -> impl Iterator<Item = ActionId> + '_ {
+        seconds(&self.restores_of, volume, ActionId::from_uuid(Uuid::nil()))
+    }
+
+    /// What is being done with the volume's data that no writer may come into.
+    pub(crate) fn under_way(&self, volume: VolumeId) -> Option<&'static str> {
+        let creating = |s: &SnapshotId| {
+            let state = self.snapshot_status.get(s).map(|s| &s.0.state);
+            matches!(state, Some(StorageState::Creating))
+        };
+        if self.snapshots_of(volume).any(|s| creating(&s)) {
+            return Some("a snapshot");
+        }
+        self.restores_of(volume).next().map(|_| "a restore")
     }
 
     /// The VM's present run: that of its claim's place.
@@ -429,7 +470,7 @@ impl Cache {
         node: &NodeId,
     ) -> impl Iterator<Item = (VmId, &Versioned<Assignment>)> + '_ {
         let node = node.clone();
-        let lowest = VmId::from_uuid(uuid::Uuid::nil());
+        let lowest = VmId::from_uuid(Uuid::nil());
         self.assignments
             .range((node.clone(), lowest)..)
             .take_while(move |((n, _), _)| *n == node)
@@ -442,12 +483,24 @@ impl Cache {
         node: &NodeId,
     ) -> impl Iterator<Item = (VmId, &Versioned<Run>)> + '_ {
         let node = node.clone();
-        let lowest = VmId::from_uuid(uuid::Uuid::nil());
+        let lowest = VmId::from_uuid(Uuid::nil());
         self.runs
             .range((node.clone(), lowest)..)
             .take_while(move |((n, _), _)| *n == node)
             .map(|((_, vm), r)| (*vm, r))
     }
+}
+
+/// The second halves of an index's entries that begin with `first`.
+fn seconds<A: Ord + Clone, B: Ord + Copy>(
+    index: &BTreeSet<(A, B)>,
+    first: A,
+    lowest: B,
+) -> impl Iterator<Item = B> + '_ {
+    index
+        .range((first.clone(), lowest)..)
+        .take_while(move |(a, _)| *a == first)
+        .map(|(_, b)| *b)
 }
 
 fn bad_key(key: &Key) -> Error {

@@ -1,6 +1,7 @@
 //! The runtime's intake of ended tasks: commits, and what commands told of the world.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
 
 use super::executor::{Completion, Report, domain_of};
 use super::plan::{Command, ObjectKey};
@@ -8,7 +9,7 @@ use super::runtime::{Ended, Runtime};
 use super::storage::Outcome;
 use super::world::{RunError, SeenPool};
 use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Assignment, NodeId, VmId};
 use crate::time::Timestamp;
 
@@ -17,26 +18,29 @@ impl Runtime {
         let now = self.parts.clock.now();
         match ended {
             Ok(Ended::Command(completion)) => self.take_completion(*completion, now),
-            Ok(Ended::Commit { key, result }) => {
-                match result {
-                    Ok(revision) => {
-                        self.outcomes.remove(&key);
-                        self.settling.insert((revision, key));
-                        let has = *self.parts.progress.borrow();
-                        self.settle(has);
+            Ok(Ended::Commit { key, result }) => match result {
+                Ok(revision) => {
+                    // What was made, or given up, is settled: what is asked of it next begins anew.
+                    if key.is_made() {
+                        self.queue.succeeded(&key);
                     }
-                    // A conflict means that a newer view is on its way.
-                    Err(error) => {
-                        if error.kind() != ErrorKind::Conflict {
-                            tracing::warn!(%error, ?key, "a commit failed");
-                        }
-                        if let ObjectKey::Vm(vm) = key {
-                            self.placing.give_back(vm);
-                        }
+                    self.outcomes.remove(&key);
+                    self.settling.insert((revision, key));
+                    let has = *self.parts.progress.borrow();
+                    self.settle(has);
+                }
+                Err(error) => {
+                    if let ObjectKey::Vm(vm) = key {
+                        self.placing.give_back(vm);
+                    }
+                    if error.kind() == ErrorKind::Conflict {
+                        self.queue.release_outdated(&key, now);
+                    } else {
+                        tracing::warn!(%error, ?key, "a commit failed");
                         self.queue.release_later(&key, now);
                     }
                 }
-            }
+            },
             Err(error) if error.is_panic() => tracing::error!(%error, "a task panicked"),
             Err(_) => {}
         }
@@ -52,6 +56,7 @@ impl Runtime {
         if let Err(error) = &result {
             tracing::debug!(%error, ?key, "a command failed");
         }
+        self.note(&key, result.as_ref().err());
         if let Some((node, id)) = domain_of(&command) {
             let run = self.world.runs.entry((node.clone(), id.vm)).or_default();
             let observations = self.world.nodes.get(node).map_or(0, |n| n.observations);
@@ -121,7 +126,7 @@ impl Runtime {
                     .parts
                     .cache
                     .read()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    .unwrap_or_else(PoisonError::into_inner);
                 let ours = list.into_iter().filter(|a| a.cluster == self.parts.cluster);
                 let strays = ours.map(|a| a.id).filter(|id| match id {
                     ArtefactId::Volume(volume) => !cache.volumes.contains_key(volume),
@@ -158,8 +163,10 @@ impl Runtime {
             (Command::TakeSnapshot { .. } | Command::Act { .. }, Ok(_)) => {
                 self.outcomes.insert(key.clone(), Outcome::Done(None));
             }
-            (Command::DropSnapshot { .. }, Ok(_)) => {
-                drop(self.outcomes.insert(key.clone(), Outcome::Gone));
+            (Command::DropSnapshot { because, .. }, Ok(_)) => {
+                let undone = because.clone().map(Outcome::Undone);
+                self.outcomes
+                    .insert(key.clone(), undone.unwrap_or(Outcome::Gone));
             }
             (
                 Command::Create { .. }
@@ -169,7 +176,15 @@ impl Runtime {
                 | Command::Act { .. },
                 Err(error),
             ) => {
+                // Its guest went, or came, between the look and the command: it is planned anew.
+                let outdated =
+                    matches!(command, Command::Grow { .. } | Command::TakeSnapshot { .. })
+                        && matches!(
+                            error.kind(),
+                            ErrorKind::FailedPrecondition | ErrorKind::NotFound
+                        );
                 let retryable = error.is_retryable()
+                    || outdated
                     || matches!(
                         error.kind(),
                         ErrorKind::OutcomeUnknown
@@ -194,13 +209,28 @@ impl Runtime {
         }
     }
 
+    /// Remembers why an object's last command failed, for whoever asks how its operation goes.
+    fn note(&self, key: &ObjectKey, error: Option<&Error>) {
+        let cache = &self.parts.cache;
+        let read = cache.read().unwrap_or_else(PoisonError::into_inner);
+        if error.is_none() && !read.trouble.contains_key(key) {
+            return;
+        }
+        drop(read);
+        let mut cache = cache.write().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => drop(cache.trouble.insert(key.clone(), error.report())),
+            None => drop(cache.trouble.remove(key)),
+        }
+    }
+
     /// Takes in what a host holds, and has the runs looked at for which that is news.
     fn take_observation(&mut self, node: &NodeId, result: Result<Report>, now: Timestamp) {
         let cache = self
             .parts
             .cache
             .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         let seen = self.world.nodes.entry(node.clone()).or_default();
         seen.at = now;
         let mut news = BTreeSet::new();

@@ -302,6 +302,7 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             pool,
             volume,
             snapshot,
+            ..
         } => drivers
             .pool(pool)?
             .snapshot_delete(call, *volume, *snapshot)

@@ -19,7 +19,8 @@
 //! | [`vm`] | leader | every VM that should be on has a place, a claim and an assignment; none has two |
 //! | [`run`] | owner | the domain follows the assignment; the run tells what is |
 //! | [`port`] | owner | every port of a start is bound on its node before the domain is made, and released after it |
-//! | [`storage`] | pool owner | volumes, images and snapshots exist as they should |
+//! | [`storage`], [`snapshot`] | pool owner | volumes, images and snapshots exist as they should |
+//! | [`network`] | leader | a network that is marked deleted goes when no port is on it |
 //! | [`node`] | owner | the host is observed, strays are swept or reported |
 //! | [`operation`] | leader | every operation ends |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
@@ -31,6 +32,7 @@ mod changes;
 pub(crate) mod commit;
 mod ended;
 pub(crate) mod executor;
+mod network;
 pub(crate) mod node;
 pub(crate) mod operation;
 mod panics;
@@ -41,6 +43,7 @@ pub(crate) mod queue;
 pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod runtime;
+mod snapshot;
 pub(crate) mod start;
 pub(crate) mod storage;
 pub(crate) mod vm;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::cache::Cache;
-use super::plan::{Draft, Plan};
+use super::plan::{Draft, ObjectKey, Plan};
+use super::snapshot;
 use super::vm::{Waiting, resolve, should_start};
 use crate::error::Result;
 use crate::lifecycle::{Phase, RunPhase};
@@ -16,7 +17,7 @@ use crate::time::Timestamp;
 /// A VM's phase as users see it, and why.
 pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String) {
     if vm.meta.deleted_at.is_some() {
-        return (Phase::Deleting, String::new());
+        return (Phase::Deleting, not_gone(vm, cache));
     }
     let claim: Option<&Claim> = cache.claims.get(&vm.id).map(|c| &c.value);
     let run = cache.run_of(vm.id).map(|r| &r.value);
@@ -121,15 +122,22 @@ fn on_vm(
     let reached = match vm.power.state {
         Power::On => phase == Phase::Running,
         Power::Paused => phase == Phase::Paused,
-        Power::Off => {
-            phase == Phase::Stopped
-                && vm
-                    .machine
-                    .disks
-                    .iter()
-                    .all(|d| is_available(cache.volume_status.get(&d.volume).map(|s| &s.0)))
-        }
+        Power::Off => phase == Phase::Stopped,
     };
+    // A VM that is created off has its disks; whether a start finds them is the start's business.
+    if *kind == OperationKind::Create && vm.power.state == Power::Off {
+        for disk in &vm.machine.disks {
+            let name = &disk.name;
+            match cache.volume_status.get(&disk.volume).map(|s| &s.0.state) {
+                Some(StorageState::Available) => {}
+                Some(StorageState::Failed { reason }) => {
+                    let reason = format!("volume of disk {name} failed: {reason}");
+                    return (S::Failed { reason }, progress);
+                }
+                _ => return (S::Running, format!("volume of disk {name} is being made")),
+            }
+        }
+    }
     match phase {
         _ if reached => (S::Done, progress),
         Phase::Failed => (S::Failed { reason: why }, progress),
@@ -137,8 +145,19 @@ fn on_vm(
     }
 }
 
-fn is_available(status: Option<&StorageStatus>) -> bool {
-    status.is_some_and(|s| s.state == StorageState::Available)
+/// A word for what goes on, with why it does not get on if that is known.
+fn progress(word: &str, why: Option<&str>) -> String {
+    why.map_or_else(|| word.to_owned(), |why| format!("{word}: {why}"))
+}
+
+/// Why a VM that is being deleted is still there: what the removal of its parts last failed with.
+fn not_gone(vm: &Vm, cache: &Cache) -> String {
+    let made = vm.machine.disks.iter().filter(|d| d.delete_with_vm);
+    let volumes = made.map(|d| ObjectKey::Volume(d.volume));
+    let mut parts = volumes.chain(cache.ports_of(vm.id).map(ObjectKey::Port));
+    parts
+        .find_map(|part| cache.trouble.get(&part).cloned())
+        .unwrap_or_default()
 }
 
 fn on_storage(
@@ -146,6 +165,7 @@ fn on_storage(
     generation: u64,
     status: Option<&StorageStatus>,
     kind: &OperationKind,
+    trouble: Option<&str>,
 ) -> (OperationState, String) {
     use OperationState as S;
     let exists = spec.is_some();
@@ -153,12 +173,20 @@ fn on_storage(
     match (kind, exists) {
         (OperationKind::Record, _) => (S::Done, String::new()),
         (OperationKind::Delete, false) => (S::Done, String::new()),
-        (OperationKind::Delete, true) => (S::Running, "deleting".to_owned()),
+        (OperationKind::Delete, true) => (S::Running, progress("deleting", trouble)),
         (_, false) => (S::Superseded, "it is gone".to_owned()),
         (_, true) if deleted => (S::Superseded, "it is being deleted".to_owned()),
         (_, true) => match status {
             Some(s) if s.state == StorageState::Available && s.generation >= generation => {
-                (S::Done, String::new())
+                match (&s.problem, kind) {
+                    (Some(reason), OperationKind::Update { .. }) => (
+                        S::Failed {
+                            reason: reason.clone(),
+                        },
+                        String::new(),
+                    ),
+                    _ => (S::Done, String::new()),
+                }
             }
             Some(StorageStatus {
                 state: StorageState::Failed { reason },
@@ -169,7 +197,10 @@ fn on_storage(
                 },
                 String::new(),
             ),
-            _ => (S::Running, "being made".to_owned()),
+            Some(s) if s.state == StorageState::Available => {
+                (S::Running, progress("being changed", trouble))
+            }
+            _ => (S::Running, progress("being made", trouble)),
         },
     }
 }
@@ -185,26 +216,36 @@ pub(crate) fn standing(
         OperationKind::Update { generation } => *generation,
         _ => 1,
     };
+    let trouble = |key| cache.trouble.get(&key).map(String::as_str);
     match &operation.target {
         ObjectRef::Vm(vm) => on_vm(*vm, kind, cache, now),
         ObjectRef::Volume(volume) => {
             let spec = cache.volumes.get(volume);
             let status = cache.volume_status.get(volume).map(|s| &s.0);
-            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
+            let trouble = trouble(ObjectKey::Volume(*volume));
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind, trouble)
         }
         ObjectRef::Image(image) => {
             let spec = cache.images.get(image);
             let status = cache.image_status.get(image).map(|s| &s.0);
-            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
+            let trouble = trouble(ObjectKey::Image(*image));
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind, trouble)
         }
         ObjectRef::Snapshot(snapshot) => {
             let spec = cache.snapshots.get(snapshot);
             let status = cache.snapshot_status.get(snapshot).map(|s| &s.0);
-            on_storage(spec.map(|s| &s.meta), wanted, status, kind)
+            let trouble = trouble(ObjectKey::Snapshot(*snapshot));
+            let waiting = spec.and_then(|s| snapshot::waiting(*snapshot, s.volume, cache));
+            let why = waiting.as_deref().or(trouble);
+            on_storage(spec.map(|s| &s.meta), wanted, status, kind, why)
         }
-        ObjectRef::Network(_) | ObjectRef::Node(_) | ObjectRef::Pool(_) => {
-            (OperationState::Done, String::new())
-        }
+        ObjectRef::Network(network) => match (kind, cache.networks.contains_key(network)) {
+            (OperationKind::Delete, true) => {
+                (OperationState::Running, "a port is on it".to_owned())
+            }
+            _ => (OperationState::Done, String::new()),
+        },
+        ObjectRef::Node(_) | ObjectRef::Pool(_) => (OperationState::Done, String::new()),
     }
 }
 

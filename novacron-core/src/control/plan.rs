@@ -6,8 +6,8 @@ use super::retention::Cutoffs;
 use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Epoch, HostBoot, ImageId, Meta, Name, NodeId, ObjectRef, OperationId,
-    PoolId, PortId, SnapshotId, Verb, VmId, VolumeId,
+    ActionId, Assignment, Epoch, HostBoot, ImageId, Meta, Name, NetworkId, NodeId, ObjectRef,
+    OperationId, PoolId, PortId, SnapshotId, Verb, Versioned, VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -21,6 +21,7 @@ pub(crate) enum ObjectKey {
     Image(ImageId),
     Volume(VolumeId),
     Snapshot(SnapshotId),
+    Network(NetworkId),
     Port(PortId),
     Vm(VmId),
     Run(NodeId, VmId),
@@ -28,6 +29,16 @@ pub(crate) enum ObjectKey {
     Operation(OperationId),
     /// What is forgotten, of the whole cluster.
     Retention,
+}
+
+impl ObjectKey {
+    /// Whether it is what a pool keeps, or a port: made once, by commands whose failures in a row are timed.
+    pub(crate) fn is_made(&self) -> bool {
+        matches!(
+            self,
+            Self::Volume(_) | Self::Image(_) | Self::Snapshot(_) | Self::Port(_)
+        )
+    }
 }
 
 /// What a reconciler decided.
@@ -89,6 +100,13 @@ impl Draft {
     pub(crate) fn unchanged<T: Stored>(mut self, id: &T::Id, version: Option<Revision>) -> Self {
         self.requires.push(records::unchanged::<T>(id, version));
         self
+    }
+
+    /// As [`Draft::unchanged`]; and writes the record again as it is, so that of two commits that depend on its version
+    /// and know nothing of each other the second one fails.
+    pub(crate) fn touch<T: Stored>(self, id: &T::Id, current: &Versioned<T>) -> Result<Self> {
+        self.unchanged::<T>(id, Some(current.version))
+            .put(id, &current.value)
     }
 
     pub(crate) fn put<T: Stored>(mut self, id: &T::Id, value: &T) -> Result<Self> {
@@ -223,6 +241,8 @@ pub(crate) enum Command {
         pool: PoolId,
         volume: VolumeId,
         snapshot: SnapshotId,
+        /// Why it was given up; none if it is deleted.
+        because: Option<String>,
     },
     /// List a pool's artefacts.
     Inventory {

@@ -9,6 +9,8 @@
 //! VM wants the port before the old binding was released, the new binding takes its place; what that leaves on another
 //! node is swept there ([`super::node`]).
 
+use std::time::Duration;
+
 use super::cache::Cache;
 use super::plan::{Command, Draft, Plan};
 use super::storage::{BUDGET, Outcome};
@@ -66,7 +68,7 @@ pub(crate) fn reconcile(
     cluster: ClusterId,
     cache: &Cache,
     outcome: Option<&Outcome>,
-    failures: u32,
+    failing: Duration,
 ) -> Result<Plan> {
     let spec = cache.ports.get(&id);
     let status = cache.port_status.get(&id);
@@ -105,7 +107,7 @@ pub(crate) fn reconcile(
                     &user,
                     PortState::Bound(binding.clone()),
                 )?)),
-                Some(Outcome::Failed { reason, retryable }) if !retryable || failures >= BUDGET => {
+                Some(Outcome::Failed { reason, retryable }) if !retryable || failing >= BUDGET => {
                     let reason = reason.clone();
                     let message = format!("port {id}: {reason}");
                     let draft = write(&user, PortState::Failed { reason })?;

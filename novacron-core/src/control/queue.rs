@@ -20,7 +20,8 @@ pub(crate) struct Queue {
     /// At most one for each object: the earliest that was asked for.
     timers: BTreeSet<(Timestamp, ObjectKey)>,
     timer_of: BTreeMap<ObjectKey, Timestamp>,
-    failures: BTreeMap<ObjectKey, u32>,
+    /// How often each failed in a row, and since when.
+    failures: BTreeMap<ObjectKey, (u32, Timestamp)>,
 }
 
 impl Queue {
@@ -86,7 +87,7 @@ impl Queue {
     /// As [`Queue::release`] after a failure: after a wait that doubles with every one in a row.
     pub(crate) fn release_later(&mut self, key: &ObjectKey, now: Timestamp) {
         self.busy.remove(key);
-        let failures = self.failures.entry(key.clone()).or_default();
+        let (failures, _) = self.failures.entry(key.clone()).or_insert((0, now));
         let wait = FIRST_BACKOFF
             .saturating_mul(1 << (*failures).min(10))
             .min(MAX_BACKOFF);
@@ -94,9 +95,24 @@ impl Queue {
         self.push_at(key.clone(), now.plus(wait));
     }
 
+    /// As [`Queue::release`] for a commit that lost against another one: what it was decided from is old, which is no
+    /// failure of the object's; whatever made it old wakes it, or else this short wait ends.
+    pub(crate) fn release_outdated(&mut self, key: &ObjectKey, now: Timestamp) {
+        match self.busy.remove(key) {
+            Some(true) => self.push(key.clone()),
+            _ => self.push_at(key.clone(), now.plus(FIRST_BACKOFF)),
+        }
+    }
+
     /// How often the object failed in a row.
     pub(crate) fn failures(&self, key: &ObjectKey) -> u32 {
-        self.failures.get(key).copied().unwrap_or(0)
+        self.failures.get(key).map_or(0, |(count, _)| *count)
+    }
+
+    /// For how long the object has been failing.
+    pub(crate) fn failing(&self, key: &ObjectKey, now: Timestamp) -> Duration {
+        let since = self.failures.get(key).map(|(_, since)| *since);
+        since.map(|since| now.since(since)).unwrap_or_default()
     }
 
     pub(crate) fn succeeded(&mut self, key: &ObjectKey) {
@@ -156,6 +172,10 @@ mod tests {
             queue.pop();
         }
         assert_eq!(last, 30_000);
+        let later = Timestamp::from_millis(90_000);
+        assert_eq!(queue.failing(&key("a"), later), Duration::from_secs(90));
+        queue.release_outdated(&key("a"), later);
+        assert_eq!(queue.failures(&key("a")), 20);
         queue.succeeded(&key("a"));
         assert_eq!(queue.failures(&key("a")), 0);
     }

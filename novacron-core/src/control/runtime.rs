@@ -25,7 +25,7 @@ use super::retention::Retention;
 use super::storage::{self, Outcome};
 use super::waiters::Waiters;
 use super::world::World;
-use super::{action, node, operation, port, retention, run, vm};
+use super::{action, network, node, operation, port, retention, run, vm};
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ActionId, ClusterId, NodeId, VmId};
@@ -245,7 +245,7 @@ impl Runtime {
             cache: &cache,
             world: &self.world,
             outcome: self.outcomes.get(key),
-            failures: self.queue.failures(key),
+            failing: self.queue.failing(key, now),
             now,
         };
         match key {
@@ -297,8 +297,9 @@ impl Runtime {
                 cluster,
                 &cache,
                 self.outcomes.get(key),
-                self.queue.failures(key),
+                self.queue.failing(key, now),
             ),
+            ObjectKey::Network(id) => network::reconcile(*id, &cache),
             ObjectKey::Operation(id) => {
                 operation::reconcile(*id, &cache, self.parts.retention.operations, now)
             }

@@ -1,25 +1,30 @@
-//! The pool owner's part: volumes, images and snapshots exist as they should.
+//! The pool owner's part: volumes and images (here) and snapshots ([`super::snapshot`]) exist as they should.
 //!
 //! All three walk the same road: *named* (the spec record) → `creating` (the status record) → the command → `available`
 //! or `failed`; and when marked deleted, once nothing needs them: the command → the records are removed and a grave is
 //! left, so that an artefact that turns up late is known to be nobody's.
+//!
+//! What may help by itself is tried again for [`BUDGET`], what cannot ends at once; a deletion is tried until it is done,
+//! and its operation says why it is not. A volume that cannot grow keeps its size, and its status says why.
+
+use std::time::Duration;
 
 use super::cache::{Cache, Table};
 use super::plan::{Command, Draft, Plan};
+use super::vm::Waiting;
 use super::world::World;
-use crate::driver::{ArtefactId, CreateSource, CreateVolume, DomainId};
+use crate::driver::{ArtefactId, CreateSource, CreateVolume};
 use crate::error::Result;
 use crate::model::{
-    Bytes, ClusterId, Image, ImageId, Meta, NodeId, ObjectRef, PlaceId, PoolId, PortBinding,
-    Snapshot, SnapshotId, StorageState, StorageStatus, Versioned, Volume, VolumeFormat, VolumeId,
-    VolumeSource,
+    Bytes, ClusterId, Image, ImageId, Meta, ObjectRef, PoolId, PortBinding, Snapshot, StorageState,
+    StorageStatus, Versioned, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
-use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
+use crate::records::{self, Grave, ImageStatus, Stored, VolumeStatus};
 use crate::store::Op;
 use crate::time::Timestamp;
 
-/// Failed attempts in a row after which making something is given up.
-pub(crate) const BUDGET: u32 = 5;
+/// How long attempts may fail in a row before making something is given up: longer than a short outage of a pool.
+pub(crate) const BUDGET: Duration = Duration::from_secs(300);
 
 /// How the last command of an object ended, as the executor reports it.
 #[derive(Clone, Debug)]
@@ -30,6 +35,8 @@ pub(crate) enum Outcome {
     Bound(PortBinding),
     /// It removed the object.
     Gone,
+    /// It took back what an attempt had begun that failed for this reason.
+    Undone(String),
     /// It did not.
     Failed {
         /// Why.
@@ -45,16 +52,19 @@ pub(crate) struct Look<'a> {
     pub(crate) cache: &'a Cache,
     pub(crate) world: &'a World,
     pub(crate) outcome: Option<&'a Outcome>,
-    pub(crate) failures: u32,
+    /// For how long the object's commands have been failing.
+    pub(crate) failing: Duration,
     pub(crate) now: Timestamp,
 }
 
 /// The parts in which volumes, images and snapshots differ.
-struct Object<'a> {
-    reference: ObjectRef,
-    meta: &'a Meta,
-    status: Option<&'a StorageStatus>,
-    wanted: Bytes,
+pub(super) struct Object<'a> {
+    pub(super) reference: ObjectRef,
+    pub(super) meta: &'a Meta,
+    pub(super) status: Option<&'a StorageStatus>,
+    pub(super) wanted: Bytes,
+    /// Whether its name in the project is its own.
+    pub(super) named: bool,
 }
 
 impl Look<'_> {
@@ -68,6 +78,7 @@ impl Look<'_> {
             meta: &volume.meta,
             status: status.map(|s| &s.0),
             wanted: volume.size,
+            named: volume.made_with.is_none(),
         };
         if volume.meta.deleted_at.is_some() {
             let needed = self.cache.volume_claims.contains_key(&id)
@@ -117,59 +128,60 @@ impl Look<'_> {
             );
         }
         match status.map(|s| &s.0.state) {
+            None => self.named::<VolumeStatus>(Draft::new(), &id, &object, VolumeStatus),
             Some(StorageState::Available) => self.grown(volume, &object),
             Some(StorageState::Failed { .. }) => Ok(Plan::nothing()),
             Some(StorageState::Creating) => {
-                let source = match volume.source {
-                    VolumeSource::Blank => CreateSource::Blank,
-                    VolumeSource::Image(image) => {
-                        match self.cache.image_status.get(&image).map(|s| &s.0.state) {
-                            Some(StorageState::Available) => CreateSource::Image(image),
-                            Some(StorageState::Failed { reason }) => {
-                                let outcome = Outcome::Failed {
-                                    reason: format!("its image failed: {reason}"),
-                                    retryable: false,
-                                };
-                                return self.made::<VolumeStatus>(
-                                    &id,
-                                    status,
-                                    &object,
-                                    &outcome,
-                                    VolumeStatus,
-                                );
-                            }
-                            _ => return Ok(Plan::nothing()),
-                        }
-                    }
-                    VolumeSource::Snapshot(snapshot) => match self.cache.snapshots.get(&snapshot) {
-                        Some(s) => CreateSource::Snapshot(s.volume, snapshot),
-                        None => {
-                            let outcome = Outcome::Failed {
-                                reason: "its snapshot is gone".to_owned(),
-                                retryable: false,
-                            };
-                            return self.made::<VolumeStatus>(
-                                &id,
-                                status,
-                                &object,
-                                &outcome,
-                                VolumeStatus,
-                            );
-                        }
-                    },
-                };
-                if let Some(outcome) = self.decided() {
-                    return self.made::<VolumeStatus>(&id, status, &object, outcome, VolumeStatus);
+                let made = |result| self.made(&id, status, &object, result, VolumeStatus);
+                if let Some(result) = self.decided() {
+                    return made(result);
                 }
-                Ok(self.create(
-                    volume.pool.clone(),
-                    ArtefactId::Volume(id),
-                    volume.size,
-                    volume.format,
-                    source,
-                ))
+                match self.source(volume.source) {
+                    Ok(source) => Ok(self.create(
+                        volume.pool.clone(),
+                        ArtefactId::Volume(id),
+                        volume.size,
+                        volume.format,
+                        source,
+                    )),
+                    Err(Waiting::Failed(why)) => made(Err(why)),
+                    Err(_) => Ok(Plan::nothing()),
+                }
             }
-            None => self.named::<VolumeStatus>(&id, &object, VolumeStatus),
+        }
+    }
+
+    /// What a volume is made from, once that is there.
+    fn source(&self, source: VolumeSource) -> Result<CreateSource, Waiting> {
+        let (what, state, ready) = match source {
+            VolumeSource::Blank => return Ok(CreateSource::Blank),
+            // One that is marked deleted stays as long as it has a clone.
+            VolumeSource::Image(image) => {
+                let known = self.cache.images.contains_key(&image);
+                let status = self.cache.image_status.get(&image);
+                let state = known.then(|| status.map(|s| &s.0.state));
+                ("image", state, CreateSource::Image(image))
+            }
+            VolumeSource::Snapshot(snapshot) => {
+                let Some(found) = self.cache.snapshots.get(&snapshot) else {
+                    return Err(Waiting::Failed("its snapshot is gone".to_owned()));
+                };
+                let status = self.cache.snapshot_status.get(&snapshot);
+                let state = status.map(|s| &s.0.state);
+                // One that is marked deleted is kept for its copies only if there is something to copy.
+                let going = found.meta.deleted_at.is_some()
+                    && !matches!(state, Some(StorageState::Available));
+                let ready = CreateSource::Snapshot(found.volume, snapshot);
+                ("snapshot", (!going).then_some(state), ready)
+            }
+        };
+        match state {
+            None => Err(Waiting::Failed(format!("its {what} is gone"))),
+            Some(Some(StorageState::Available)) => Ok(ready),
+            Some(Some(StorageState::Failed { reason })) => {
+                Err(Waiting::Failed(format!("its {what} failed: {reason}")))
+            }
+            Some(_) => Err(Waiting::For(format!("its {what} is being made"))),
         }
     }
 
@@ -181,44 +193,39 @@ impl Look<'_> {
         if status.0.generation >= volume.meta.generation {
             return Ok(Plan::nothing());
         }
-        if let Some(Outcome::Done(Some(size))) = self.outcome
-            && *size >= volume.size
-        {
-            return self.made::<VolumeStatus>(
+        match self.decided() {
+            Some(Ok(Some(size))) if size >= volume.size => self.made(
                 &volume.id,
                 Some(status),
                 object,
-                &Outcome::Done(Some(*size)),
+                Ok(Some(size)),
                 VolumeStatus,
-            );
+            ),
+            Some(Err(reason)) => {
+                let next = StorageStatus {
+                    generation: volume.meta.generation,
+                    problem: Some(reason.clone()),
+                    since: self.now,
+                    ..status.0.clone()
+                };
+                let (of, project) = (object.reference.clone(), &object.meta.project);
+                Ok(Plan::commit(
+                    Draft::new()
+                        .unchanged::<VolumeStatus>(&volume.id, Some(status.version))
+                        .put(&volume.id, &VolumeStatus(next))?
+                        .event(of, Some(project), "not-grown", reason),
+                ))
+            }
+            _ => Ok(match self.attached(volume.id) {
+                Ok(attached) => Plan::command(Command::Grow {
+                    pool: volume.pool.clone(),
+                    volume: volume.id,
+                    size: volume.size,
+                    attached,
+                }),
+                Err(_) => Plan::nothing(),
+            }),
         }
-        let attached = self.attached(volume.id);
-        Ok(Plan::command(Command::Grow {
-            pool: volume.pool.clone(),
-            volume: volume.id,
-            size: volume.size,
-            attached,
-        }))
-    }
-
-    /// The domain that writes the volume, if one may run.
-    fn attached(&self, volume: VolumeId) -> Option<(NodeId, DomainId)> {
-        let claim = self.cache.volume_claims.get(&volume)?;
-        let PlaceId::Node(node) = &claim.place else {
-            return None;
-        };
-        let run = self.cache.runs.get(&(node.clone(), claim.vm))?;
-        let up = run.epoch == claim.epoch && run.phase.may_run();
-        up.then(|| {
-            (
-                node.clone(),
-                DomainId {
-                    cluster: self.cluster,
-                    vm: claim.vm,
-                    epoch: claim.epoch,
-                },
-            )
-        })
     }
 
     pub(crate) fn image(&self, id: ImageId) -> Result<Plan> {
@@ -231,6 +238,7 @@ impl Look<'_> {
             meta: &image.meta,
             status: status.map(|s| &s.0),
             wanted: Bytes(0),
+            named: true,
         };
         if image.meta.deleted_at.is_some() {
             if self.cache.clones_of(id).next().is_some() {
@@ -249,10 +257,10 @@ impl Look<'_> {
             );
         }
         match status.map(|s| &s.0.state) {
-            None => self.named::<ImageStatus>(&id, &object, ImageStatus),
+            None => self.named::<ImageStatus>(Draft::new(), &id, &object, ImageStatus),
             Some(StorageState::Creating) => {
-                if let Some(outcome) = self.decided() {
-                    return self.made::<ImageStatus>(&id, status, &object, outcome, ImageStatus);
+                if let Some(result) = self.decided() {
+                    return self.made(&id, status, &object, result, ImageStatus);
                 }
                 let source = CreateSource::Import {
                     source: image.source.clone(),
@@ -270,65 +278,15 @@ impl Look<'_> {
         }
     }
 
-    pub(crate) fn snapshot(&self, id: SnapshotId) -> Result<Plan> {
-        let Some(snapshot) = self.cache.snapshots.get(&id) else {
-            return Ok(Plan::nothing());
-        };
-        let status = self.cache.snapshot_status.get(&id);
-        let object = Object {
-            reference: ObjectRef::Snapshot(id),
-            meta: &snapshot.meta,
-            status: status.map(|s| &s.0),
-            wanted: Bytes(0),
-        };
-        let Some(volume) = self.cache.volumes.get(&snapshot.volume) else {
-            return Ok(Plan::nothing());
-        };
-        if snapshot.meta.deleted_at.is_some() {
-            let command = Command::DropSnapshot {
-                pool: volume.pool.clone(),
-                volume: volume.id,
-                snapshot: id,
-            };
-            return self.gone::<Snapshot, SnapshotStatus>(
-                &id,
-                &self.cache.snapshots,
-                &self.cache.snapshot_status,
-                &object,
-                command,
-            );
-        }
-        match status.map(|s| &s.0.state) {
-            None => self.named::<SnapshotStatus>(&id, &object, SnapshotStatus),
-            Some(StorageState::Creating) => {
-                if let Some(outcome) = self.decided() {
-                    return self.made::<SnapshotStatus>(
-                        &id,
-                        status,
-                        &object,
-                        outcome,
-                        SnapshotStatus,
-                    );
-                }
-                let attached = self.attached(volume.id);
-                Ok(Plan::command(Command::TakeSnapshot {
-                    pool: volume.pool.clone(),
-                    volume: volume.id,
-                    snapshot: id,
-                    attached,
-                }))
+    /// How the last command settled the object, if it did: its size, or why it failed for good.
+    pub(super) fn decided(&self) -> Option<Result<Option<Bytes>, String>> {
+        match self.outcome? {
+            Outcome::Done(size) => Some(Ok(*size)),
+            Outcome::Failed { reason, retryable } if !retryable || self.failing >= BUDGET => {
+                Some(Err(reason.clone()))
             }
-            Some(_) => Ok(Plan::nothing()),
+            Outcome::Failed { .. } | Outcome::Gone | Outcome::Bound(_) | Outcome::Undone(_) => None,
         }
-    }
-
-    /// The last command's outcome, if it settles the object.
-    fn decided(&self) -> Option<&Outcome> {
-        self.outcome.filter(|o| match o {
-            Outcome::Done(_) => true,
-            Outcome::Gone | Outcome::Bound(_) => false,
-            Outcome::Failed { retryable, .. } => !retryable || self.failures >= BUDGET,
-        })
     }
 
     fn create(
@@ -350,8 +308,9 @@ impl Look<'_> {
     }
 
     /// Name, then make: the status record comes before the first command.
-    fn named<S: Stored>(
+    pub(super) fn named<S: Stored>(
         &self,
+        draft: Draft,
         id: &S::Id,
         object: &Object<'_>,
         wrap: fn(StorageStatus) -> S,
@@ -360,63 +319,49 @@ impl Look<'_> {
             state: StorageState::Creating,
             size: object.wanted,
             generation: 0,
-            failures: 0,
+            problem: None,
             since: self.now,
         };
         Ok(Plan::commit(
-            Draft::new()
-                .unchanged::<S>(id, None)
-                .put(id, &wrap(status))?,
+            draft.unchanged::<S>(id, None).put(id, &wrap(status))?,
         ))
     }
 
-    fn made<S: Stored>(
+    pub(super) fn made<S: Stored>(
         &self,
         id: &S::Id,
         status: Option<&Versioned<S>>,
         object: &Object<'_>,
-        outcome: &Outcome,
+        result: Result<Option<Bytes>, String>,
         wrap: fn(StorageStatus) -> S,
     ) -> Result<Plan> {
         let before = object.status.map_or(object.wanted, |s| s.size);
-        let (state, size, reason, message) = match outcome {
-            Outcome::Done(size) => (
-                StorageState::Available,
-                size.unwrap_or(before),
-                "available",
-                "ready".to_owned(),
-            ),
-            Outcome::Gone | Outcome::Bound(_) => return Ok(Plan::nothing()),
-            Outcome::Failed { reason, .. } => (
-                StorageState::Failed {
-                    reason: reason.clone(),
-                },
-                before,
-                "failed",
-                reason.clone(),
-            ),
+        let (word, message) = match &result {
+            Ok(_) => ("available", "ready".to_owned()),
+            Err(reason) => ("failed", reason.clone()),
+        };
+        let (state, size) = match result {
+            Ok(size) => (StorageState::Available, size.unwrap_or(before)),
+            Err(reason) => (StorageState::Failed { reason }, before),
         };
         let next = StorageStatus {
             state,
             size,
             generation: object.meta.generation,
-            failures: 0,
+            problem: None,
             since: self.now,
         };
-        let draft = Draft::new()
-            .unchanged::<S>(id, status.map(|s| s.version))
-            .put(id, &wrap(next))?
-            .event(
-                object.reference.clone(),
-                Some(&object.meta.project),
-                reason,
-                message,
-            );
-        Ok(Plan::commit(draft))
+        let (of, project) = (object.reference.clone(), &object.meta.project);
+        Ok(Plan::commit(
+            Draft::new()
+                .unchanged::<S>(id, status.map(|s| s.version))
+                .put(id, &wrap(next))?
+                .event(of, Some(project), word, message),
+        ))
     }
 
     /// Marked deleted and needed by nothing: remove it, then its records.
-    fn gone<T, S>(
+    pub(super) fn gone<T, S>(
         &self,
         id: &T::Id,
         specs: &Table<T::Id, T>,
@@ -432,17 +377,11 @@ impl Look<'_> {
         if !matches!(self.outcome, Some(Outcome::Gone)) {
             return Ok(Plan::command(command));
         }
-        let name = records::name_key(
-            &object.meta.project,
-            object.reference.kind(),
-            &object.meta.name,
-        );
-        let draft = Draft::new()
+        let mut draft = Draft::new()
             .unchanged::<T>(id, specs.get(id).map(|s| s.version))
             .unchanged::<S>(id, statuses.get(id).map(|s| s.version))
             .delete::<T>(id)
             .delete::<S>(id)
-            .op(Op::Delete(name))
             .put(
                 &object.reference.to_string(),
                 &Grave {
@@ -456,11 +395,16 @@ impl Look<'_> {
                 "deleted",
                 format!("{} is gone", object.meta.name),
             );
+        if object.named {
+            let (project, kind) = (&object.meta.project, object.reference.kind());
+            let name = records::name_key(project, kind, &object.meta.name);
+            draft = draft.op(Op::Delete(name));
+        }
         Ok(Plan::commit(draft))
     }
 
     /// Artefacts without a record: those with a grave are removed, one at a time; the others are left and reported.
-    pub(crate) fn pool(&self, id: &PoolId, every: std::time::Duration) -> Plan {
+    pub(crate) fn pool(&self, id: &PoolId, every: Duration) -> Plan {
         let Some(seen) = self.world.pools.get(id).filter(|p| p.listed) else {
             return Plan::command(Command::Inventory { pool: id.clone() });
         };

@@ -311,7 +311,13 @@ fn remove(
         return Ok(Plan::commit(draft));
     }
     let bound = |port| cache.port_status.contains_key(&port);
-    if !made.is_empty() || cache.ports_of(vm.id).any(bound) {
+    let acting = |action| {
+        cache
+            .action_status
+            .get(&action)
+            .is_some_and(|s| !s.is_ended())
+    };
+    if !made.is_empty() || cache.actions_of(vm.id).any(acting) || cache.ports_of(vm.id).any(bound) {
         return Ok(Plan::nothing());
     }
     let mut draft = Draft::new()
@@ -360,13 +366,23 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
             .volume_status
             .get(&disk.volume)
             .map(|s: &Versioned<VolumeStatus>| &s.value.0.state);
-        if let Some(writer) = cache.volume_claims.get(&disk.volume)
-            && writer.vm != vm.id
-        {
-            return Err(Waiting::For(format!(
-                "VM {} has not let go of the volume of disk {}",
-                writer.vm, disk.name
-            )));
+        match cache.volume_claims.get(&disk.volume) {
+            Some(writer) if writer.vm != vm.id => {
+                return Err(Waiting::For(format!(
+                    "VM {} has not let go of the volume of disk {}",
+                    writer.vm, disk.name
+                )));
+            }
+            Some(_) => {}
+            // Nobody may begin to write now. What has the volume already is known to the snapshot.
+            None => {
+                if let Some(what) = cache.under_way(disk.volume) {
+                    return Err(Waiting::For(format!(
+                        "{what} of the volume of disk {} is under way",
+                        disk.name
+                    )));
+                }
+            }
         }
         match (cache.volumes.get(&disk.volume), ready) {
             (Some(volume), Some(StorageState::Available)) if volume.meta.deleted_at.is_none() => {
@@ -475,8 +491,10 @@ fn claim_volumes(
                     epoch: assignment.epoch,
                     place: place.clone(),
                 };
+                let status = cache.volume_status.get(&disk.volume);
                 draft = draft
                     .unchanged::<VolumeClaim>(&disk.volume, None)
+                    .unchanged::<VolumeStatus>(&disk.volume, status.map(|s| s.version))
                     .put(&disk.volume, &claim)?;
             }
         }

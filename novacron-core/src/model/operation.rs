@@ -95,6 +95,8 @@ pub struct Action {
     pub verb: Verb,
     /// When it was asked.
     pub created_at: Timestamp,
+    /// When it must have begun; it is refused then, for its operation has ended.
+    pub deadline: Timestamp,
 }
 
 /// What an action does.

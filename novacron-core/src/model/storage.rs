@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{ImageId, NodeId, PoolId, SnapshotId, VolumeId};
+use super::ids::{ImageId, NodeId, PoolId, SnapshotId, VmId, VolumeId};
 use super::meta::Meta;
 use super::units::Bytes;
 use crate::time::Timestamp;
@@ -59,13 +59,29 @@ pub struct Volume {
     pub size: Bytes,
     /// How it is stored.
     pub format: VolumeFormat,
+    /// The VM that it was made with: it has the name of its disk there, and none of its own in the project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_with: Option<VmId>,
+}
+
+impl Volume {
+    /// Its size as far as is known: the status knows a clone's, which is its image's, and that of one that could not be
+    /// grown; one that is growing counts as grown.
+    pub(crate) fn size_by(&self, status: Option<&StorageStatus>) -> Bytes {
+        match status {
+            Some(status) if status.generation >= self.meta.generation => status.size,
+            Some(status) => status.size.max(self.size),
+            None => self.size,
+        }
+    }
 }
 
 /// What a volume begins as.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum VolumeSource {
     /// Zeroes.
+    #[default]
     Blank,
     /// A linked clone of an image: shares its data, and the image cannot be deleted while the clone is there.
     Image(ImageId),
@@ -109,9 +125,9 @@ pub struct StorageStatus {
     pub size: Bytes,
     /// The spec's generation that this answers.
     pub generation: u64,
-    /// Attempts that failed since the last success.
-    #[serde(default)]
-    pub failures: u32,
+    /// Why that generation could not be reached: it stays as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// When it last changed.
     pub since: Timestamp,
 }

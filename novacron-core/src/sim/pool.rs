@@ -172,6 +172,16 @@ impl SimVolume {
         Ok(())
     }
 
+    pub(super) fn forget(&mut self, snapshot: SnapshotId) {
+        // A prepared layer that the guest went over to has its newest data: it stays the one that is written.
+        let pivoted = |s: &SimSnapshot| s.id == snapshot && !s.committed && s.content.is_some();
+        if self.snapshots.iter().any(pivoted) {
+            self.active = Some(snapshot);
+            self.restores = 0;
+        }
+        self.snapshots.retain(|s| s.id != snapshot);
+    }
+
     pub(super) fn restore(&mut self, op: &'static str, snapshot: SnapshotId) -> Result<()> {
         let content = self.at(snapshot).ok_or_else(|| no_snapshot(op, snapshot))?;
         self.content = content;

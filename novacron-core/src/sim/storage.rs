@@ -229,7 +229,7 @@ impl StorageBackend for SimStorage {
         self.run(OP, call, move |state, pool| {
             let volumes = &mut state.pool(OP, pool)?.volumes;
             if let Some(volume) = volumes.get_mut(&ArtefactId::Volume(id)) {
-                volume.snapshots.retain(|s| s.id != snapshot);
+                volume.forget(snapshot);
             }
             Ok(())
         })

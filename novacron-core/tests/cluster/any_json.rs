@@ -199,7 +199,7 @@ proptest! {
     fn any_volume(mutations in mutations()) {
         on_a_site(|mut site, cluster| async move {
             let document = json!({
-                "name": "data", "size": 1 << 30, "pool": "shared", "format": "qcow2",
+                "name": "data", "size": 1 << 30, "pool": "shared", "format": "qcow2", "source": "blank",
                 "labels": {"tier": "web"}, "annotations": {"note": "x"},
             });
             let Some(spec) = parse::<VolumeSpec>(&mutate(document, mutations)) else { return };

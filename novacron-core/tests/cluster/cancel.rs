@@ -7,7 +7,7 @@ use novacron_core::model::{OperationId, OperationState, Power};
 use novacron_core::sim::{FaultPlan, Latency};
 use novacron_core::{Bytes, ErrorKind, MiB, Phase};
 
-use crate::{Site, soon, spec};
+use crate::{Site, soon, spec, tells};
 
 async fn state(operation: &OperationHandle) -> OperationState {
     operation.get().await.unwrap().state
@@ -21,9 +21,7 @@ async fn a_creation_is_cancelled_by_a_deletion() {
     let big = spec("big").memory(MiB(1024 * 1024));
     let vm = cluster.vms().create(big).await.unwrap();
     let create = vm.operation().unwrap();
-    vm.wait_for(Phase::Pending, soon()).await.unwrap();
-    let progress = create.get().await.unwrap().progress;
-    assert!(progress.contains("too little memory"), "{progress}");
+    tells(create, "too little memory").await;
 
     let back = create.cancel().await.unwrap();
     let ended = create.wait(soon()).await.unwrap_err();

@@ -15,17 +15,22 @@ mod cancel;
 mod door;
 mod failing_parts;
 mod forgetting;
+mod gate;
 mod hosts;
 mod life;
 mod lists;
+mod storage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use novacron_core::cluster::Retention;
+use crate::gate::Gate;
+use novacron_core::cluster::{OperationHandle, Retention};
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
-use novacron_core::model::{DiskSource, Epoch, ImageSource, NodeId, PoolId, VmId, VolumeId};
+use novacron_core::model::{
+    DiskSource, Epoch, ImageSource, NodeId, OperationState, PoolId, VmId, VolumeId,
+};
 use novacron_core::sim::{SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
 use novacron_core::store::{ListOptions, MemoryStore, Record, Store};
 use novacron_core::{Bytes, Cluster, Deadline, MiB, SeededIds, TimerClock, Timestamp, VmSpec};
@@ -34,6 +39,8 @@ pub struct Site {
     pub world: SimWorld,
     pub store: MemoryStore,
     pub retention: Retention,
+    /// Between the cluster and its pool.
+    pub gate: Gate,
     pub clock: TimerClock,
     seed: u64,
 }
@@ -46,7 +53,9 @@ impl Site {
         }
         world.add_pool(PoolId::new("shared").unwrap(), Bytes::gib(1000));
         let clock = TimerClock::starting_at(Timestamp::from_millis(1_700_000_000_000));
+        let pool = PoolId::new("shared").unwrap();
         Self {
+            gate: Gate::new(SimStorage::new(&world, pool)),
             world,
             store: MemoryStore::new(Arc::new(clock)),
             retention: Retention::default(),
@@ -79,10 +88,7 @@ impl Site {
             .clock(self.clock)
             .retention(self.retention)
             .ids(SeededIds::from_seed(self.seed))
-            .storage(
-                "shared",
-                SimStorage::new(&self.world, PoolId::new("shared").unwrap()),
-            );
+            .storage("shared", self.gate.clone());
         for (i, host) in self.world.hosts().into_iter().enumerate() {
             let name = format!("node-{i}");
             builder = builder
@@ -97,6 +103,18 @@ impl Site {
 
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(120))
+}
+
+/// Waits for what an operation tells of its progress.
+pub async fn tells(operation: &OperationHandle, what: &str) {
+    loop {
+        let now = operation.get().await.unwrap();
+        assert_eq!(now.state, OperationState::Running, "{}", now.progress);
+        if now.progress.contains(what) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 pub fn spec(name: &str) -> VmSpec {

@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use super::super::object::find;
 use super::super::request::{problem, refuse};
 use super::super::volumes::pick_pool;
 use super::super::{Cluster, RequestOptions, check};
-use super::nics::new_port;
+use super::nics::{joinable, new_port};
 use super::{VmHandle, Vms, attachable};
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
-    Bytes, Disk, DiskSource, Image, ImageId, Machine, Meta, Name, Network, PoolId, PowerRequest,
+    Bytes, Disk, DiskSource, Image, ImageId, Machine, Meta, Name, PoolId, PowerRequest, Versioned,
     Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::store::Revision;
@@ -26,8 +25,10 @@ enum Resolved {
         pool: PoolId,
         source: VolumeSource,
         size: Bytes,
+        /// The image, as it was read, of a clone.
+        image: Option<Revision>,
     },
-    Existing(VolumeId, Revision),
+    Existing(Box<Versioned<Volume>>),
 }
 
 impl Vms {
@@ -125,6 +126,7 @@ impl Look<'_> {
                         pool,
                         source: VolumeSource::Blank,
                         size: *size,
+                        image: None,
                     })
                     .map_err(|why| ("pool", why)),
                 DiskSource::Image { image, size, pool } => {
@@ -133,10 +135,7 @@ impl Look<'_> {
                 DiskSource::Volume { volume } => {
                     attachable(self.cache, &self.options.project, *volume, None)
                         .map_err(|why| ("volume", why))
-                        .map(|()| {
-                            let version = self.cache.volumes.get(volume).map(|v| v.version);
-                            Resolved::Existing(*volume, version.unwrap_or_default())
-                        })
+                        .map(|volume| Resolved::Existing(Box::new(volume.clone())))
                 }
             };
             match resolved {
@@ -172,6 +171,7 @@ impl Look<'_> {
             pool: image.pool.clone(),
             source: VolumeSource::Image(image.id),
             size: size.unwrap_or(Bytes(0)),
+            image: Some(image.version),
         })
     }
 
@@ -179,12 +179,9 @@ impl Look<'_> {
     fn networks(&self, problems: &mut Vec<Problem>) -> Vec<Revision> {
         let mut versions = Vec::with_capacity(self.spec.nics.len());
         for (i, nic) in self.spec.nics.iter().enumerate() {
-            match find::<Network>(self.cache, self.options, VERB, nic.network) {
-                Ok(network) => versions.push(network.version),
-                Err(_) => problems.push(problem(
-                    format!("nics[{i}].network"),
-                    format!("the project has no network {}", nic.network),
-                )),
+            match joinable(self.cache, self.options, nic.network) {
+                Ok(version) => versions.push(version),
+                Err(why) => problems.push(problem(format!("nics[{i}].network"), why)),
             }
         }
         versions
@@ -218,18 +215,19 @@ fn draft(
     let mut machine_disks = Vec::with_capacity(disks.len());
     for (disk, resolved) in spec.disks.iter().zip(disks) {
         let (volume, delete_with_vm) = match resolved {
-            Resolved::Existing(volume, version) => {
-                draft = draft.unchanged::<Volume>(&volume, Some(version));
-                (volume, false)
+            Resolved::Existing(volume) => {
+                draft = draft.touch::<Volume>(&volume.id, &volume)?;
+                (volume.id, false)
             }
-            Resolved::Made { pool, source, size } => {
-                if let VolumeSource::Image(image) = source {
-                    let key = <Image as crate::records::Stored>::key(&image);
-                    draft
-                        .requires
-                        .push(crate::store::Precondition::Present(key));
+            Resolved::Made {
+                pool,
+                source,
+                size,
+                image,
+            } => {
+                if let VolumeSource::Image(id) = source {
+                    draft = draft.unchanged::<Image>(&id, image);
                 }
-                // It is reached through the VM: it has the disk's name, and takes none of its own.
                 let volume = Volume {
                     id: VolumeId::generate(now, &*inner.ids),
                     meta: meta(Name::new(&disk.name)?),
@@ -237,6 +235,7 @@ fn draft(
                     source,
                     size,
                     format: VolumeFormat::Qcow2,
+                    made_with: Some(id),
                 };
                 draft = draft.put(&volume.id, &volume)?;
                 (volume.id, true)

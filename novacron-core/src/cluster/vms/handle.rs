@@ -94,20 +94,24 @@ impl VmHandle {
                 let message = format!("the VM has {} disks, the most it can", check::MAX_DISKS);
                 problems.push(problem("disk", message));
             }
-            if vm.machine.disks.iter().any(|d| d.volume == volume) {
-                let message = format!("volume {volume} is attached to this VM");
-                problems.push(problem("volume", message));
-            } else if let Err(message) = attachable(cache, project, volume, Some(self.id)) {
-                problems.push(problem("volume", message));
-            }
+            let found = if vm.machine.disks.iter().any(|d| d.volume == volume) {
+                Err(format!("volume {volume} is attached to this VM"))
+            } else {
+                attachable(cache, project, volume, Some(self.id))
+            };
+            let draft = match found {
+                Ok(found) => draft.touch::<Volume>(&volume, found)?,
+                Err(message) => {
+                    problems.push(problem("volume", message));
+                    draft
+                }
+            };
             refuse(VERB, problems)?;
             vm.machine.disks.push(Disk {
                 name: disk.to_owned(),
                 volume,
                 delete_with_vm: false,
             });
-            let version = cache.volumes.get(&volume).map(|v| v.version);
-            let draft = draft.unchanged::<Volume>(&volume, version);
             Ok((draft, next_generation(vm)))
         };
         let request = (disk, volume);
@@ -178,6 +182,7 @@ impl VmHandle {
                     vm: vm.id,
                     verb: what,
                     created_at: now,
+                    deadline: now.plus(self.cluster.options().timeout),
                 };
                 let draft = draft.put(&id, &action)?;
                 Ok((draft, OperationKind::Action { action: id }))

@@ -20,7 +20,7 @@ use crate::control::operation::phase_of;
 use crate::control::plan::ObjectKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
-use crate::model::{Claim, PlaceId, Run, Versioned, Vm, VmId, VolumeId};
+use crate::model::{Claim, PlaceId, Run, Versioned, Vm, VmId, Volume, VolumeId};
 use crate::time::{Deadline, Timestamp};
 
 /// A VM as it is: what was asked for, and what is.
@@ -71,20 +71,20 @@ impl Object for Vm {
     }
 }
 
-/// Whether a VM can have the volume: why not.
-fn attachable(
-    cache: &Cache,
+/// The volume, if a VM can have it, or why not. Whoever takes it touches its record, so that of two at once one is let in.
+fn attachable<'c>(
+    cache: &'c Cache,
     project: &crate::model::Name,
     volume: VolumeId,
     vm: Option<VmId>,
-) -> Result<(), String> {
+) -> Result<&'c Versioned<Volume>, String> {
     match cache.volumes.get(&volume) {
         Some(v) if v.meta.project != *project => Err(format!("there is no volume {volume}")),
         None => Err(format!("there is no volume {volume}")),
         Some(v) if v.meta.deleted_at.is_some() => Err(format!("volume {volume} is being deleted")),
-        Some(_) => match cache.users_of(volume).find(|user| Some(*user) != vm) {
+        Some(v) => match cache.users_of(volume).find(|user| Some(*user) != vm) {
             Some(user) => Err(format!("volume {volume} is attached to VM {user}")),
-            None => Ok(()),
+            None => Ok(v),
         },
     }
 }

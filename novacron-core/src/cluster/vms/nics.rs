@@ -1,14 +1,15 @@
 //! NICs of a VM, beside those that it was created with.
 
-use super::super::check;
 use super::super::object::find;
 use super::super::operations::OperationHandle;
 use super::super::request::{problem, refuse};
+use super::super::{RequestOptions, check};
 use super::VmHandle;
 use super::handle::next_generation;
+use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{MacAddr, Network, Nic, NicSpec, Port, PortId, Vm, VmId};
+use crate::model::{MacAddr, Network, NetworkId, Nic, NicSpec, Port, PortId, Vm, VmId};
 use crate::store::Revision;
 use crate::time::{IdSource, Timestamp};
 
@@ -32,6 +33,21 @@ pub(super) fn new_port(
         .unchanged::<Network>(&nic.network, Some(network))
         .put(&port.id, &port)?;
     Ok((draft, Nic { port: port.id }))
+}
+
+/// The version of a network that a new port can be on, or why there can be none.
+pub(super) fn joinable(
+    cache: &Cache,
+    options: &RequestOptions,
+    network: NetworkId,
+) -> Result<Revision, String> {
+    match find::<Network>(cache, options, "network.get", network) {
+        Err(_) => Err(format!("the project has no network {network}")),
+        Ok(found) if found.meta.deleted_at.is_some() => {
+            Err(format!("network {network} is being deleted"))
+        }
+        Ok(found) => Ok(found.version),
+    }
 }
 
 fn as_spec(port: &Port) -> NicSpec {
@@ -59,13 +75,11 @@ impl VmHandle {
                 let mut all: Vec<NicSpec> = present.map(|port| as_spec(port)).collect();
                 all.push(nic.clone());
                 let mut problems = check::nics(&all);
-                let network = find::<Network>(cache, options, VERB, nic.network);
-                if network.is_err() {
-                    let message = format!("the project has no network {}", nic.network);
-                    problems.push(problem(format!("nics[{}].network", all.len() - 1), message));
-                }
+                let version = joinable(cache, options, nic.network).unwrap_or_else(|why| {
+                    problems.push(problem(format!("nics[{}].network", all.len() - 1), why));
+                    Revision::default()
+                });
                 refuse(VERB, problems)?;
-                let version = network?.version;
                 let (draft, nic) = new_port(draft, vm.id, &nic, version, now, &*inner.ids)?;
                 vm.machine.nics.push(nic);
                 Ok((draft, next_generation(vm)))

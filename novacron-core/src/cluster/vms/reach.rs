@@ -68,6 +68,48 @@ impl VmHandle {
             .await
     }
 
+    /// Whether the guest's agent answers.
+    ///
+    /// # Errors
+    /// As [`VmHandle::addresses`].
+    pub async fn ping(&self, call: Call) -> Result<()> {
+        let (hypervisor, id) = self.domain("vm.ping").await?;
+        let agent = hypervisor.guest_agent();
+        agent
+            .ok_or_else(|| unsupported("vm.ping"))?
+            .ping(call, id)
+            .await
+    }
+
+    /// Freezes the guest's file systems through its agent, so that a snapshot taken now is one of whole files; how many.
+    /// [`VmHandle::thaw`] undoes it: a guest that stays frozen hangs.
+    ///
+    /// # Errors
+    /// As [`VmHandle::exec`].
+    pub async fn freeze(&self, call: Call) -> Result<u32> {
+        refuse_change_options(self.cluster.options(), "vm.freeze")?;
+        let (hypervisor, id) = self.domain("vm.freeze").await?;
+        let agent = hypervisor.guest_agent();
+        agent
+            .ok_or_else(|| unsupported("vm.freeze"))?
+            .freeze(call, id)
+            .await
+    }
+
+    /// Thaws them; how many. None that is frozen is no error.
+    ///
+    /// # Errors
+    /// As [`VmHandle::exec`].
+    pub async fn thaw(&self, call: Call) -> Result<u32> {
+        refuse_change_options(self.cluster.options(), "vm.thaw")?;
+        let (hypervisor, id) = self.domain("vm.thaw").await?;
+        let agent = hypervisor.guest_agent();
+        agent
+            .ok_or_else(|| unsupported("vm.thaw"))?
+            .thaw(call, id)
+            .await
+    }
+
     /// The guest's addresses, by its agent.
     ///
     /// # Errors

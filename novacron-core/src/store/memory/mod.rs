@@ -74,6 +74,8 @@ impl Store for MemoryStore {
 
     async fn commit(&self, commit: Commit) -> Result<Revision> {
         commit.check()?;
+        // A store on a disk is not done at once either: what others ask for meanwhile may come first.
+        tokio::task::yield_now().await;
         let mut state = self.state();
         let (revision, committed) = state.commit(&commit, self.clock.now())?;
         // Published under the lock: the log has the order of the revisions.
