@@ -1,8 +1,7 @@
 //! Verbs without a desired state: marked started before the effect, never repeated after a crash.
 
 use super::cache::Cache;
-use super::plan::{Command, Draft, Plan};
-use super::storage::Outcome;
+use super::plan::{Command, Draft, Outcome, Plan};
 use crate::driver::DomainId;
 use crate::error::Result;
 use crate::lifecycle::RunPhase;

@@ -21,6 +21,7 @@
 //! | [`port`] | owner | every port of a start is bound on its node before the domain is made, and released after it |
 //! | [`storage`] | pool owner | volumes, images and snapshots exist as they should |
 //! | [`node`] | owner | the host is observed, strays are swept or reported |
+//! | [`pool`] | pool owner | the same of a pool |
 //! | [`operation`] | leader | every operation ends |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
@@ -36,6 +37,7 @@ pub(crate) mod operation;
 mod panics;
 pub(crate) mod placing;
 pub(crate) mod plan;
+mod pool;
 pub(crate) mod port;
 pub(crate) mod queue;
 pub(crate) mod retention;

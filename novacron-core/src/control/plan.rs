@@ -6,8 +6,8 @@ use super::retention::Cutoffs;
 use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Epoch, HostBoot, ImageId, Meta, Name, NodeId, ObjectRef, OperationId,
-    PoolId, PortId, SnapshotId, Verb, VmId, VolumeId,
+    ActionId, Assignment, Bytes, Epoch, HostBoot, ImageId, Meta, Name, NodeId, ObjectRef,
+    OperationId, PoolId, PortBinding, PortId, SnapshotId, Verb, VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -37,7 +37,7 @@ pub(crate) struct Plan {
     pub(crate) command: Option<Command>,
     /// Look again at this time, whatever happens.
     pub(crate) wake: Option<Timestamp>,
-    /// The VM waits for a place: look again when any node changes.
+    /// The VM waits for a place: look again when some host has more room.
     pub(crate) no_place: Option<Rejected>,
 }
 
@@ -134,6 +134,27 @@ impl Draft {
     }
 }
 
+/// Failed attempts in a row after which making something is given up.
+pub(crate) const BUDGET: u32 = 5;
+
+/// How an object's last command ended, for the look that follows.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// It did, with this size if it has one.
+    Done(Option<Bytes>),
+    /// It bound a port.
+    Bound(PortBinding),
+    /// It removed the object.
+    Gone,
+    /// It did not.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether another try may help.
+        retryable: bool,
+    },
+}
+
 /// An effect on the world. Every one but [`Command::Act`] is "ensure": a second one changes nothing.
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
@@ -206,7 +227,7 @@ pub(crate) enum Command {
     Grow {
         pool: PoolId,
         volume: VolumeId,
-        size: crate::model::Bytes,
+        size: Bytes,
         attached: Option<(NodeId, DomainId)>,
     },
     Delete {
@@ -224,7 +245,7 @@ pub(crate) enum Command {
         volume: VolumeId,
         snapshot: SnapshotId,
     },
-    /// List a pool's artefacts.
+    /// Probe a pool and list its artefacts.
     Inventory {
         pool: PoolId,
     },

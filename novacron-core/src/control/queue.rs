@@ -99,6 +99,7 @@ impl Queue {
         self.failures.get(key).copied().unwrap_or(0)
     }
 
+    /// The object's failures, if there were any, are over; or it is gone.
     pub(crate) fn succeeded(&mut self, key: &ObjectKey) {
         self.failures.remove(key);
     }

@@ -5,45 +5,22 @@
 //! left, so that an artefact that turns up late is known to be nobody's.
 
 use super::cache::{Cache, Table};
-use super::plan::{Command, Draft, Plan};
-use super::world::World;
+use super::plan::{BUDGET, Command, Draft, Outcome, Plan};
 use crate::driver::{ArtefactId, CreateSource, CreateVolume, DomainId};
 use crate::error::Result;
 use crate::model::{
-    Bytes, ClusterId, Image, ImageId, Meta, NodeId, ObjectRef, PlaceId, PoolId, PortBinding,
-    Snapshot, SnapshotId, StorageState, StorageStatus, Versioned, Volume, VolumeFormat, VolumeId,
+    Bytes, ClusterId, Image, ImageId, Meta, NodeId, ObjectRef, PlaceId, PoolId, Snapshot,
+    SnapshotId, StorageState, StorageStatus, Versioned, Volume, VolumeFormat, VolumeId,
     VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
 use crate::store::Op;
 use crate::time::Timestamp;
 
-/// Failed attempts in a row after which making something is given up.
-pub(crate) const BUDGET: u32 = 5;
-
-/// How the last command of an object ended, as the executor reports it.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    /// It did, with this size if it has one.
-    Done(Option<Bytes>),
-    /// It bound a port.
-    Bound(PortBinding),
-    /// It removed the object.
-    Gone,
-    /// It did not.
-    Failed {
-        /// Why.
-        reason: String,
-        /// Whether another try may help.
-        retryable: bool,
-    },
-}
-
 /// What a look at a storage object is made of.
 pub(crate) struct Look<'a> {
     pub(crate) cluster: ClusterId,
     pub(crate) cache: &'a Cache,
-    pub(crate) world: &'a World,
     pub(crate) outcome: Option<&'a Outcome>,
     pub(crate) failures: u32,
     pub(crate) now: Timestamp,
@@ -360,7 +337,6 @@ impl Look<'_> {
             state: StorageState::Creating,
             size: object.wanted,
             generation: 0,
-            failures: 0,
             since: self.now,
         };
         Ok(Plan::commit(
@@ -400,7 +376,6 @@ impl Look<'_> {
             state,
             size,
             generation: object.meta.generation,
-            failures: 0,
             since: self.now,
         };
         let draft = Draft::new()
@@ -457,34 +432,5 @@ impl Look<'_> {
                 format!("{} is gone", object.meta.name),
             );
         Ok(Plan::commit(draft))
-    }
-
-    /// Artefacts without a record: those with a grave are removed, one at a time; the others are left and reported.
-    pub(crate) fn pool(&self, id: &PoolId, every: std::time::Duration) -> Plan {
-        let Some(seen) = self.world.pools.get(id).filter(|p| p.listed) else {
-            return Plan::command(Command::Inventory { pool: id.clone() });
-        };
-        for artefact in &seen.strays {
-            let (known, grave) = match artefact {
-                ArtefactId::Volume(volume) => (
-                    self.cache.volumes.contains_key(volume),
-                    format!("volume/{volume}"),
-                ),
-                ArtefactId::Image(image) => (
-                    self.cache.images.contains_key(image),
-                    format!("image/{image}"),
-                ),
-            };
-            if !known && self.cache.graves.contains_key(&grave) {
-                return Plan::command(Command::Delete {
-                    pool: id.clone(),
-                    id: *artefact,
-                });
-            }
-        }
-        if self.now.since(seen.at) >= every {
-            return Plan::command(Command::Inventory { pool: id.clone() });
-        }
-        Plan::wake_at(seen.at.plus(every))
     }
 }
