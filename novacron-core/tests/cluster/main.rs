@@ -18,6 +18,7 @@ mod forgetting;
 mod hosts;
 mod life;
 mod lists;
+mod strays;
 
 use std::path::PathBuf;
 use std::sync::Arc;
