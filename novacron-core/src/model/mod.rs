@@ -7,6 +7,7 @@ mod network;
 mod node;
 mod object;
 mod operation;
+mod revision;
 mod run;
 mod secret;
 mod storage;
@@ -23,19 +24,20 @@ pub use meta::{Meta, Versioned};
 pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,
 };
-pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus};
+pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Unexplained};
 pub use object::ObjectRef;
 pub use operation::{
     Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
 };
+pub use revision::Revision;
 pub use run::{
     AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, HostBoot, Run, StopProof,
     VolumeClaim,
 };
 pub use secret::SecretRef;
 pub use storage::{
-    Image, ImageSource, Pool, PoolScope, Snapshot, StorageState, StorageStatus, Volume,
-    VolumeFormat, VolumeSource,
+    Image, ImageSource, Pool, PoolScope, PoolState, PoolStatus, Snapshot, StorageState,
+    StorageStatus, Volume, VolumeFormat, VolumeSource,
 };
 pub use units::{Bandwidth, Bytes, MiB, Money};
 pub use vm::{
