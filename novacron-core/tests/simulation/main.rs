@@ -11,6 +11,8 @@
 //! | `NOVACRON_SIM_SYNC_EVERY=n` | takes the durability of commit out: the store is synced with every n-th commit only, and the simulation must find it |
 
 #![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::unwrap_used,
     unreachable_pub,
     missing_docs,
