@@ -198,7 +198,8 @@ impl Cluster {
     }
 
     /// Ends the control loop and waits for it, at most until the deadline. Guests run on, and the next start adopts
-    /// them. Commits that were under way are either whole or not there.
+    /// them. Commits that were under way are either whole or not there. The store stays open: a program that opens the
+    /// same database again keeps a clone of its `SqliteStore` and calls `close` on it, as shown there.
     ///
     /// # Errors
     /// [`ErrorKind::DeadlineExceeded`] when the loop did not end in time; it is aborted then.

@@ -17,11 +17,11 @@ pub(crate) enum ProcessError {
     },
     /// A unix socket's path would not fit into the kernel's 108 bytes.
     #[error(
-        "the run directory's path is too long for unix sockets: {} has {} bytes and the limit is {limit}; use a shorter state folder",
+        "the state folder's path is too long for the unix sockets in it: {} has {} bytes and the limit is {limit}; use a shorter one",
         path.display(), path.as_os_str().len()
     )]
     PathTooLong {
-        /// The longest socket path.
+        /// The state folder.
         path: PathBuf,
         /// The longest that works.
         limit: usize,

@@ -38,7 +38,7 @@ pub(crate) use end::{End, EndCause};
 pub(crate) use error::ProcessError;
 pub(crate) use identity::boot_id;
 pub(crate) use lock::Holder;
-pub(crate) use rundir::{Found, RunDir, holder};
+pub(crate) use rundir::{Found, RunDir, fits, holder};
 pub(crate) use spawn::{Launch, Listener, launch};
 pub(crate) use watch::Process;
 

@@ -19,8 +19,8 @@ use super::watch::{Process, reap};
 const SOCKET_PATH_LIMIT: usize = 107;
 /// The VM's lock, beside the directories of its starts.
 const LOCK: &str = "run.lock";
-/// The longest socket name in a run directory.
-const LONGEST_SOCKET: &str = "qmp";
+/// Bytes that a socket's path has behind the state folder: `/<vm>/<epoch>/qmp`, with a UUID and ten digits.
+const BELOW_STATE: usize = 1 + 36 + 1 + 10 + 1 + 3;
 /// How much of QEMU's stderr is kept in an error.
 const LAST_WORDS: u64 = 2048;
 
@@ -43,6 +43,18 @@ pub(crate) fn holder(vm: &Path) -> Result<Option<Holder>, ProcessError> {
     })
 }
 
+/// Fails when the sockets of the VMs in this state folder could not be bound.
+pub(crate) fn fits(state: &Path) -> Result<(), ProcessError> {
+    let limit = SOCKET_PATH_LIMIT - BELOW_STATE;
+    if state.as_os_str().len() <= limit {
+        return Ok(());
+    }
+    Err(ProcessError::PathTooLong {
+        path: state.to_owned(),
+        limit,
+    })
+}
+
 /// The run directory of one start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RunDir {
@@ -52,21 +64,13 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Names the directory of a start in the VM's; an error when its sockets could not be bound. Touches nothing.
-    pub(crate) fn new(vm: &Path, epoch: u64) -> Result<Self, ProcessError> {
-        let dir = Self {
+    /// Names the directory of a start in the VM's. Touches nothing.
+    pub(crate) fn new(vm: &Path, epoch: u64) -> Self {
+        Self {
             path: vm.join(epoch.to_string()),
             lock: vm.join(LOCK),
             epoch,
-        };
-        let longest = dir.file(LONGEST_SOCKET);
-        if longest.as_os_str().len() > SOCKET_PATH_LIMIT {
-            return Err(ProcessError::PathTooLong {
-                path: longest,
-                limit: SOCKET_PATH_LIMIT,
-            });
         }
-        Ok(dir)
     }
 
     /// The directory itself.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
-        let dir = RunDir::new(&temporary.path().join("vm"), 7).unwrap();
+        let dir = RunDir::new(&temporary.path().join("vm"), 7);
         dir.create().unwrap();
         Self {
             _temporary: temporary,
@@ -100,7 +100,7 @@ async fn runs_is_found_again_and_its_death_is_told() {
     };
     assert_eq!(end.cause, EndCause::Killed(9));
 
-    let later = RunDir::new(vm.dir.path().parent().unwrap(), 8).unwrap();
+    let later = RunDir::new(vm.dir.path().parent().unwrap(), 8);
     later.create().unwrap();
     let lock = later.lock().unwrap();
     let arguments = ["60".into()];
@@ -235,8 +235,13 @@ fn a_missing_binary_leaves_nothing_running() {
 
 #[test]
 fn a_path_too_long_for_sockets_is_refused_up_front() {
-    let error = RunDir::new(Path::new(&format!("/tmp/{}", "x".repeat(100))), 1).unwrap_err();
-    assert!(error.to_string().contains("the limit is 107"), "{error}");
+    let folder = |bytes: usize| PathBuf::from(format!("/{}", "x".repeat(bytes - 1)));
+    fits(&folder(55)).unwrap();
+    let error = fits(&folder(56)).unwrap_err();
+    assert!(
+        error.to_string().contains("56 bytes and the limit is 55"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl Hypervisor for QemuHypervisor {
     async fn probe(&self, call: Call) -> Result<HostInfo> {
         const OPERATION: &str = "qemu.probe";
         error::remaining(call, OPERATION)?;
+        self.state.fits(OPERATION)?;
         self.state.own(OPERATION)?;
         let qemu = self.state.binary(OPERATION).await?;
         let accel = self

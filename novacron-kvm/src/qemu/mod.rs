@@ -58,7 +58,8 @@ const MAX_VCPUS: u32 = 255;
 /// let hypervisor = QemuHypervisor::new("/var/lib/my-panel/vms");
 /// ```
 /// Nothing is touched before the first call. The state folder must lie on the host itself, belong to this hypervisor
-/// alone, and have a path of at most 60 bytes or so, since unix sockets lie in it. Dropping the value closes connections
+/// alone, and have an absolute path of at most 55 bytes, since unix sockets lie in it: `probe` refuses a longer one, so
+/// that nothing is placed on such a node. Dropping the value closes connections
 /// and leaves guests running; a new value on the same folder adopts them.
 #[derive(Debug)]
 pub struct QemuHypervisor {

@@ -34,6 +34,7 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
             None => files.to_iso(),
         }
     });
+    state.fits(OPERATION)?;
     let dir = state.dir(id, OPERATION)?;
     let slot = state.slot(id);
     let _turn = slot.turn(call, OPERATION).await?;

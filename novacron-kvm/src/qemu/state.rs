@@ -21,7 +21,7 @@ use super::monitor::{Monitor, Status};
 use super::spec::StoredSpec;
 use crate::accel::AccelChoice;
 use crate::probe::QemuBinary;
-use crate::process::{End, EndCause, Found, Holder, Process, ProcessError, RunDir, holder};
+use crate::process::{End, EndCause, Found, Holder, Process, ProcessError, RunDir, fits, holder};
 use crate::qmp::Qmp;
 
 /// Events that a slow reader may be behind.
@@ -142,6 +142,11 @@ impl State {
         }
     }
 
+    /// Fails when domains in the folder could not be started. Then none can be there, and whoever looks finds none.
+    pub(super) fn fits(&self, operation: &'static str) -> Result<()> {
+        fits(&self.config.folder).map_err(|e| error::process(operation, e))
+    }
+
     /// Makes sure that the folder is there and ours alone.
     pub(super) fn own(&self, operation: &'static str) -> Result<()> {
         let mut owned = lock(&self.owned);
@@ -186,8 +191,8 @@ impl State {
     /// The domain's run directory.
     pub(super) fn dir(&self, id: DomainId, operation: &'static str) -> Result<RunDir> {
         self.own(operation)?;
-        RunDir::new(&self.config.folder.join(id.vm.to_string()), id.epoch.0)
-            .map_err(|e| error::process(operation, e))
+        let vm = self.config.folder.join(id.vm.to_string());
+        Ok(RunDir::new(&vm, id.epoch.0))
     }
 
     pub(super) fn slot(&self, id: DomainId) -> Arc<Slot> {
@@ -224,7 +229,7 @@ impl State {
             let holder = holder(&folder).map_err(failed)?;
             let known = ids.len();
             for epoch in names::<u64>(&folder) {
-                let dir = RunDir::new(&folder, epoch).map_err(failed)?;
+                let dir = RunDir::new(&folder, epoch);
                 let id = StoredSpec::read(&dir).map_err(failed)?.map(|spec| spec.id);
                 ids.extend(id.filter(|id| id.vm == vm && id.epoch == Epoch(epoch)));
             }

@@ -62,7 +62,7 @@ pub(super) fn of_io(what: &str, path: &Path, error: io::Error) -> Error {
         }
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, "store.open", format!("{what}: {error}"))
+    Error::new(kind, "store.open", what.to_owned())
         .with("path", path.display())
         .caused_by(error)
 }

@@ -60,7 +60,9 @@ fn held(file: &mut File, path: &Path) -> Error {
         _ => "unknown".to_owned(),
     };
     let message = if pid == std::process::id().to_string() {
-        format!("this process ({pid}) has the database open already; close it first")
+        format!(
+            "this process ({pid}) has the database open already; call `close` on that store, or on a clone of it, first"
+        )
     } else {
         format!("process {pid} has the database open; only one may at a time")
     };

@@ -8,13 +8,13 @@
 //! ```
 //! | file | holds |
 //! |---|---|
-//! | `open`, `lock`, `schema` | from a path to a database that is locked, whole, ours and of this version |
+//! | `open`, `lock`, `schema`, `views.sql` | from a path to a database that is locked, whole, ours and of this version |
 //! | `writer`, `request`, `apply` | group commit; requests and answers; their SQL |
 //! | `pool`, `reads`, `rows`, `sum` | read connections; their SQL; rows as checked records |
 //! | `beats`, `failure`, `options` | heartbeats; SQLite's codes as errors; options and counters |
 //!
 //! One process at a time (`<path>.lock` says which); while it runs, `sqlite3 -readonly <path>` shows the data, with
-//! views for people (`kinds`, `objects`, `recent`, `vms`, …). Reads are linearizable: a commit returns after its
+//! views for people (`kinds`, `vms`, `operations`, `events`, …). Reads are linearizable: a commit returns after its
 //! transaction is in the WAL, and a read transaction begins with all that is there. The file must be on a local disk:
 //! WAL shares memory between its users.
 
@@ -63,8 +63,28 @@ const IN_FLIGHT: usize = 8192;
 
 /// The default store, in one SQLite file. Clones share it.
 ///
-/// End it with [`SqliteStore::close`] before opening the same file again. Dropping it is safe too, but then its thread
-/// finishes what is queued and gives the lock back a moment later.
+/// Dropping the last clone is safe: guests and records are untouched, and its thread finishes what is queued and gives
+/// the lock back *a moment later*. A program that opens the same file again keeps a clone, and closes it when the cluster
+/// has been shut down ([`Cluster::shutdown`](crate::Cluster::shutdown) ends the control loop, and leaves the store open):
+///
+/// ```
+/// # use std::time::Duration;
+/// use novacron_core::store::SqliteStore;
+/// use novacron_core::{Cluster, Deadline, Result};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// # let folder = tempfile::tempdir().expect("a temporary folder");
+/// # let path = folder.path().join("novacron.db");
+/// let store = SqliteStore::open(&path).await?;
+/// let cluster = Cluster::builder("prod").store(store.clone()).build().await?;
+///
+/// cluster.shutdown(Deadline::after(Duration::from_secs(30))).await?;
+/// store.close().await?;
+/// let again = SqliteStore::open(&path).await?;
+/// # again.close().await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct SqliteStore(Arc<Inner>);
 
@@ -96,7 +116,8 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`ErrorKind::FailedPrecondition`] when another process has it open (the context `pid` says which),
-    /// [`ErrorKind::Corrupt`] when it is damaged, of another program, or newer than this build (it is not touched),
+    /// [`ErrorKind::Corrupt`] when it is damaged, of another program, or newer than this build (it is not touched; for
+    /// records that do not fit their checksums, the message names them and what to type),
     /// [`ErrorKind::NotFound`] without its folder, [`ErrorKind::PermissionDenied`] or [`ErrorKind::Exhausted`] when
     /// nothing can be written there.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {

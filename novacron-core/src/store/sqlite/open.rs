@@ -17,8 +17,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::failure::{of_io, sql};
 use super::lock::LockFile;
-use super::rows::{self, RECORD};
-use super::{SqliteOptions, schema};
+use super::{SqliteOptions, rows, schema};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long to wait for another program's write, as one in the `sqlite3` shell.
@@ -28,6 +27,8 @@ const CHECKPOINT_PAGES: u32 = 4_000;
 /// What the WAL is cut back to after a burst, bytes.
 const WAL_KEPT: u32 = 64 << 20;
 const PAGE_BYTES: u64 = 4096;
+/// How many damaged records a message names; with more, a backup is the better way.
+const NAMED: usize = 20;
 
 /// An open database.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ pub(super) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened> {
         return Err(error.with("path", path.display()));
     }
     if options.check {
-        check_content(&connection).map_err(|e| e.with("path", path.display()))?;
+        check_content(&connection, &path).map_err(|e| e.with("path", path.display()))?;
     }
     schema::migrate(&mut connection).map_err(|e| e.with("path", path.display()))?;
     configure_writer(&connection, options).map_err(sql("store.open"))?;
@@ -134,7 +135,7 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     };
     let real = folder
         .canonicalize()
-        .map_err(|e| of_io("the database's folder", folder, e))?;
+        .map_err(|e| of_io("cannot find the database's folder", folder, e))?;
     Ok(real.join(name))
 }
 
@@ -172,7 +173,7 @@ fn check_header(path: &Path) -> Result<()> {
 }
 
 /// Fails when pages, indexes or records are damaged.
-fn check_content(connection: &Connection) -> Result<()> {
+fn check_content(connection: &Connection, path: &Path) -> Result<()> {
     let corrupt = |message: String| Error::new(ErrorKind::Corrupt, "store.open", message);
     // Not `quick_check`: a record that its index does not find would be absent in silence.
     let check = "PRAGMA integrity_check(1)";
@@ -192,16 +193,91 @@ fn check_content(connection: &Connection) -> Result<()> {
             "the database is damaged: at revision {revision}, a record of {newest}"
         )));
     }
+    let mut damaged = Vec::new();
     for table in ["records", "history"] {
-        let mut select = connection
-            .prepare(&format!("SELECT {RECORD} FROM {table}"))
-            .map_err(sql("store.open"))?;
-        let mut found = select.query([]).map_err(sql("store.open"))?;
-        while let Some(row) = found.next().map_err(sql("store.open"))? {
-            rows::verify("store.open", row)?;
+        damaged.extend(damaged_rows(connection, table).map_err(sql("store.open"))?);
+    }
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    Err(corrupt(way_out(path, &damaged)).with("damaged", damaged.len()))
+}
+
+/// A row that does not fit its checksum.
+struct Damaged {
+    table: &'static str,
+    row: i64,
+    key: String,
+    version: i64,
+}
+
+fn damaged_rows(connection: &Connection, table: &'static str) -> rusqlite::Result<Vec<Damaged>> {
+    let select = format!("SELECT key, version, value, sum, rowid FROM {table} ORDER BY key, rowid");
+    let mut select = connection.prepare(&select)?;
+    let (mut found, mut damaged) = (select.query([])?, Vec::new());
+    while let Some(row) = found.next()? {
+        if !rows::is_whole(row)? {
+            damaged.push(Damaged {
+                table,
+                row: row.get(4)?,
+                key: row.get(0)?,
+                version: row.get(1)?,
+            });
         }
     }
-    Ok(())
+    Ok(damaged)
+}
+
+/// What is damaged, and what to do about it.
+///
+/// Turned down: to go on without the damaged records. What they said was acknowledged, and a claim or a run that is
+/// missing reads as "it does not run": only a person can tell whether that is true.
+fn way_out(path: &Path, damaged: &[Damaged]) -> String {
+    for Damaged {
+        table,
+        row,
+        key,
+        version,
+    } in damaged
+    {
+        tracing::error!(
+            table,
+            row,
+            key,
+            version,
+            "a record does not fit its checksum"
+        );
+    }
+    let named = &damaged[..damaged.len().min(NAMED)];
+    let mut names: Vec<String> = named
+        .iter()
+        .map(|it| match it.table {
+            "history" => format!("{} as it was at revision {}", it.key, it.version),
+            _ => it.key.clone(),
+        })
+        .collect();
+    if damaged.len() > named.len() {
+        let more = damaged.len() - named.len();
+        names.push(format!("and {more} more, which the log names"));
+    }
+    let repair: Vec<String> = ["records", "history"]
+        .into_iter()
+        .filter_map(|table| {
+            let rows = named.iter().filter(|it| it.table == table);
+            let rows: Vec<String> = rows.map(|it| it.row.to_string()).collect();
+            let rows = (!rows.is_empty()).then(|| rows.join(", "))?;
+            Some(format!(
+                "UPDATE {table} SET sum = NULL WHERE rowid IN ({rows});"
+            ))
+        })
+        .collect();
+    format!(
+        "what does not fit its checksum: {}. Restore a backup, or look at each and take it as it is with: sqlite3 '{}' \
+         \"{}\"",
+        names.join(", "),
+        path.display(),
+        repair.join(" ")
+    )
 }
 
 /// Makes an empty database under another name and renames it when it is whole and on disk.

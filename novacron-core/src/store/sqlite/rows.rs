@@ -9,9 +9,6 @@ use super::sum::sum;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Key, Record, Revision};
 
-/// The columns that the functions of this module expect, in this order.
-pub(super) const RECORD: &str = "key, version, value, sum";
-
 /// JSON bytes bound as TEXT, so that people and `json_extract` can read them.
 pub(super) struct Json<'a>(pub(super) &'a [u8]);
 
@@ -37,43 +34,38 @@ pub(super) fn revisions(connection: &Connection) -> rusqlite::Result<(Revision, 
     select.query_row([], |row| Ok((revision(row.get(0)?), revision(row.get(1)?))))
 }
 
-/// Fails with [`ErrorKind::Corrupt`] when a row's checksum is not that of its content.
-pub(super) fn verify(operation: &'static str, row: &Row<'_>) -> Result<()> {
-    let parts = || {
-        let value = row.get_ref(2)?.as_bytes_or_null()?;
-        Ok((
-            row.get_ref(0)?.as_str()?,
-            row.get::<_, i64>(1)?,
-            value,
-            row.get::<_, Option<i64>>(3)?,
-        ))
-    };
-    let (key, version, value, expected) = parts().map_err(sql(operation))?;
-    match expected {
-        Some(expected) if expected != i64::from(sum(key, revision(version).0, value)) => {
-            let message = "a record is damaged (its checksum does not fit): restore the database from a backup";
-            Err(Error::new(ErrorKind::Corrupt, operation, message)
-                .with("key", key)
-                .with("version", version))
-        }
-        _ => Ok(()),
-    }
+/// Whether a row's checksum is that of its content; one without a checksum was taken as it is by a person.
+/// The row begins with `key, version, value, sum`.
+pub(super) fn is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
+    let key = row.get_ref(0)?.as_str()?;
+    let value = row.get_ref(2)?.as_bytes_or_null()?;
+    let found = i64::from(sum(key, revision(row.get(1)?).0, value));
+    Ok(row
+        .get::<_, Option<i64>>(3)?
+        .is_none_or(|noted| noted == found))
 }
 
-/// The key, version and value of a row; a value that is missing is a delete.
+/// The key, version and value of a row of `key, version, value, sum`; a value that is missing is a delete.
 pub(super) fn change(
     operation: &'static str,
     row: &Row<'_>,
 ) -> Result<(Key, Revision, Option<Bytes>)> {
-    verify(operation, row)?;
     let parts = || {
         let value = row
             .get_ref(2)?
             .as_bytes_or_null()?
             .map(Bytes::copy_from_slice);
-        Ok((row.get_ref(0)?.as_str()?, revision(row.get(1)?), value))
+        let (key, version) = (row.get_ref(0)?.as_str()?, revision(row.get(1)?));
+        Ok((key, version, value, is_whole(row)?))
     };
-    let (key, version, value) = parts().map_err(sql(operation))?;
+    let (key, version, value, whole) = parts().map_err(sql(operation))?;
+    if !whole {
+        let message = "a record does not fit its checksum: close the store, and open it with `check`, which names every \
+                       such record and the way out";
+        return Err(Error::new(ErrorKind::Corrupt, operation, message)
+            .with("key", key)
+            .with("version", version));
+    }
     let key = Key::new(key).map_err(|e| {
         Error::new(
             ErrorKind::Corrupt,

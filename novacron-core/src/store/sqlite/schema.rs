@@ -1,7 +1,7 @@
-//! The schema: versions, migrations, and views of each kind of record for people.
+//! The schema: versions, migrations, and views for people.
 //!
 //! `user_version` is the number of steps applied. Steps are never changed once released; a new one is appended. All
-//! missing ones run in one transaction. The views per kind are derived data and made anew whenever they differ.
+//! missing ones run in one transaction. The views (`views.sql`) are derived data and made anew whenever they differ.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -15,29 +15,12 @@ pub(super) const APPLICATION_ID: i32 = 0x4e6f_7643;
 /// Step `n` leads from version `n` to `n + 1`.
 const STEPS: &[&str] = &[include_str!("schema_1.sql")];
 
+const VIEWS: &str = include_str!("views.sql");
+
 /// The version this build writes.
 pub(super) fn version() -> i32 {
     i32::try_from(STEPS.len()).unwrap_or(i32::MAX)
 }
-
-/// A view of one kind of record: its name and the first part of the keys.
-///
-/// Columns that every kind has: `id` (the rest of the key), `revision`, `name`, `phase` (if the JSON has such members
-/// anywhere) and `json`.
-const KINDS: &[(&str, &str)] = &[
-    ("vms", "vm"),
-    ("runs", "run"),
-    ("nodes", "node"),
-    ("volumes", "volume"),
-    ("pools", "pool"),
-    ("images", "image"),
-    ("networks", "network"),
-    ("snapshots", "snapshot"),
-    ("operations", "operation"),
-    ("actions", "action"),
-    ("events", "event"),
-    ("names", "name"),
-];
 
 /// Fails with [`ErrorKind::Corrupt`] when a file of schema `found` is newer than this build.
 pub(super) fn check_version(found: i32) -> Result<()> {
@@ -70,14 +53,14 @@ fn apply(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
     {
         transaction.execute_batch(step)?;
     }
-    for (view, kind) in KINDS {
-        let wanted = view_of(view, kind);
+    for wanted in views() {
+        let name = wanted.split(' ').nth(2).unwrap_or_default();
         let select = "SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = ?1";
         let present: Option<String> = transaction
-            .query_row(select, [view], |row| row.get(0))
+            .query_row(select, [name], |row| row.get(0))
             .optional()?;
-        if present.as_ref() != Some(&wanted) {
-            transaction.execute_batch(&format!("DROP VIEW IF EXISTS {view}; {wanted}"))?;
+        if present.as_deref() != Some(wanted) {
+            transaction.execute_batch(&format!("DROP VIEW IF EXISTS {name}; {wanted}"))?;
         }
     }
     if found < version() {
@@ -87,24 +70,16 @@ fn apply(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-fn view_of(view: &str, kind: &str) -> String {
-    // The first member of that name at any depth: the store does not know the envelope.
-    let member = |name: &str| {
-        format!(
-            "(SELECT atom FROM json_tree(records.value) WHERE json_tree.key = '{name}' AND atom IS NOT NULL LIMIT 1)"
-        )
-    };
-    format!(
-        "CREATE VIEW {view} AS SELECT substr(key, {}) AS id, {} AS name, {} AS phase, version AS revision, \
-         value AS json FROM records WHERE key >= '{kind}/' AND key < '{kind}0'",
-        kind.len() + 2,
-        member("name"),
-        member("phase"),
-    )
+/// The statements of the views, as SQLite keeps them.
+fn views() -> impl Iterator<Item = &'static str> {
+    let statements = VIEWS.split(";\n");
+    statements.filter_map(|text| Some(&text[text.find("CREATE VIEW ")?..]))
 }
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::types::Value;
+
     use super::*;
 
     #[test]
@@ -124,29 +99,70 @@ mod tests {
     }
 
     #[test]
-    fn a_view_shows_the_members_of_a_record() {
+    fn views_show_what_is_there_beside_what_is_damaged() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        let json = r#"{"v":1,"meta":{"name":"web-1"},"status":{"phase":"running"}}"#;
-        connection
-            .execute(
-                "INSERT INTO records VALUES ('vm/1', 7, ?1, NULL), ('vmx/1', 8, '1', NULL)",
-                [json],
-            )
-            .unwrap();
+        let records = [
+            (
+                "vm/1",
+                r#"{"v":1,"body":{"meta":{"name":"web-1"},"power":{"state":"on"}}}"#,
+            ),
+            (
+                "claim/vm/1",
+                r#"{"v":1,"body":{"epoch":3,"place":{"node":"alpha"}}}"#,
+            ),
+            ("run/alpha/1", r#"{"v":1,"body":{"phase":"running"}}"#),
+            ("vm/2", r#"{"v":1,"body":{"meta":"#),
+            ("vmx/1", "1"),
+        ];
+        for record in records {
+            let insert = "INSERT INTO records VALUES (?1, 7, ?2, NULL)";
+            connection.execute(insert, record).unwrap();
+        }
         let mut select = connection
-            .prepare("SELECT id, name, phase, revision FROM vms")
+            .prepare("SELECT id, name, wanted, phase, node, epoch FROM vms")
             .unwrap();
-        let rows: Vec<(String, String, String, u32)> = select
-            .query_map([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })
+        let rows: Vec<Vec<Value>> = select
+            .query_map([], |row| (0..6).map(|i| row.get(i)).collect())
             .unwrap()
             .collect::<Result<_, _>>()
             .unwrap();
+        let text = |text: &str| Value::Text(text.to_owned());
+        let whole = ["1", "web-1", "on", "running", "alpha"].map(text);
+        let damaged = [
+            text("2"),
+            Value::Null,
+            Value::Null,
+            Value::Null,
+            Value::Null,
+        ];
         assert_eq!(
             rows,
-            [("1".to_owned(), "web-1".to_owned(), "running".to_owned(), 7)]
+            [
+                [&whole[..], &[Value::Integer(3)]].concat(),
+                [&damaged[..], &[Value::Null]].concat()
+            ]
         );
+    }
+
+    #[test]
+    fn every_view_is_made_and_can_be_read() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let made: i64 = connection
+            .query_row(
+                "SELECT count(*) FROM sqlite_schema WHERE type = 'view'",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        let wanted = VIEWS.matches("CREATE VIEW ").count();
+        assert_eq!(usize::try_from(made), Ok(wanted));
+        for view in views() {
+            let name = view.split(' ').nth(2).unwrap();
+            connection
+                .prepare(&format!("SELECT * FROM {name}"))
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
     }
 }

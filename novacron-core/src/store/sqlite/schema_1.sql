@@ -48,24 +48,3 @@ CREATE TABLE meta (
     compacted INTEGER NOT NULL          -- lists and watches from before this one are refused
 ) STRICT;
 INSERT INTO meta VALUES (1, 0, 0);
-
--- For people. `SELECT * FROM kinds` is a place to start.
-CREATE VIEW kinds AS
-    SELECT substr(key, 1, instr(key || '/', '/') - 1) AS kind, count(*) AS records, sum(length(value)) AS bytes,
-           max(version) AS latest_revision
-    FROM records GROUP BY kind;
-CREATE VIEW objects AS
-    SELECT substr(key, 1, instr(key || '/', '/') - 1) AS kind, substr(key, instr(key, '/') + 1) AS path,
-           version AS revision, value AS json
-    FROM records;
-CREATE VIEW recent AS
-    SELECT version AS revision, key, CASE WHEN value IS NULL THEN 'delete' ELSE 'put' END AS change, value AS json
-    FROM (SELECT version, key, value FROM records UNION ALL SELECT version, key, value FROM history)
-    ORDER BY version DESC;
-CREATE VIEW lease_holders AS
-    SELECT name, holder, token, strftime('%Y-%m-%dT%H:%M:%fZ', expires / 1000.0, 'unixepoch') AS expires_at
-    FROM leases WHERE holder IS NOT NULL;
-CREATE VIEW transactions AS
-    SELECT lower(hex(txn)) AS txn, coalesce('committed at ' || revision, 'never committed') AS outcome,
-           strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch') AS decided_at
-    FROM txns;
