@@ -76,6 +76,16 @@ pub(crate) fn reconcile(
     if seen.deaf && seen.host.is_some() && now >= relisten {
         return Ok(observe());
     }
+    // A node that does not answer is asked more often.
+    let every = if seen.host.is_some() {
+        every
+    } else {
+        every.min(Duration::from_secs(2))
+    };
+    // What is due to be observed is looked at afterwards.
+    if now.since(seen.at) >= every {
+        return Ok(observe());
+    }
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();
     // By going along the node's runs: a search for each is most of the cost where there are many.
     let runs: BTreeMap<VmId, _> = cache.runs_on(node).collect();
@@ -151,15 +161,5 @@ pub(crate) fn reconcile(
         }
         return Ok(Plan::commit(draft));
     }
-    // A node that does not answer is asked more often.
-    let every = if seen.host.is_some() {
-        every
-    } else {
-        every.min(Duration::from_secs(2))
-    };
-    if now.since(seen.at) >= every {
-        Ok(observe())
-    } else {
-        Ok(Plan::wake_at(seen.at.plus(every)))
-    }
+    Ok(Plan::wake_at(seen.at.plus(every)))
 }
