@@ -63,13 +63,27 @@ fn run(part: &str) -> Result<()> {
     println!("# {part}");
     let runtime = tokio::runtime::Runtime::new()?;
     match part {
-        "latency" => runtime.block_on(latency::run()),
-        "control" => runtime.block_on(control::run()),
-        "overhead" => runtime.block_on(overhead::run()),
+        "latency" => runtime.block_on(or_interrupted(latency::run())),
+        "control" => runtime.block_on(or_interrupted(control::run())),
+        "overhead" => runtime.block_on(or_interrupted(overhead::run())),
         "footprint" => footprint::run(),
-        "scale" => runtime.block_on(scale::run()),
+        "scale" => runtime.block_on(or_interrupted(scale::run())),
         scale::SIM_ALONE => runtime.block_on(scale::sim_alone()),
         _ => Err(format!("no part {part:?}; there are: {}", PARTS.join(", ")).into()),
+    }
+}
+
+/// The part, or its end when somebody asks for it: then it is dropped, and with it its guests and files.
+async fn or_interrupted(part: impl Future<Output = Result<()>>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    tokio::select! {
+        outcome = part => outcome,
+        _ = interrupt.recv() => Err("interrupted".into()),
+        _ = terminate.recv() => Err("terminated".into()),
     }
 }
 

@@ -69,7 +69,7 @@ impl Builder {
             secrets: Arc::new(NoSecrets),
             clock: Arc::new(SystemClock),
             ids: Arc::new(SeededIds::from_os()),
-            resync: Duration::from_secs(30),
+            resync: Duration::from_secs(60),
             retention: Retention::default(),
         }
     }

@@ -123,8 +123,12 @@ impl Runtime {
         self.parts.waiters.wake(&wake);
         for key in wake {
             match &key {
-                ObjectKey::Node(node) | ObjectKey::Run(node, _) => {
+                ObjectKey::Node(node) => self.placing.changed([node.clone()]),
+                ObjectKey::Run(node, _) => {
                     self.placing.changed([node.clone()]);
+                    if let Some(seen) = self.world.nodes.get_mut(node) {
+                        seen.active = true;
+                    }
                 }
                 // Another scope, other nodes that reach it.
                 ObjectKey::Pool(_) => self.placing.reconsider(),

@@ -58,7 +58,9 @@ impl Runtime {
         self.note(&key, result.as_ref().err());
         if let Some((node, id)) = domain_of(&command) {
             let run = self.world.runs.entry((node.clone(), id.vm)).or_default();
-            let observations = self.world.nodes.get(node).map_or(0, |n| n.observations);
+            let host = self.world.nodes.entry(node.clone()).or_default();
+            host.active = true;
+            let observations = host.observations;
             run.touched = observations;
             if let Err(error) = &result
                 && let Some(host) = self.world.nodes.get_mut(node)
@@ -290,22 +292,23 @@ impl Runtime {
                         DomainOwner::Foreign(name) => drop(seen.foreign.insert(name.clone())),
                     }
                 }
-                // The node's runs, each found by going along: a search for each would be most of the cost of a look.
-                let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
-                let runs = self.world.runs.range_mut(first..);
-                let recorded: BTreeSet<VmId> = cache.runs_on(node).map(|(vm, _)| vm).collect();
                 let mut over = Vec::new();
                 let mut touched = BTreeSet::new();
-                for ((_, vm), run) in runs.take_while(|((n, _), _)| n == node) {
-                    if run.unsettled.is_some_and(|at| at <= seen.observations) {
-                        run.unsettled = None;
-                        news.insert(*vm);
-                    }
-                    if run.touched >= seen.observations {
-                        touched.insert(*vm);
-                    } else if !recorded.contains(vm) && run.unsettled.is_none() {
-                        // No record names it, and no list that is still to come is older than its last command.
-                        over.push(*vm);
+                if std::mem::take(&mut seen.active) {
+                    let first = (node.clone(), VmId::from_uuid(uuid::Uuid::nil()));
+                    let runs = self.world.runs.range_mut(first..);
+                    for (at, run) in runs.take_while(|((n, _), _)| n == node) {
+                        if run.unsettled.is_some_and(|at| at <= seen.observations) {
+                            run.unsettled = None;
+                            news.insert(at.1);
+                        }
+                        if run.touched >= seen.observations {
+                            touched.insert(at.1);
+                        } else if run.unsettled.is_none() && !cache.runs.contains_key(at) {
+                            // No record names it, and no list that is still to come is older than its last command.
+                            over.push(at.1);
+                        }
+                        seen.active |= run.touched >= seen.observations || run.unsettled.is_some();
                     }
                 }
                 // What a command touches at this moment, or has since the list was asked for, it knows better.
@@ -314,7 +317,9 @@ impl Runtime {
                     touched.contains(&vm) || queue.is_busy(&ObjectKey::Run(node.clone(), vm))
                 };
                 for vm in over {
-                    if !busy(vm) {
+                    if busy(vm) {
+                        seen.active = true;
+                    } else {
                         self.world.runs.remove(&(node.clone(), vm));
                     }
                 }

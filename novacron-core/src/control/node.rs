@@ -76,21 +76,22 @@ pub(crate) fn reconcile(
     if seen.stale || seen.at == Timestamp::default() {
         return Ok(observe());
     }
-    let (unknown, sweep) = strays(node, cluster, seen, cache, every, now);
-    if let Some(draft) = report(node, incarnation, seen, unknown, cache, now)? {
-        return Ok(Plan::commit(draft));
-    }
-    let every = match (&seen.host, seen.deaf) {
+    let soon = match (&seen.host, seen.deaf) {
         (None, _) => every.min(ASK_AGAIN),
         (Some(_), true) => every.min(RELISTEN),
         (Some(_), false) => every,
     };
-    if now.since(seen.at) >= every {
+    // What is due to be observed is looked at afterwards.
+    if now.since(seen.at) >= soon {
         return Ok(observe());
+    }
+    let (unknown, sweep) = strays(node, cluster, seen, cache, every, now);
+    if let Some(draft) = report(node, incarnation, seen, unknown, cache, now)? {
+        return Ok(Plan::commit(draft));
     }
     Ok(match sweep {
         Some(sweep) if seen.host.is_some() => Plan::command(sweep),
-        _ => Plan::wake_at(seen.at.plus(every)),
+        _ => Plan::wake_at(seen.at.plus(soon)),
     })
 }
 
@@ -170,6 +171,7 @@ fn report(
     if before.is_some_and(|b| b.value == next) {
         return Ok(None);
     }
+<<<<<<< HEAD
     let draft = Draft::new()
         .unchanged::<NodeStatus>(node, before.map(|b| b.version))
         .put(node, &next)?;
@@ -178,4 +180,7 @@ fn report(
     } else {
         draft.event(ObjectRef::Node(node.clone()), None, reason, next.message)
     }))
+=======
+    Ok(Plan::wake_at(seen.at.plus(every)))
+>>>>>>> bench
 }

@@ -196,6 +196,7 @@ impl Runtime {
     fn take_event(&mut self, event: DriverEvent) {
         match event {
             DriverEvent::Domain(node, vm) => {
+                self.world.nodes.entry(node.clone()).or_default().active = true;
                 self.world.runs.entry((node.clone(), vm)).or_default().stale = true;
                 self.queue.push(ObjectKey::Run(node, vm));
             }

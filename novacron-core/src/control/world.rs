@@ -29,6 +29,8 @@ pub(crate) struct SeenNode {
     pub(crate) at: Timestamp,
     /// Observe again as soon as possible.
     pub(crate) stale: bool,
+    /// Commands, events or records have been about its runs: what is remembered of them must be gone through.
+    pub(crate) active: bool,
     /// Counts the observations that have begun.
     pub(crate) observations: u64,
     /// Its event stream has ended: what happened since must be looked for.
