@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use novacron_core::cluster::{ImageSpec, VolumeSpec};
 use novacron_core::model::{
     ImageSource, NetworkKind, NicSpec, NodeId, ObjectRef, OperationId, PortId, SnapshotId, VmId,
-    VolumeId,
+    VolumeId, VolumeSource,
 };
 use novacron_core::{Bytes, Cluster, RequestOptions, Result, VmSpec};
 
@@ -14,7 +14,7 @@ use crate::site::SOURCE;
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     CreateVm(Box<VmSpec>),
-    CreateVolume(String),
+    CreateVolume(String, VolumeSource),
     CreateImage(String),
     CreateSnapshot(String, VolumeId),
     CreateNetwork(String),
@@ -69,7 +69,7 @@ impl Request {
     pub(crate) fn verb(&self) -> String {
         match self {
             Self::CreateVm(_) => "vm.create",
-            Self::CreateVolume(_) => "volume.create",
+            Self::CreateVolume(..) => "volume.create",
             Self::CreateImage(_) => "image.create",
             Self::CreateSnapshot(..) => "snapshot.create",
             Self::CreateNetwork(_) => "network.create",
@@ -113,11 +113,14 @@ impl Request {
         let vm = |id: &VmId| c.vms().by_id(*id);
         let operation = match self {
             Self::CreateVm(spec) => made!(Vm, c.vms().create((**spec).clone())),
-            Self::CreateVolume(name) => {
-                made!(
-                    Volume,
-                    c.volumes().create(VolumeSpec::new(name, Bytes::gib(1)))
-                )
+            Self::CreateVolume(name, source) => {
+                let size = match source {
+                    VolumeSource::Blank => Bytes::gib(1),
+                    // As large as its source.
+                    _ => Bytes(0),
+                };
+                let spec = VolumeSpec::new(name, size).source(*source);
+                made!(Volume, c.volumes().create(spec))
             }
             Self::CreateImage(name) => {
                 let source = ImageSource::File(SOURCE.into());

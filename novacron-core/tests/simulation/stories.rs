@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use novacron_core::model::{
     DiskSource, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, PortId, Power, SnapshotId,
-    VmId, VolumeId,
+    VmId, VolumeId, VolumeSource,
 };
 use novacron_core::sim::Latency;
 use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, Result, VmSpec};
@@ -13,7 +13,7 @@ use crate::requests::{Answer, Request};
 use crate::site::{RESYNC, Site, node};
 
 /// The request's verb, and on what.
-pub(crate) const STORIES: [&str; 64] = [
+pub(crate) const STORIES: [&str; 66] = [
     "vm.create/blank",
     "vm.create/image",
     "vm.create/volume",
@@ -44,7 +44,9 @@ pub(crate) const STORIES: [&str; 64] = [
     "vm.delete/on",
     "vm.delete/held",
     "vm.delete/off",
-    "volume.create",
+    "volume.create/blank",
+    "volume.create/image",
+    "volume.create/snapshot",
     "volume.grow/free",
     "volume.grow/on",
     "volume.grow/clone",
@@ -156,7 +158,13 @@ pub(crate) async fn furnish(cluster: &Cluster) -> Result<Objects> {
     let spare_image = made!(Image, Request::CreateImage("spare-image".to_owned()));
     let network = made!(Network, Request::CreateNetwork("lan".to_owned()));
     let spare_network = made!(Network, Request::CreateNetwork("spare-lan".to_owned()));
-    let volume = async |name: &str| done(cluster, Request::CreateVolume(name.to_owned())).await;
+    let volume = async |name: &str| {
+        done(
+            cluster,
+            Request::CreateVolume(name.to_owned(), VolumeSource::Blank),
+        )
+        .await
+    };
     let mut volumes = Vec::new();
     for name in ["data", "cold", "free", "kept"] {
         match volume(name).await? {
@@ -271,7 +279,14 @@ pub(crate) async fn stage(
         "vm.detach-nic" if on_what == "on" => Request::DetachNic(o.on, o.port_on),
         "vm.detach-nic" => Request::DetachNic(o.off, o.port_off),
         "vm.delete" => Request::Delete(ObjectRef::Vm(named)),
-        "volume.create" => Request::CreateVolume(new()),
+        "volume.create" => {
+            let source = match on_what {
+                "image" => VolumeSource::Image(o.spare_image),
+                "snapshot" => VolumeSource::Snapshot(o.of_kept),
+                _ => VolumeSource::Blank,
+            };
+            Request::CreateVolume(new(), source)
+        }
         "volume.grow" => {
             let volume = match on_what {
                 "on" => o.data,
@@ -320,7 +335,7 @@ async fn begun(what: &str, site: &Site, cluster: &Cluster, o: &Objects) -> Resul
             Request::CreateVm(Box::new(big))
         }
         "create-running" => Request::CreateVm(Box::new(blank("new").nic(nic(o.network)))),
-        "create-volume" => Request::CreateVolume(new()),
+        "create-volume" => Request::CreateVolume(new(), VolumeSource::Blank),
         "create-image" => Request::CreateImage(new()),
         "create-snapshot" => Request::CreateSnapshot(new(), o.data),
         "start" => Request::Start(o.off),

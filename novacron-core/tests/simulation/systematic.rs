@@ -285,8 +285,8 @@ fn undisturbed(story: &str, tempo: Tempo) -> Case {
     }
 }
 
-/// Every story in a tempo, with a crash at each commit.
-fn crash_everywhere(tempo: Tempo) {
+/// Every story in a tempo, with a crash at each commit: how many crashes there were.
+fn crash_everywhere(tempo: Tempo) -> usize {
     // Without delays, nothing is under way a second later.
     let moments = match tempo {
         Tempo::Prompt => [Moment::Before, Moment::After],
@@ -314,35 +314,32 @@ fn crash_everywhere(tempo: Tempo) {
                 };
                 cases += 1;
                 if let Err((_, reason)) = check(&case, &reference) {
-                    eprintln!("{case} of {commits}: {reason}");
-                    failures.push(case);
+                    failures.push((case, format!("of {commits}: {reason}")));
                 }
             }
         }
     }
-    println!(
-        "{} stories, {cases} crashes, {} failed",
-        STORIES.len(),
-        failures.len()
-    );
-    if let Some(case) = failures.first() {
+    if let Some((first, _)) = failures.first() {
+        let all = failures.iter().map(|(case, why)| format!("{case} {why}\n"));
         panic!(
-            "{} of {cases} crashes; repeat the first one by\n  NOVACRON_SIM_CASE={case} cargo test -p novacron-core --features conformance --test simulation -- --nocapture one_case",
+            "{}{} of {cases} crashes failed; repeat the first one by\n  NOVACRON_SIM_CASE={first} cargo test -p novacron-core --features conformance --test simulation -- --nocapture one_case",
+            all.collect::<String>(),
             failures.len()
         );
     }
     let changes: BTreeSet<String> = CHANGES.map(str::to_owned).into();
     assert_eq!(verbs, changes, "every change has a story");
+    cases
 }
 
 #[test]
 fn every_request_survives_a_crash_at_each_commit() {
-    crash_everywhere(Tempo::Prompt);
+    println!("{} crashes", crash_everywhere(Tempo::Prompt));
 }
 
 #[test]
 fn every_request_survives_a_crash_in_the_middle_of_its_calls() {
-    crash_everywhere(Tempo::Late);
+    println!("{} crashes", crash_everywhere(Tempo::Late));
 }
 
 /// The case that `NOVACRON_SIM_CASE` names, told in full; one that is known to be right if none.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
     DiskSource, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, Power, SnapshotId, VmId,
-    VolumeId,
+    VolumeId, VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -200,6 +200,18 @@ impl Ledger {
         }
     }
 
+    /// What a new volume begins as; what is gone by now is refused.
+    fn source(&self, rng: &mut StdRng) -> VolumeSource {
+        let image = || self.images.keys().copied().map(VolumeSource::Image);
+        let snapshot = || self.snapshots.keys().copied().map(VolumeSource::Snapshot);
+        let source = match rng.random_range(0..3) {
+            0 => image().choose(rng),
+            1 => snapshot().choose(rng),
+            _ => None,
+        };
+        source.unwrap_or(VolumeSource::Blank)
+    }
+
     fn vm_spec(&self, rng: &mut StdRng) -> VmSpec {
         let power = match rng.random_range(0..20) {
             0 => Power::Paused,
@@ -254,7 +266,7 @@ impl Ledger {
             return Some(match rng.random_range(0..4) {
                 0 => self.any(rng, "image").map_or_else(
                     || Request::CreateImage(name("image")),
-                    |_| Request::CreateVolume(name("volume")),
+                    |_| Request::CreateVolume(name("volume"), self.source(rng)),
                 ),
                 1 if self.serial < 40 => Request::CreateNetwork(name("network")),
                 _ => Request::CreateVm(Box::new(self.vm_spec(rng))),
