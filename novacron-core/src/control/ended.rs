@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use super::executor::{Completion, Report, domain_of};
 use super::plan::{Command, ObjectKey};
 use super::runtime::{Ended, Runtime};
+use super::start;
 use super::storage::Outcome;
 use super::world::{RunError, SeenPool};
 use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
@@ -66,6 +67,13 @@ impl Runtime {
                 && let Some(host) = self.world.nodes.get_mut(node)
             {
                 run.unsettled = Some(observations + 1);
+                host.stale = true;
+                self.queue.push(ObjectKey::Node(node.clone()));
+            }
+            // The host is another one than was seen last: until it is looked at, every start on it fails like this.
+            if matches!(&result, Err(error) if error.operation() == start::BOOT)
+                && let Some(host) = self.world.nodes.get_mut(node)
+            {
                 host.stale = true;
                 self.queue.push(ObjectKey::Node(node.clone()));
             }

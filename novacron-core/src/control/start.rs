@@ -27,6 +27,9 @@ use crate::model::{
 };
 use crate::records;
 
+/// What a start was doing that found its host booted anew.
+pub(super) const BOOT: &str = "run.boot";
+
 /// Whether the store says that this epoch may run here. Linearizable.
 async fn still_claimed(drivers: &Drivers, node: &NodeId, id: DomainId) -> Result<()> {
     let key = <Claim as records::Stored>::key(&id.vm);
@@ -58,7 +61,7 @@ async fn same_boot(
     match began {
         Some(began) if began.host != now.host || began.boot_id != now.boot_id => Err(Error::new(
             ErrorKind::FailedPrecondition,
-            "run.boot",
+            BOOT,
             "the host booted anew, or is another one, before the guest ran",
         )),
         _ => Ok(()),

@@ -361,7 +361,7 @@ async fn a_stop_needs_no_disks_and_a_creation_does() {
 async fn a_snapshot_is_exported_and_copied() {
     let mut site = Site::new(1);
     let cluster = site.start().await;
-    let (vm, data) = with_data(&cluster, Power::On).await;
+    let (_, data) = with_data(&cluster, Power::On).await;
     let call = || Call::within(Duration::from_secs(30));
     assert!(site.world.write(&site.layer(data.id()).await, 7));
     let snapshot = cluster.snapshots().create("s1", data.id()).await.unwrap();
