@@ -152,7 +152,7 @@ impl Builder {
         self
     }
 
-    /// How often hosts and pools are looked at when nothing happens; 30 s if not given, a tenth of a second at least.
+    /// How often hosts and pools are looked at when nothing happens; 60 s if not given, a tenth of a second at least.
     #[must_use]
     pub fn resync(mut self, every: Duration) -> Self {
         self.resync = every;

@@ -171,7 +171,6 @@ fn report(
     if before.is_some_and(|b| b.value == next) {
         return Ok(None);
     }
-<<<<<<< HEAD
     let draft = Draft::new()
         .unchanged::<NodeStatus>(node, before.map(|b| b.version))
         .put(node, &next)?;
@@ -180,7 +179,4 @@ fn report(
     } else {
         draft.event(ObjectRef::Node(node.clone()), None, reason, next.message)
     }))
-=======
-    Ok(Plan::wake_at(seen.at.plus(every)))
->>>>>>> bench
 }
