@@ -1,9 +1,9 @@
 //! The life cycle of one run of a VM on a node: one total function.
 //!
 //! ```text
-//!                 Begin              Ran                  Hold
+//!                 Begin              Ran                  Held
 //!   Assigned ───────────► Starting ───────► Running ◄───────────► Paused
-//!      │                     │                │        Release      │
+//!      │                     │                │          Ran        │
 //!      │ Abandon             │ Stop           │ Stop                │ Stop
 //!      │                     ▼                ▼                     │
 //!      │                  Stopping ◄─────────────────────────────────
@@ -155,7 +155,8 @@ pub enum Phase {
     Stopping,
     /// Off.
     Stopped,
-    /// Its start budget is used up; a new power request tries again.
+    /// It is not tried any more: its start budget is used up, until a new power request; or a volume or a network that
+    /// it names failed or is gone, until it names another.
     Failed,
     /// It cannot be seen whether it runs; the status says what would tell.
     Unknown,

@@ -2,15 +2,25 @@
 //!
 //! | key | writer | value |
 //! |---|---|---|
-//! | `cluster/self` | builder | [`ClusterRecord`] |
-//! | `name/<project>/<kind>/<name>` | API | the object's id: uniqueness is the Store's |
+//! | `cluster/self` `cluster/incarnation` | builder | [`ClusterRecord`]; counts the processes built over these records |
+//! | `node/<node>` `pool/<pool>` | builder; API (whether a node takes new VMs) | what should be |
 //! | `vm/…` `volume/…` `image/…` `snapshot/…` `network/…` `port/…` `action/…` | API | what should be |
+//! | `name/<project>/<kind>/<name>` | API | the object's id: uniqueness is the Store's |
 //! | `claim/vm/<vm>` `claim/volume/<volume>` `assignment/<node>/<vm>` | leader | who may run, who may write, with what |
-//! | `run/<node>/<vm>` `port-status/<port>` `node-status/<node>` `action-status/<action>` | the node's owner | what is |
-//! | `volume-status/…` `image-status/…` `snapshot-status/…` | the pool's owner | what is |
-//! | `operation/…` `grave/<kind>/<id>` | leader | progress; what was deleted, for the sweep |
-//! | `event/…` `audit/…` | whoever commits the change | what happened |
-//! | `idempotency/<principal>/<key>` | API | the answer that the first call got |
+//! | `run/<node>/<vm>` | the node's owner, once the leader has created it | what is |
+//! | `port-status/<port>` `node-status/<node>` `action-status/<action>` | the node's owner | what is |
+//! | `volume-status/…` `image-status/…` `snapshot-status/…` `pool-status/<pool>` | the pool's owner | what is |
+//! | `operation/…` | API (opens, cancels), leader (ends, forgets) | what became of a request |
+//! | `grave/<kind>/<id>` | whoever removes the object; leader (forgets) | what was deleted, for the sweep |
+//! | `event/…` `audit/…` | whoever commits the change; leader (forgets) | what happened |
+//! | `idempotency/<principal>/<key>` | API; leader (forgets) | the answer that the first call got |
+//!
+//! Beside the writer of its contents, a record has one who **removes** it, with its name, once everything that it named
+//! is gone: the leader a VM with its ports, runs and actions, the pool's owner a volume, an image or a snapshot, the
+//! node's owner a port that no VM names. Two marks are set by controllers: that a volume made with its VM is to be
+//! deleted (by the leader), and a snapshot with its volume (by the pool's owner). An operator's word
+//! (`VmHandle::confirm_stopped`) writes into a run what its owner cannot. All of it is conditional on the record as it
+//! was read, so that of two who write at once one reads again.
 //!
 //! A value is `{"v":1,"body":…}`. A record of a newer version is refused by name, never guessed at.
 
@@ -22,8 +32,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Audit, Claim, ClusterId, Epoch, Event, EventId,
     Image, ImageId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Operation, OperationId,
-    Pool, PoolId, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageStatus, Vm, VmId,
-    Volume, VolumeClaim, VolumeId,
+    Pool, PoolId, PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageStatus,
+    Vm, VmId, Volume, VolumeClaim, VolumeId,
 };
 use crate::store::{Key, Op, Precondition, Record, Revision};
 use crate::time::Timestamp;
@@ -148,6 +158,7 @@ stored! {
     Node, "node", NodeId;
     NodeStatus, "node-status", NodeId;
     Pool, "pool", PoolId;
+    PoolStatus, "pool-status", PoolId;
     Operation, "operation", OperationId;
     Action, "action", ActionId;
     ActionStatus, "action-status", ActionId;

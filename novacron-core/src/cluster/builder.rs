@@ -21,12 +21,15 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{ClusterId, Name, Node, NodeId, Pool, PoolId, PoolScope};
-use crate::records::{self, ClusterRecord, Stored, decode, encode};
-use crate::store::{Key, Op, Precondition, Store};
+use crate::records::{ClusterRecord, Stored, decode, encode, from_record, put, unchanged};
+use crate::store::{Key, MAX_OPS, Op, Precondition, Store};
 use crate::time::{Clock, IdSource, SeededIds, SystemClock};
 
 /// A pool's name, the nodes that reach it (all if none), and its backend.
 type NamedPool = (String, Option<Vec<String>>, Arc<dyn StorageBackend>);
+
+/// More often, hosts and pools would be asked one time after the other.
+const MIN_RESYNC: Duration = Duration::from_millis(100);
 
 /// The parts, under checked names.
 struct Named {
@@ -149,7 +152,7 @@ impl Builder {
         self
     }
 
-    /// How often hosts and pools are looked at when nothing happens; 30 s if not given.
+    /// How often hosts and pools are looked at when nothing happens; 30 s if not given, a tenth of a second at least.
     #[must_use]
     pub fn resync(mut self, every: Duration) -> Self {
         self.resync = every;
@@ -166,8 +169,8 @@ impl Builder {
     /// Opens the records, starts the control loop.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] with every wrong name; [`ErrorKind::FailedPrecondition`] when the store holds a cluster of
-    /// another name; whatever the store answers.
+    /// [`ErrorKind::Invalid`] with every wrong name, and a [`Builder::resync`] that is too short;
+    /// [`ErrorKind::FailedPrecondition`] when the store holds a cluster of another name; whatever the store answers.
     pub async fn build(self) -> Result<Cluster> {
         let Some(store) = self.store.clone() else {
             return Err(Error::invalid(
@@ -242,6 +245,10 @@ impl Builder {
         let name = Name::new(&self.name)
             .map_err(|e| problems.push(problem("name", e.message())))
             .ok();
+        if self.resync < MIN_RESYNC {
+            let message = format!("{:?}; must be at least {MIN_RESYNC:?}", self.resync);
+            problems.push(problem("resync", message));
+        }
         let mut nodes = BTreeMap::new();
         for (text, hypervisor) in &self.nodes {
             match NodeId::new(text) {
@@ -354,7 +361,8 @@ async fn identify(
     }
 }
 
-/// Writes the records of nodes and pools that are new, counts this process in.
+/// Writes the records of nodes that are new, and of pools that are new or are reached from elsewhere than before; counts
+/// this process in.
 async fn register(
     store: &dyn Store,
     nodes: &BTreeMap<NodeId, Arc<dyn Hypervisor>>,
@@ -362,46 +370,48 @@ async fn register(
     clock: &dyn Clock,
     ids: &dyn IdSource,
 ) -> Result<u64> {
-    let mut ops = Vec::new();
-    for id in nodes.keys() {
-        if store.get(&Node::key(id)).await?.is_none() {
-            ops.push(records::put(
-                id,
-                &Node {
+    let counter = Key::of_parts(&[&"cluster", &"incarnation"]);
+    'again: loop {
+        let mut changes = Vec::new();
+        for id in nodes.keys() {
+            if store.get(&Node::key(id)).await?.is_none() {
+                let node = Node {
                     id: id.clone(),
                     schedulable: true,
-                },
-            )?);
+                };
+                changes.push((unchanged::<Node>(id, None), put(id, &node)?));
+            }
         }
-    }
-    for (id, (scope, _)) in pools {
-        let wanted = Pool {
-            id: id.clone(),
-            scope: scope.clone(),
-            driver: "storage".to_owned(),
-        };
-        let stored = store.get(&Pool::key(id)).await?;
-        if stored
-            .map(|r| records::from_record::<Pool>(&r))
-            .transpose()?
-            .as_ref()
-            != Some(&wanted)
-        {
-            ops.push(records::put(id, &wanted)?);
+        for (id, (scope, _)) in pools {
+            let pool = Pool {
+                id: id.clone(),
+                scope: scope.clone(),
+            };
+            let stored = store.get(&Pool::key(id)).await?;
+            let known = stored.as_ref().map(from_record::<Pool>).transpose()?;
+            if known.as_ref() != Some(&pool) {
+                let version = stored.map(|record| record.version);
+                changes.push((unchanged::<Pool>(id, version), put(id, &pool)?));
+            }
         }
-    }
-    let key = Key::of_parts(&[&"cluster", &"incarnation"]);
-    let last: u64 = match store.get(&key).await? {
-        Some(record) => decode(&key, &record.value)?,
-        None => 0,
-    };
-    ops.push(Op::Put(key, encode(&(last + 1))?));
-    for chunk in ops.chunks(crate::store::MAX_OPS) {
-        let draft = Draft {
-            ops: chunk.to_vec(),
-            ..Draft::default()
+        let (last, counted) = match store.get(&counter).await? {
+            Some(record) => {
+                let counted = Precondition::At(counter.clone(), record.version);
+                (decode(&counter, &record.value)?, counted)
+            }
+            None => (0, Precondition::Absent(counter.clone())),
         };
-        commit_known(store, finish(draft, clock.now(), ids)?).await?;
+        let incarnation: u64 = last + 1;
+        changes.push((counted, Op::Put(counter.clone(), encode(&incarnation)?)));
+        for chunk in changes.chunks(MAX_OPS) {
+            let mut draft = Draft::new();
+            (draft.requires, draft.ops) = chunk.iter().cloned().unzip();
+            match commit_known(store, finish(draft, clock.now(), ids)?).await {
+                // Another process was built at the same time, or a user changed one.
+                Err(error) if error.kind() == ErrorKind::Conflict => continue 'again,
+                result => drop(result?),
+            }
+        }
+        return Ok(incarnation);
     }
-    Ok(last + 1)
 }

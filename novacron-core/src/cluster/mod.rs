@@ -19,6 +19,7 @@ mod nodes;
 mod object;
 mod operations;
 mod page;
+mod pools;
 mod request;
 mod snapshots;
 mod usage;
@@ -39,6 +40,7 @@ pub use networks::{NetworkHandle, Networks};
 pub use nodes::{NodeView, Nodes};
 pub use operations::OperationHandle;
 pub use page::{DEFAULT_PAGE, ListRequest, MAX_PAGE, Page, PageToken};
+pub use pools::{PoolView, Pools};
 pub use request::{CHANGES, RequestOptions};
 pub use snapshots::{SnapshotHandle, SnapshotView, Snapshots};
 pub use usage::Usage;
@@ -188,6 +190,11 @@ impl Cluster {
     /// Nodes.
     pub fn nodes(&self) -> Nodes {
         Nodes(self.clone())
+    }
+
+    /// Storage pools.
+    pub fn pools(&self) -> Pools {
+        Pools(self.clone())
     }
 
     /// Ends the control loop and waits for it, at most until the deadline. Guests run on, and the next start adopts

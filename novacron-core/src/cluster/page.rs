@@ -46,7 +46,7 @@ pub struct ListRequest {
     pub token: Option<PageToken>,
     /// At most this many, 1 to [`MAX_PAGE`].
     pub limit: usize,
-    /// Only objects that have all of these labels. Refused by lists of what has none (nodes, operations, events, audit).
+    /// Only objects that have all of these labels. Refused by lists of what has none (nodes, pools, operations, events, audit).
     pub labels: BTreeMap<String, String>,
 }
 

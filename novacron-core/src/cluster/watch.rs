@@ -61,7 +61,8 @@ impl Cluster {
         &self,
         resume: Option<Revision>,
     ) -> Result<BoxStream<'static, Result<ObjectChange>>> {
-        const KINDS: [&str; 10] = [
+        /// What users see of the records; a word without a slash is a kind and its status.
+        const KINDS: [&str; 13] = [
             "vm/",
             "run/",
             "claim/",
@@ -69,7 +70,10 @@ impl Cluster {
             "image",
             "snapshot",
             "network/",
+            "port",
             "node",
+            "pool",
+            "action",
             "operation/",
             "event/",
         ];

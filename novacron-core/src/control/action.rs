@@ -5,8 +5,7 @@
 //! that of two commits that know nothing of each other the second fails.
 
 use super::cache::Cache;
-use super::plan::{Command, Draft, Plan};
-use super::storage::Outcome;
+use super::plan::{Command, Draft, Outcome, Plan};
 use crate::driver::DomainId;
 use crate::error::Result;
 use crate::lifecycle::RunPhase;

@@ -10,15 +10,15 @@ use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Network, NetworkId, Node,
-    NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool, PoolId, Port,
-    PortId, PortStatus, Run, Snapshot, SnapshotId, StorageState, Verb, Versioned, Vm, VmId, Volume,
-    VolumeClaim, VolumeId, VolumeSource,
+    NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool, PoolId,
+    PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageState, Verb, Versioned,
+    Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
 use crate::store::{Change, Key, Revision};
 
 /// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
-pub(crate) const PREFIXES: [&str; 20] = [
+pub(crate) const PREFIXES: [&str; 21] = [
     "vm/",
     "claim/",
     "assignment/",
@@ -35,6 +35,7 @@ pub(crate) const PREFIXES: [&str; 20] = [
     "node/",
     "node-status/",
     "pool/",
+    "pool-status/",
     "operation/",
     "action/",
     "action-status/",
@@ -63,6 +64,7 @@ pub(crate) struct Cache {
     pub(crate) nodes: Table<NodeId, Node>,
     pub(crate) node_status: Table<NodeId, NodeStatus>,
     pub(crate) pools: Table<PoolId, Pool>,
+    pub(crate) pool_status: Table<PoolId, PoolStatus>,
     pub(crate) operations: Table<OperationId, Operation>,
     pub(crate) actions: Table<ActionId, Action>,
     pub(crate) action_status: Table<ActionId, ActionStatus>,
@@ -294,6 +296,8 @@ impl Cache {
             "node" => wake.push(ObjectKey::Node(take!(nodes, Node).0)),
             "node-status" => wake.push(ObjectKey::Node(take!(node_status, NodeStatus).0)),
             "pool" => wake.push(ObjectKey::Pool(take!(pools, Pool).0)),
+            // Nothing is decided by it.
+            "pool-status" => drop(take!(pool_status, PoolStatus)),
             "operation" => {
                 let (id, old) = take!(operations, Operation);
                 if let Some(old) = old {
@@ -383,6 +387,22 @@ impl Cache {
 
     fn wake_operations(&self, target: &ObjectRef, wake: &mut Vec<ObjectKey>) {
         wake.extend(self.open_operations_of(target).map(ObjectKey::Operation));
+    }
+
+    /// Whether the object is in the records.
+    pub(crate) fn has(&self, key: &ObjectKey) -> bool {
+        match key {
+            ObjectKey::Node(_) | ObjectKey::Pool(_) | ObjectKey::Retention => true,
+            ObjectKey::Image(id) => self.images.contains_key(id),
+            ObjectKey::Volume(id) => self.volumes.contains_key(id),
+            ObjectKey::Snapshot(id) => self.snapshots.contains_key(id),
+            ObjectKey::Network(id) => self.networks.contains_key(id),
+            ObjectKey::Port(id) => self.ports.contains_key(id) || self.port_status.contains_key(id),
+            ObjectKey::Vm(id) => self.vms.contains_key(id),
+            ObjectKey::Run(node, vm) => self.runs.contains_key(&(node.clone(), *vm)),
+            ObjectKey::Action(id) => self.actions.contains_key(id),
+            ObjectKey::Operation(id) => self.operations.contains_key(id),
+        }
     }
 
     /// The operations on `target` that have not ended, oldest first.

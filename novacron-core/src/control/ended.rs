@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use super::executor::{Completion, Report, domain_of};
-use super::plan::{Command, ObjectKey};
+use super::plan::{Command, ObjectKey, Outcome};
 use super::runtime::{Ended, Runtime};
-use super::storage::Outcome;
-use super::world::{RunError, SeenPool};
+use super::world::{Leftover, RunError};
 use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Assignment, NodeId, VmId};
+use crate::model::{Assignment, NodeId, PoolId, VmId};
 use crate::time::Timestamp;
 
 impl Runtime {
@@ -121,39 +120,36 @@ impl Runtime {
         let failed = result.is_err();
         match (&command, result) {
             (Command::Observe { node }, result) => self.take_observation(node, result, now),
-            (Command::Inventory { pool }, Ok(Report::Inventory(list))) => {
-                let cache = self
-                    .parts
-                    .cache
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner);
-                let ours = list.into_iter().filter(|a| a.cluster == self.parts.cluster);
-                let strays = ours.map(|a| a.id).filter(|id| match id {
-                    ArtefactId::Volume(volume) => !cache.volumes.contains_key(volume),
-                    ArtefactId::Image(image) => !cache.images.contains_key(image),
-                });
-                let seen = SeenPool {
-                    strays: strays.collect(),
-                    at: now,
-                    listed: true,
-                };
-                self.world.pools.insert(pool.clone(), seen);
-            }
-            (Command::Delete { pool, id }, Ok(_)) => {
-                if let Some(seen) = self.world.pools.get_mut(pool) {
-                    seen.strays.remove(id);
+            (Command::Inventory { pool }, result) => self.take_inventory(pool, result, now),
+            (Command::Forget(_), Ok(Report::Forgotten(at))) => self.world.rounds.go_on_at(at),
+            (Command::Sweep { node, id }, _) => {
+                if let Some(seen) = self.world.nodes.get_mut(node) {
+                    seen.tried.now(Leftover::Domain(id.vm, id.epoch), now);
                 }
-                self.outcomes.insert(key.clone(), Outcome::Gone);
+            }
+            (Command::Delete { pool, id }, result) => {
+                if let Some(seen) = self.world.pools.get_mut(pool) {
+                    seen.tried.now(*id, now);
+                    if result.is_ok() {
+                        seen.strays.remove(id);
+                    }
+                }
+                if result.is_ok() && !matches!(key, ObjectKey::Pool(_)) {
+                    self.outcomes.insert(key.clone(), Outcome::Gone);
+                }
             }
             (Command::BindPort { .. }, Ok(Report::Bound(binding))) => {
                 drop(self.outcomes.insert(key.clone(), Outcome::Bound(binding)));
             }
-            (Command::ReleasePort { node, port, epoch }, Ok(_)) => {
+            (Command::ReleasePort { node, port, epoch }, result) => {
                 if let Some(seen) = self.world.nodes.get_mut(node) {
-                    seen.ports
-                        .retain(|held| held.port != *port || held.epoch != *epoch);
+                    seen.tried.now(Leftover::Port(*port, *epoch), now);
+                    if result.is_ok() {
+                        seen.ports
+                            .retain(|held| held.port != *port || held.epoch != *epoch);
+                    }
                 }
-                if matches!(key, ObjectKey::Port(_)) {
+                if result.is_ok() && matches!(key, ObjectKey::Port(_)) {
                     self.outcomes.insert(key.clone(), Outcome::Gone);
                 }
             }
@@ -201,7 +197,8 @@ impl Runtime {
             }
             _ => {}
         }
-        if failed {
+        // A host or a pool has its own rhythm, so that no failure there delays the next look at it.
+        if failed && !matches!(key, ObjectKey::Node(_) | ObjectKey::Pool(_)) {
             self.queue.release_later(&key, now);
         } else {
             self.queue.succeeded(&key);
@@ -210,7 +207,7 @@ impl Runtime {
     }
 
     /// Remembers why an object's last command failed, for whoever asks how its operation goes.
-    fn note(&self, key: &ObjectKey, error: Option<&Error>) {
+    pub(super) fn note(&self, key: &ObjectKey, error: Option<&Error>) {
         let cache = &self.parts.cache;
         let read = cache.read().unwrap_or_else(PoisonError::into_inner);
         if error.is_none() && !read.trouble.contains_key(key) {
@@ -224,6 +221,32 @@ impl Runtime {
         }
     }
 
+    /// Takes in what a pool holds.
+    fn take_inventory(&mut self, pool: &PoolId, result: Result<Report>, now: Timestamp) {
+        let cache = self
+            .parts
+            .cache
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let seen = self.world.pools.entry(pool.clone()).or_default();
+        seen.at = now;
+        seen.tried.prune(self.parts.resync, now);
+        match result {
+            Ok(Report::Inventory(info, list)) => {
+                seen.info = Some(info);
+                let ours = list.into_iter().filter(|a| a.cluster == self.parts.cluster);
+                let strays = ours.map(|a| a.id).filter(|id| match id {
+                    ArtefactId::Volume(volume) => !cache.volumes.contains_key(volume),
+                    ArtefactId::Image(image) => !cache.images.contains_key(image),
+                });
+                seen.strays = strays.collect();
+                seen.error = None;
+            }
+            Ok(_) => {}
+            Err(error) => seen.error = Some(error.report()),
+        }
+    }
+
     /// Takes in what a host holds, and has the runs looked at for which that is news.
     fn take_observation(&mut self, node: &NodeId, result: Result<Report>, now: Timestamp) {
         let cache = self
@@ -233,6 +256,7 @@ impl Runtime {
             .unwrap_or_else(PoisonError::into_inner);
         let seen = self.world.nodes.entry(node.clone()).or_default();
         seen.at = now;
+        seen.tried.prune(self.parts.resync, now);
         let mut news = BTreeSet::new();
         let all_are_news;
         match result {

@@ -14,13 +14,13 @@ use super::plan::{Command, ObjectKey};
 use super::{retention, start};
 use crate::driver::{
     Artefact, AttachRequest, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver,
-    PortArtefact, SecretSource, StorageBackend,
+    PoolInfo, PortArtefact, SecretSource, StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Bytes, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof, Verb,
 };
-use crate::store::Store;
+use crate::store::{Key, Store};
 use crate::time::{Clock, Deadline, IdSource};
 
 /// What commands are carried out with.
@@ -105,7 +105,9 @@ pub(crate) enum Report {
     /// The host, its domains, and what its network holds, if that answers.
     Observed(HostInfo, Vec<Domain>, Option<Vec<PortArtefact>>),
     Bound(PortBinding),
-    Inventory(Vec<Artefact>),
+    Inventory(PoolInfo, Vec<Artefact>),
+    /// Where the next round of forgetting goes on.
+    Forgotten(Option<Key>),
 }
 
 /// The domain that a command is about.
@@ -308,10 +310,14 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             .snapshot_delete(call, *volume, *snapshot)
             .await
             .map(|()| Report::Done),
-        Command::Inventory { pool } => drivers.pool(pool)?.list(call).await.map(Report::Inventory),
+        Command::Inventory { pool } => {
+            let backend = drivers.pool(pool)?;
+            let info = backend.probe(call).await?;
+            Ok(Report::Inventory(info, backend.list(call).await?))
+        }
         Command::Forget(cutoffs) => retention::forget(drivers, call, cutoffs)
             .await
-            .map(|()| Report::Done),
+            .map(Report::Forgotten),
         Command::Act { pool, at, verb } => act(drivers, call, pool.as_ref(), at.as_ref(), verb)
             .await
             .map(|()| Report::Done),

@@ -22,6 +22,7 @@
 //! | [`storage`], [`snapshot`] | pool owner | volumes, images and snapshots exist as they should |
 //! | [`network`] | leader | a network that is marked deleted goes when no port is on it |
 //! | [`node`] | owner | the host is observed, strays are swept or reported |
+//! | [`pool`] | pool owner | the same of a pool |
 //! | [`operation`] | leader | every operation ends |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
@@ -38,6 +39,7 @@ pub(crate) mod operation;
 mod panics;
 pub(crate) mod placing;
 pub(crate) mod plan;
+mod pool;
 pub(crate) mod port;
 pub(crate) mod queue;
 pub(crate) mod retention;

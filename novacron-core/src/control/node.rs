@@ -3,18 +3,23 @@
 //! A domain of ours that no run names is removed only when its end is on record: a claim of a later epoch, a released
 //! claim of the same one, or the grave of its VM. Any other is reported in the node's status and never touched: it may
 //! be all that is left after the records were restored from an old copy.
+//!
+//! Status and observations come first, and their rhythm does not depend on what fails; a stray that cannot be swept is
+//! left alone for a while, so that it keeps neither the others nor the look at the host.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cache::Cache;
 use super::plan::{Command, Draft, Plan};
-use super::world::World;
+use super::world::{Leftover, SeenNode, World};
 use crate::driver::DomainId;
 use crate::error::Result;
-use crate::model::{ClusterId, Epoch, NodeId, NodeState, NodeStatus, ObjectRef, VmId};
+use crate::model::{ClusterId, Epoch, NodeId, NodeState, NodeStatus, ObjectRef, Unexplained, VmId};
 use crate::time::Timestamp;
 
+/// How often a host or a pool that does not answer is asked.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long after a look at a node whose event stream ended it is looked at again, and listened to anew: a driver whose
 /// streams end as soon as they begin must not keep the loop busy.
 const RELISTEN: Duration = Duration::from_millis(200);
@@ -71,95 +76,106 @@ pub(crate) fn reconcile(
     if seen.stale || seen.at == Timestamp::default() {
         return Ok(observe());
     }
-    let relisten = seen.at.plus(RELISTEN);
-    // One that does not answer is deaf for as long: that it does not is written first, and it is asked again below.
-    if seen.deaf && seen.host.is_some() && now >= relisten {
+    let (unknown, sweep) = strays(node, cluster, seen, cache, every, now);
+    if let Some(draft) = report(node, incarnation, seen, unknown, cache, now)? {
+        return Ok(Plan::commit(draft));
+    }
+    let every = match (&seen.host, seen.deaf) {
+        (None, _) => every.min(ASK_AGAIN),
+        (Some(_), true) => every.min(RELISTEN),
+        (Some(_), false) => every,
+    };
+    if now.since(seen.at) >= every {
         return Ok(observe());
     }
+    Ok(match sweep {
+        Some(sweep) if seen.host.is_some() => Plan::command(sweep),
+        _ => Plan::wake_at(seen.at.plus(every)),
+    })
+}
+
+/// What no record explains, and the next thing to sweep.
+fn strays(
+    node: &NodeId,
+    cluster: ClusterId,
+    seen: &SeenNode,
+    cache: &Cache,
+    every: Duration,
+    now: Timestamp,
+) -> (Unexplained, Option<Command>) {
     let mut unknown: Vec<String> = seen.foreign.iter().cloned().collect();
+    let mut sweep = None;
     // By going along the node's runs: a search for each is most of the cost where there are many.
     let runs: BTreeMap<VmId, _> = cache.runs_on(node).collect();
-    for (vm, epoch) in seen.domains.keys() {
-        if runs
-            .get(vm)
-            .is_some_and(|run| run.epoch == *epoch && run.proof.is_none())
-        {
+    for (&(vm, epoch), _) in &seen.domains {
+        let run = runs.get(&vm);
+        if run.is_some_and(|run| run.epoch == epoch && run.proof.is_none()) {
             continue;
         }
-        if is_over(*vm, *epoch, cache) {
-            let id = DomainId {
-                cluster,
-                vm: *vm,
-                epoch: *epoch,
-            };
-            return Ok(Plan::command(Command::Sweep {
-                node: node.clone(),
-                id,
-            }));
-        }
-        // A run whose proof is written but whose claim is not yet released is on its way.
-        if !cache.claims.contains_key(vm) {
+        if is_over(vm, epoch, cache) {
+            let what = Leftover::Domain(vm, epoch);
+            if sweep.is_none() && seen.tried.may(&what, every, now) {
+                let id = DomainId { cluster, vm, epoch };
+                let node = node.clone();
+                sweep = Some(Command::Sweep { node, id });
+            }
+        } else if !cache.claims.contains_key(&vm) {
+            // With a claim, it is a run whose proof is written and whose claim is about to be released.
             unknown.push(format!("{vm} (epoch {epoch})"));
         }
     }
     for held in &seen.ports {
+        if sweep.is_some() {
+            break;
+        }
         let named = cache
             .port_status
             .get(&held.port)
             .is_some_and(|status| status.node == *node && status.epoch == held.epoch);
-        if !named && is_over(held.vm, held.epoch, cache) {
-            return Ok(Plan::command(Command::ReleasePort {
+        let what = Leftover::Port(held.port, held.epoch);
+        if !named && is_over(held.vm, held.epoch, cache) && seen.tried.may(&what, every, now) {
+            sweep = Some(Command::ReleasePort {
                 node: node.clone(),
                 port: held.port,
                 epoch: held.epoch,
-            }));
+            });
         }
     }
+    (unknown.into_iter().collect(), sweep)
+}
+
+/// The node's status, if it is another one than before.
+fn report(
+    node: &NodeId,
+    incarnation: u64,
+    seen: &SeenNode,
+    unknown_domains: Unexplained,
+    cache: &Cache,
+    now: Timestamp,
+) -> Result<Option<Draft>> {
     let before = cache.node_status.get(node);
-    let state = if seen.host.is_some() {
-        NodeState::Available
-    } else {
-        NodeState::Unreachable
+    let (state, reason) = match seen.host {
+        Some(_) => (NodeState::Available, "available"),
+        None => (NodeState::Unreachable, "unreachable"),
     };
+    let host = seen.host.as_ref();
     let next = NodeStatus {
         state,
         message: seen.error.clone().unwrap_or_default(),
-        host: seen
-            .host
-            .clone()
-            .or_else(|| before.and_then(|b| b.host.clone())),
+        host: host.or(before.and_then(|b| b.host.as_ref())).cloned(),
         incarnation,
-        unknown_domains: unknown,
+        unknown_domains,
         since: before.filter(|b| b.state == state).map_or(now, |b| b.since),
     };
-    if before.is_none_or(|b| b.value != next) {
-        let mut draft = Draft::new()
-            .unchanged::<NodeStatus>(node, before.map(|b| b.version))
-            .put(node, &next)?;
-        if before.is_none_or(|b| b.state != state) {
-            let reason = if state == NodeState::Available {
-                "available"
-            } else {
-                "unreachable"
-            };
-            draft = draft.event(
-                ObjectRef::Node(node.clone()),
-                None,
-                reason,
-                next.message.clone(),
-            );
-        }
-        return Ok(Plan::commit(draft));
+    if before.is_some_and(|b| b.value == next) {
+        return Ok(None);
     }
-    // A node that does not answer is asked more often.
-    let every = if seen.host.is_some() {
-        every
+    let draft = Draft::new()
+        .unchanged::<NodeStatus>(node, before.map(|b| b.version))
+        .put(node, &next)?;
+    Ok(Some(if before.is_some_and(|b| b.state == state) {
+        draft
     } else {
-        every.min(Duration::from_secs(2))
-    };
-    if now.since(seen.at) >= every {
-        Ok(observe())
-    } else {
-        Ok(Plan::wake_at(seen.at.plus(every)))
-    }
+        draft.event(ObjectRef::Node(node.clone()), None, reason, next.message)
+    }))
 }

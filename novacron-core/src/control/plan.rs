@@ -6,8 +6,9 @@ use super::retention::Cutoffs;
 use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode};
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Epoch, HostBoot, ImageId, Meta, Name, NetworkId, NodeId, ObjectRef,
-    OperationId, PoolId, PortId, SnapshotId, Verb, Versioned, VmId, VolumeId,
+    ActionId, Assignment, Bytes, Epoch, HostBoot, ImageId, Meta, Name, NetworkId, NodeId,
+    ObjectRef, OperationId, PoolId, PortBinding, PortId, SnapshotId, Verb, Versioned, VmId,
+    VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -48,7 +49,7 @@ pub(crate) struct Plan {
     pub(crate) command: Option<Command>,
     /// Look again at this time, whatever happens.
     pub(crate) wake: Option<Timestamp>,
-    /// The VM waits for a place: look again when any node changes.
+    /// The VM waits for a place: look again when some host has more room.
     pub(crate) no_place: Option<Rejected>,
 }
 
@@ -152,6 +153,29 @@ impl Draft {
     }
 }
 
+/// How long attempts may fail in a row before making something is given up: longer than a short outage of a pool.
+pub(crate) const BUDGET: Duration = Duration::from_secs(300);
+
+/// How an object's last command ended, for the look that follows.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// It did, with this size if it has one.
+    Done(Option<Bytes>),
+    /// It bound a port.
+    Bound(PortBinding),
+    /// It removed the object.
+    Gone,
+    /// It took back what an attempt had begun that failed for this reason.
+    Undone(String),
+    /// It did not.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether another try may help.
+        retryable: bool,
+    },
+}
+
 /// An effect on the world. Every one but [`Command::Act`] is "ensure": a second one changes nothing.
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
@@ -224,7 +248,7 @@ pub(crate) enum Command {
     Grow {
         pool: PoolId,
         volume: VolumeId,
-        size: crate::model::Bytes,
+        size: Bytes,
         attached: Option<(NodeId, DomainId)>,
     },
     Delete {
@@ -244,7 +268,7 @@ pub(crate) enum Command {
         /// Why it was given up; none if it is deleted.
         because: Option<String>,
     },
-    /// List a pool's artefacts.
+    /// Probe a pool and list its artefacts.
     Inventory {
         pool: PoolId,
     },

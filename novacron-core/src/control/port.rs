@@ -12,8 +12,7 @@
 use std::time::Duration;
 
 use super::cache::Cache;
-use super::plan::{Command, Draft, Plan};
-use super::storage::{BUDGET, Outcome};
+use super::plan::{BUDGET, Command, Draft, Outcome, Plan};
 use crate::driver::{NicAttachment, PortRequest};
 use crate::error::Result;
 use crate::lifecycle::RunPhase;

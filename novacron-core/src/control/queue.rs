@@ -115,6 +115,7 @@ impl Queue {
         since.map(|since| now.since(since)).unwrap_or_default()
     }
 
+    /// The object's failures, if there were any, are over; or it is gone.
     pub(crate) fn succeeded(&mut self, key: &ObjectKey) {
         self.failures.remove(key);
     }

@@ -8,9 +8,10 @@
 //! | graves | [`Retention::graves`] after the object was deleted: what turns up later is reported, not swept |
 //! | the store's history | [`Retention::history`] after it happened: who watches from before must list again |
 //!
-//! Graves and actions are in the cache, so they go by plain commits. The other kinds are not: they lie in the store in the order
-//! of their ids, which is that of time, and one command a round walks them from the oldest on. Operations forget
-//! themselves ([`super::operation`]).
+//! Graves and actions are in the cache, so they go by plain commits. The other kinds are not, and one command a round
+//! walks them in the store: events and audit records lie there in the order of their ids, which is that of time, so the
+//! walk begins with the oldest; answers lie in the order of their keys, so each round looks at the next ten thousand.
+//! Operations forget themselves ([`super::operation`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,11 +23,13 @@ use crate::driver::Call;
 use crate::error::Result;
 use crate::model::{Action, ActionStatus, Audit, Event, EventId, OperationId, uuid_v7};
 use crate::records::{self, Grave, Stored};
-use crate::store::{Commit, ListOptions, MAX_OPS, Op, Precondition, Record, Revision, TxnId};
+use crate::store::{Commit, Key, ListOptions, MAX_OPS, Op, Precondition, Record, Revision, TxnId};
 use crate::time::Timestamp;
 
 /// Between two rounds.
 const EVERY: Duration = Duration::from_secs(60);
+/// Pages of answers that a round looks at.
+const PAGES: u32 = 100;
 
 /// How long things are kept that nothing needs any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,14 +68,17 @@ pub(crate) struct Rounds {
     last: Timestamp,
     /// Which revision there was when.
     marks: VecDeque<(Timestamp, Revision)>,
+    answers_after: Option<Key>,
 }
 
 /// What a round forgets in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cutoffs {
     events: Timestamp,
     audit: Timestamp,
     idempotency: Timestamp,
+    /// The answers were looked at up to here.
+    answers_after: Option<Key>,
     history: Option<Revision>,
 }
 
@@ -89,6 +95,11 @@ impl Rounds {
         {
             self.marks.pop_front();
         }
+    }
+
+    /// A round has ended, and the next one goes on with the answers after this.
+    pub(super) fn go_on_at(&mut self, after: Option<Key>) {
+        self.answers_after = after;
     }
 }
 
@@ -131,77 +142,94 @@ pub(crate) fn reconcile(
         events: now.minus(keep.events),
         audit: now.minus(keep.audit),
         idempotency: now.minus(keep.idempotency),
+        answers_after: rounds.answers_after.clone(),
         history: history.map(|(_, revision)| *revision),
     })))
 }
 
-/// Carries a round out. Cut short by the deadline, the next one goes on.
-pub(crate) async fn forget(drivers: &Drivers, call: Call, cutoffs: &Cutoffs) -> Result<()> {
+/// Carries a round out: where the next one goes on with the answers. What the deadline cuts short, the next one does.
+pub(crate) async fn forget(
+    drivers: &Drivers,
+    call: Call,
+    cutoffs: &Cutoffs,
+) -> Result<Option<Key>> {
     let of_event = |record: &Record| Event::parse(&record.key).map(EventId::created_at);
     let of_audit = |record: &Record| Audit::parse(&record.key).map(EventId::created_at);
-    in_order(drivers, call, "event/", cutoffs.events, of_event).await?;
-    in_order(drivers, call, "audit/", cutoffs.audit, of_audit).await?;
-    answers(drivers, call, cutoffs.idempotency).await?;
+    let (events, audit) = ("event/", "audit/");
+    walk(drivers, call, events, Order::Time, cutoffs.events, of_event).await?;
+    walk(drivers, call, audit, Order::Time, cutoffs.audit, of_audit).await?;
+    let order = Order::None {
+        after: cutoffs.answers_after.clone(),
+    };
+    let kept = "idempotency/";
+    let at = walk(drivers, call, kept, order, cutoffs.idempotency, of_answer).await?;
     if let Some(revision) = cutoffs.history {
         drivers.store.compact(revision).await?;
     }
-    Ok(())
+    Ok(at)
 }
 
-/// Forgets the records of a kind whose keys are in the order of time.
-async fn in_order(
-    drivers: &Drivers,
-    call: Call,
-    prefix: &str,
-    before: Timestamp,
-    at: impl Fn(&Record) -> Option<Timestamp>,
-) -> Result<()> {
-    loop {
-        let options = ListOptions {
-            limit: MAX_OPS,
-            ..ListOptions::default()
-        };
-        let page = drivers.store.list(prefix, options).await?;
-        let old: Vec<&Record> = page
-            .records
-            .iter()
-            .take_while(|record| at(record).is_some_and(|at| at < before))
-            .collect();
-        delete(drivers, &old).await?;
-        if old.len() < MAX_OPS || call.deadline.remaining() < EVERY / 2 {
-            return Ok(());
-        }
-    }
-}
-
-/// Forgets the answers that were kept for idempotency keys: their operation's id tells their age.
-async fn answers(drivers: &Drivers, call: Call, before: Timestamp) -> Result<()> {
+/// When the request was made whose answer is kept: its operation's id tells.
+fn of_answer(record: &Record) -> Option<Timestamp> {
     #[derive(serde::Deserialize)]
     struct Kept {
         operation: OperationId,
     }
-    let mut after = None;
-    loop {
+    let kept = records::decode::<Kept>(&record.key, &record.value).ok()?;
+    Some(kept.operation.created_at())
+}
+
+/// In which order the records of a kind lie.
+enum Order {
+    /// By their age: a walk begins with the oldest and ends at the first that is young enough.
+    Time,
+    /// None that helps: each must be looked at, a limited number a round.
+    None {
+        /// Where the round before ended.
+        after: Option<Key>,
+    },
+}
+
+/// Forgets the records of a kind that were written before a time, as far as it comes: to which key, if not to the end. A
+/// record that does not tell its age is left, and keeps no other.
+async fn walk(
+    drivers: &Drivers,
+    call: Call,
+    prefix: &str,
+    order: Order,
+    before: Timestamp,
+    written: impl Fn(&Record) -> Option<Timestamp>,
+) -> Result<Option<Key>> {
+    let (by_time, mut after) = match order {
+        Order::Time => (true, None),
+        Order::None { after } => (false, after),
+    };
+    for page in 1.. {
         let options = ListOptions {
-            after: after.take(),
+            after,
             limit: MAX_OPS,
             at: None,
         };
-        let page = drivers.store.list("idempotency/", options).await?;
-        let old: Vec<&Record> = page
-            .records
-            .iter()
-            .filter(|record| {
-                let kept = records::decode::<Kept>(&record.key, &record.value);
-                kept.is_ok_and(|kept| kept.operation.created_at() < before)
-            })
-            .collect();
+        let found = drivers.store.list(prefix, options).await?;
+        let mut old = Vec::new();
+        let mut young = false;
+        for record in &found.records {
+            match written(record) {
+                Some(at) if at < before => old.push(record),
+                Some(_) => young = true,
+                None => {}
+            }
+        }
         delete(drivers, &old).await?;
-        after = page.records.last().map(|record| record.key.clone());
-        if !page.more || call.deadline.remaining() < EVERY / 2 {
-            return Ok(());
+        if !found.more || (by_time && young) {
+            break;
+        }
+        after = found.records.last().map(|record| record.key.clone());
+        if call.deadline.remaining() < EVERY / 2 || (!by_time && page == PAGES) {
+            return Ok(after);
         }
     }
+    Ok(None)
 }
 
 async fn delete(drivers: &Drivers, old: &[&Record]) -> Result<()> {

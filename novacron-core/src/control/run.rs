@@ -329,7 +329,6 @@ impl Look<'_> {
     fn ran(&self) -> Result<Plan> {
         self.write(RunEvent::Ran, |run| {
             run.started_at.get_or_insert(self.now);
-            run.failures = 0;
         })
     }
 

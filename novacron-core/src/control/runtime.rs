@@ -19,13 +19,12 @@ use super::commit::{commit_settled, finish};
 use super::executor::{Completion, Drivers, execute};
 use super::panics::{caught, caught_now};
 use super::placing::Placing;
-use super::plan::{Command, Draft, ObjectKey, Plan};
+use super::plan::{Command, Draft, ObjectKey, Outcome, Plan};
 use super::queue::Queue;
 use super::retention::Retention;
-use super::storage::{self, Outcome};
 use super::waiters::Waiters;
 use super::world::World;
-use super::{action, network, node, operation, port, retention, run, vm};
+use super::{action, network, node, operation, pool, port, retention, run, storage, vm};
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ActionId, ClusterId, NodeId, VmId};
@@ -243,7 +242,6 @@ impl Runtime {
         let look = storage::Look {
             cluster,
             cache: &cache,
-            world: &self.world,
             outcome: self.outcomes.get(key),
             failing: self.queue.failing(key, now),
             now,
@@ -253,7 +251,7 @@ impl Runtime {
             ObjectKey::Image(id) => look.image(*id),
             ObjectKey::Snapshot(id) => look.snapshot(*id),
             ObjectKey::Pool(id) if self.parts.drivers.pools.contains_key(id) => {
-                Ok(look.pool(id, resync))
+                pool::reconcile(id, &cache, &self.world, resync, now)
             }
             ObjectKey::Node(id) if self.parts.drivers.nodes.contains_key(id) => node::reconcile(
                 id,
@@ -364,6 +362,18 @@ impl Runtime {
             self.tasks.spawn(async move {
                 Ended::Command(Box::new(execute(drivers, key, command).await))
             });
+        } else if self.queue.failures(&key) > 0 || self.outcomes.contains_key(&key) {
+            let cache = &self.parts.cache;
+            let cache = cache
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let gone = !cache.has(&key);
+            drop(cache);
+            if gone {
+                self.queue.succeeded(&key);
+                self.outcomes.remove(&key);
+                self.note(&key, None);
+            }
         }
     }
 

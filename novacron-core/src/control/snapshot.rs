@@ -14,8 +14,8 @@
 //! of everything else.
 
 use super::cache::Cache;
-use super::plan::{Command, Draft, Plan};
-use super::storage::{Look, Object, Outcome};
+use super::plan::{Command, Draft, Outcome, Plan};
+use super::storage::{Look, Object};
 use super::vm::Waiting;
 use crate::driver::DomainId;
 use crate::error::Result;

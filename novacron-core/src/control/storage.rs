@@ -10,47 +10,22 @@
 use std::time::Duration;
 
 use super::cache::{Cache, Table};
-use super::plan::{Command, Draft, Plan};
+use super::plan::{BUDGET, Command, Draft, Outcome, Plan};
 use super::vm::Waiting;
-use super::world::World;
 use crate::driver::{ArtefactId, CreateSource, CreateVolume};
 use crate::error::Result;
 use crate::model::{
-    Bytes, ClusterId, Image, ImageId, Meta, ObjectRef, PoolId, PortBinding, Snapshot, StorageState,
+    Bytes, ClusterId, Image, ImageId, Meta, ObjectRef, PoolId, Snapshot, StorageState,
     StorageStatus, Versioned, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, Stored, VolumeStatus};
 use crate::store::Op;
 use crate::time::Timestamp;
 
-/// How long attempts may fail in a row before making something is given up: longer than a short outage of a pool.
-pub(crate) const BUDGET: Duration = Duration::from_secs(300);
-
-/// How the last command of an object ended, as the executor reports it.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    /// It did, with this size if it has one.
-    Done(Option<Bytes>),
-    /// It bound a port.
-    Bound(PortBinding),
-    /// It removed the object.
-    Gone,
-    /// It took back what an attempt had begun that failed for this reason.
-    Undone(String),
-    /// It did not.
-    Failed {
-        /// Why.
-        reason: String,
-        /// Whether another try may help.
-        retryable: bool,
-    },
-}
-
 /// What a look at a storage object is made of.
 pub(crate) struct Look<'a> {
     pub(crate) cluster: ClusterId,
     pub(crate) cache: &'a Cache,
-    pub(crate) world: &'a World,
     pub(crate) outcome: Option<&'a Outcome>,
     /// For how long the object's commands have been failing.
     pub(crate) failing: Duration,
@@ -401,34 +376,5 @@ impl Look<'_> {
             draft = draft.op(Op::Delete(name));
         }
         Ok(Plan::commit(draft))
-    }
-
-    /// Artefacts without a record: those with a grave are removed, one at a time; the others are left and reported.
-    pub(crate) fn pool(&self, id: &PoolId, every: Duration) -> Plan {
-        let Some(seen) = self.world.pools.get(id).filter(|p| p.listed) else {
-            return Plan::command(Command::Inventory { pool: id.clone() });
-        };
-        for artefact in &seen.strays {
-            let (known, grave) = match artefact {
-                ArtefactId::Volume(volume) => (
-                    self.cache.volumes.contains_key(volume),
-                    format!("volume/{volume}"),
-                ),
-                ArtefactId::Image(image) => (
-                    self.cache.images.contains_key(image),
-                    format!("image/{image}"),
-                ),
-            };
-            if !known && self.cache.graves.contains_key(&grave) {
-                return Plan::command(Command::Delete {
-                    pool: id.clone(),
-                    id: *artefact,
-                });
-            }
-        }
-        if self.now.since(seen.at) >= every {
-            return Plan::command(Command::Inventory { pool: id.clone() });
-        }
-        Plan::wake_at(seen.at.plus(every))
     }
 }

@@ -241,7 +241,6 @@ fn free(
         since: now,
         started_at: None,
         generation: assignment.generation,
-        failures: 0,
     };
     let message = format!("placed on {node} (epoch {epoch})");
     let granted = Claim {

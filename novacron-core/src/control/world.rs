@@ -1,10 +1,11 @@
 //! What the drivers were last seen to hold. Kept in memory only: a new process observes before it decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::retention::Rounds;
-use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PortArtefact};
-use crate::model::{Epoch, HostInfo, NodeId, PoolId, StopProof, VmId};
+use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PoolInfo, PortArtefact};
+use crate::model::{Epoch, HostInfo, NodeId, PoolId, PortId, StopProof, VmId};
 use crate::time::Timestamp;
 
 #[derive(Debug, Default)]
@@ -38,6 +39,42 @@ pub(crate) struct SeenNode {
     pub(crate) ports: BTreeSet<PortArtefact>,
     /// Names of domains that are not ours.
     pub(crate) foreign: BTreeSet<String>,
+    /// What was swept, or not, and when.
+    pub(crate) tried: Tried<Leftover>,
+}
+
+/// Something on a node whose epoch is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Leftover {
+    Domain(VmId, Epoch),
+    Port(PortId, Epoch),
+}
+
+/// When the removal of a leftover was last tried: one that does not go must not keep the others, or be tried all the
+/// time.
+#[derive(Debug)]
+pub(crate) struct Tried<K>(BTreeMap<K, Timestamp>);
+
+impl<K> Default for Tried<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Tried<K> {
+    pub(crate) fn now(&mut self, what: K, now: Timestamp) {
+        self.0.insert(what, now);
+    }
+
+    /// Whether it was not tried within the last `every`.
+    pub(crate) fn may(&self, what: &K, every: Duration, now: Timestamp) -> bool {
+        self.0.get(what).is_none_or(|at| now.since(*at) >= every)
+    }
+
+    /// Forgets what may be tried again.
+    pub(crate) fn prune(&mut self, every: Duration, now: Timestamp) {
+        self.0.retain(|_, at| now.since(*at) < every);
+    }
 }
 
 impl SeenNode {
@@ -90,6 +127,12 @@ pub(crate) struct RunError {
 pub(crate) struct SeenPool {
     /// Our artefacts that no record named when they were listed.
     pub(crate) strays: BTreeSet<ArtefactId>,
+    /// The last probe that was answered.
+    pub(crate) info: Option<PoolInfo>,
+    /// Why it did not answer, if it did not.
+    pub(crate) error: Option<String>,
+    /// When it was last asked.
     pub(crate) at: Timestamp,
-    pub(crate) listed: bool,
+    /// What was swept, or not, and when.
+    pub(crate) tried: Tried<ArtefactId>,
 }

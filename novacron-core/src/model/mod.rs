@@ -23,7 +23,7 @@ pub use meta::{Meta, Versioned};
 pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,
 };
-pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus};
+pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Unexplained};
 pub use object::ObjectRef;
 pub use operation::{
     Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
@@ -34,8 +34,8 @@ pub use run::{
 };
 pub use secret::SecretRef;
 pub use storage::{
-    Image, ImageSource, Pool, PoolScope, Snapshot, StorageState, StorageStatus, Volume,
-    VolumeFormat, VolumeSource,
+    Image, ImageSource, Pool, PoolScope, PoolState, PoolStatus, Snapshot, StorageState,
+    StorageStatus, Volume, VolumeFormat, VolumeSource,
 };
 pub use units::{Bandwidth, Bytes, MiB, Money};
 pub use vm::{

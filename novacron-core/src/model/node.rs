@@ -28,13 +28,49 @@ pub struct NodeStatus {
     /// What the last probe found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostInfo>,
-    /// Counts the owners' processes: an action of an older one is not repeated.
+    /// Counts the processes that were built over these records: this one's owner wrote it.
     pub incarnation: u64,
     /// Domains that no record names. They are reported, never touched.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unknown_domains: Vec<String>,
-    /// When it last changed.
+    #[serde(default, skip_serializing_if = "Unexplained::is_empty")]
+    pub unknown_domains: Unexplained,
+    /// When the state last changed.
     pub since: Timestamp,
+}
+
+/// What was found that no record explains.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unexplained {
+    /// Its names: [`Unexplained::NAMED`] at most, so that a host full of others' things does not make the record too
+    /// large to be written.
+    pub names: Vec<String>,
+    /// How many more there are.
+    #[serde(default)]
+    pub more: u64,
+}
+
+impl Unexplained {
+    /// The most names that are told.
+    pub const NAMED: usize = 100;
+    /// The most characters of a name that are told.
+    const LONGEST: usize = 200;
+
+    /// Whether everything is explained.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.more == 0
+    }
+}
+
+impl FromIterator<String> for Unexplained {
+    fn from_iter<I: IntoIterator<Item = String>>(found: I) -> Self {
+        let mut found = found.into_iter();
+        let short = |name: String| name.chars().take(Self::LONGEST).collect();
+        let names = found.by_ref().take(Self::NAMED).map(short).collect();
+        Self {
+            names,
+            more: found.count() as u64,
+        }
+    }
 }
 
 /// Whether a node's hypervisor answers.
@@ -85,4 +121,17 @@ pub struct NodeCapabilities {
     pub hot_plug: bool,
     /// Disks can be snapshotted while the guest runs.
     pub live_snapshot: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unexplained_is_told_up_to_a_limit() {
+        let found: Unexplained = (0..250).map(|n| format!("{n:0>500}")).collect();
+        assert_eq!((found.names.len(), found.more), (100, 150));
+        assert!(found.names.iter().all(|name| name.len() == 200));
+        assert!(Unexplained::from_iter([]).is_empty());
+    }
 }

@@ -201,9 +201,6 @@ pub struct Run {
     /// The generation of the spec that the domain follows.
     #[serde(default)]
     pub generation: u64,
-    /// Attempts at the present command that failed.
-    #[serde(default)]
-    pub failures: u32,
 }
 
 /// How a guest ended.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{ImageId, NodeId, PoolId, SnapshotId, VmId, VolumeId};
 use super::meta::Meta;
+use super::node::Unexplained;
 use super::units::Bytes;
 use crate::time::Timestamp;
 
@@ -39,8 +40,36 @@ pub struct Pool {
     pub id: PoolId,
     /// From where it can be reached.
     pub scope: PoolScope,
-    /// The driver's name, as `local`.
-    pub driver: String,
+}
+
+/// A pool's status, written by its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolStatus {
+    /// Whether the backend answers.
+    pub state: PoolState,
+    /// Why it does not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Bytes in all, when it last answered.
+    pub capacity: Bytes,
+    /// Bytes that were free, to within a hundredth of the capacity.
+    pub free: Bytes,
+    /// Artefacts of this cluster that neither a record nor a grave names. They are reported, never touched.
+    #[serde(default, skip_serializing_if = "Unexplained::is_empty")]
+    pub unknown_artefacts: Unexplained,
+    /// When the state last changed.
+    pub since: Timestamp,
+}
+
+/// Whether a pool's backend answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolState {
+    /// It answers.
+    Available,
+    /// It does not; what is attached may go on.
+    Unreachable,
 }
 
 /// A volume's record.

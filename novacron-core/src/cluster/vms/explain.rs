@@ -35,8 +35,8 @@ impl VmHandle {
     /// Explains its placement: computed anew by the scheduler, on a view of its own, so that nothing is booked.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it cannot be placed at all yet, as while one of
-    /// its volumes is being made.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it cannot be placed at all, as while one of its
+    /// volumes is being made, or after one failed.
     pub async fn explain(&self) -> Result<PlacementView> {
         const VERB: &str = "vm.explain";
         let options = self.cluster.options();
@@ -77,10 +77,10 @@ impl VmHandle {
 fn assignment(vm: &Vm, cache: &Cache) -> Result<Assignment> {
     match resolve(vm, Epoch(0), cache) {
         Ok(assignment) => Ok(assignment),
-        Err(Waiting::For(why)) => Err(Error::new(
+        Err(Waiting::For(why) | Waiting::Failed(why)) => Err(Error::new(
             ErrorKind::FailedPrecondition,
             "vm.explain",
-            format!("it cannot be placed yet: {why}"),
+            format!("it cannot be placed: {why}"),
         )),
         Err(other) => Err(Error::new(
             ErrorKind::Internal,
