@@ -146,6 +146,76 @@ fn siblings_depend_on_the_core_only() {
     );
 }
 
+/// What each module of the core may use of the others; what is not named here may use everything.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("error", &["model"]),
+    ("time", &[]),
+    ("lifecycle", &["error"]),
+    ("model", &["error", "lifecycle", "time"]),
+    ("store", &["error", "model", "time"]),
+    ("driver", &["error", "model", "time"]),
+    ("records", &["error", "model", "store", "time"]),
+    ("sim", &["driver", "error", "model", "time"]),
+    (
+        "control",
+        &[
+            "driver",
+            "error",
+            "lifecycle",
+            "model",
+            "records",
+            "store",
+            "time",
+        ],
+    ),
+    (
+        "conformance",
+        &["driver", "error", "model", "sim", "store", "time"],
+    ),
+];
+
+/// The module of the core that `crate::<name>` is in.
+fn module_of(name: &str) -> &str {
+    match name {
+        "Error" | "ErrorKind" | "Problem" | "Result" => "error",
+        "Clock" | "Deadline" | "IdSource" | "SeededIds" | "SystemClock" | "TimerClock"
+        | "Timestamp" => "time",
+        "Bytes" | "MiB" | "VmSpec" => "model",
+        "Phase" => "lifecycle",
+        "Cluster" | "RequestOptions" => "cluster",
+        module => module,
+    }
+}
+
+#[test]
+fn modules_of_the_core_use_each_other_in_one_direction() {
+    let mut problems = Vec::new();
+    let mut seen = BTreeSet::new();
+    for file in all("rs") {
+        let Some(path) = file.strip_prefix("novacron-core/src/") else {
+            continue;
+        };
+        let own = path.split(['/', '.']).next().unwrap();
+        let Some((own, may)) = MAY_USE.iter().find(|(module, _)| *module == own) else {
+            continue;
+        };
+        let text = read(&file);
+        let code = text.lines().filter(|l| !l.trim_start().starts_with("//"));
+        for line in code {
+            for used in line.split("crate::").skip(1) {
+                let end = used.find(|c: char| !c.is_alphanumeric() && c != '_');
+                let used = module_of(&used[..end.unwrap_or(used.len())]);
+                seen.insert(used.to_owned());
+                if !used.is_empty() && used != *own && !may.contains(&used) {
+                    problems.push(format!("{file}: {own} uses {used}: {}", line.trim()));
+                }
+            }
+        }
+    }
+    assert!(seen.contains("model") && seen.contains("store"), "{seen:?}");
+    none(&problems, "imports in the wrong direction");
+}
+
 #[test]
 fn default_features_are_light() {
     let tree = cargo(&[

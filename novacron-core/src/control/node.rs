@@ -107,7 +107,7 @@ fn strays(
     let mut sweep = None;
     // By going along the node's runs: a search for each is most of the cost where there are many.
     let runs: BTreeMap<VmId, _> = cache.runs_on(node).collect();
-    for (&(vm, epoch), _) in &seen.domains {
+    for &(vm, epoch) in seen.domains.keys() {
         let run = runs.get(&vm);
         if run.is_some_and(|run| run.epoch == epoch && run.proof.is_none()) {
             continue;

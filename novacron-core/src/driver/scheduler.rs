@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::model::{Decision, MiB, NodeCapabilities, NodeId, PlaceId};
-use crate::store::Revision;
+use crate::model::{Decision, MiB, NodeCapabilities, NodeId, PlaceId, Revision};
 
 /// A host as a scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

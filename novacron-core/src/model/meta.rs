@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::ids::Name;
-use crate::store::Revision;
+use super::revision::Revision;
 use crate::time::Timestamp;
 
 /// Name, ownership and history of an object.

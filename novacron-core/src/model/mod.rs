@@ -7,6 +7,7 @@ mod network;
 mod node;
 mod object;
 mod operation;
+mod revision;
 mod run;
 mod secret;
 mod storage;
@@ -28,6 +29,7 @@ pub use object::ObjectRef;
 pub use operation::{
     Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
 };
+pub use revision::Revision;
 pub use run::{
     AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, HostBoot, Run, StopProof,
     VolumeClaim,

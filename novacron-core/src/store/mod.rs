@@ -40,6 +40,8 @@ pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOptions, SqliteStats, SqliteStore};
 
+pub use crate::model::Revision;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest value of a record, bytes (etcd's limits hold for every store).
@@ -52,19 +54,6 @@ pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
 pub const MAX_BEAT_BYTES: usize = 16 * 1024;
 /// How long the outcome of a commit is kept at least, whatever is compacted.
 pub const OUTCOMES_KEPT: Duration = Duration::from_secs(3600);
-
-/// A point in the total order of commits. The empty store is at zero.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct Revision(pub u64);
-
-impl fmt::Display for Revision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// A stored record.
 #[derive(Clone, PartialEq, Eq)]

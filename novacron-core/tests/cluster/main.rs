@@ -20,6 +20,7 @@ mod hosts;
 mod life;
 mod lists;
 mod storage;
+mod strays;
 
 use std::path::PathBuf;
 use std::sync::Arc;
