@@ -206,7 +206,9 @@ fn modules_of_the_core_use_each_other_in_one_direction() {
                 let end = used.find(|c: char| !c.is_alphanumeric() && c != '_');
                 let used = module_of(&used[..end.unwrap_or(used.len())]);
                 seen.insert(used.to_owned());
-                if !used.is_empty() && used != *own && !may.contains(&used) {
+                // The suites are macros that name themselves.
+                let is_suite = used.ends_with("_conformance");
+                if !used.is_empty() && !is_suite && used != *own && !may.contains(&used) {
                     problems.push(format!("{file}: {own} uses {used}: {}", line.trim()));
                 }
             }

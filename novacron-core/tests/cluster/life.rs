@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use novacron_core::cluster::{ListRequest, Verdict, VolumeSpec};
+use novacron_core::cluster::{ImageSpec, ListRequest, Verdict, VolumeSpec};
 use novacron_core::driver::Call;
-use novacron_core::model::{Epoch, Exit, NetworkKind, NicSpec, NodeId, Power};
+use novacron_core::model::{Epoch, Exit, ImageSource, NetworkKind, NicSpec, NodeId, Power};
 use novacron_core::{Bytes, ErrorKind, MiB, Phase, RequestOptions, VmSpec};
 
 use crate::{Site, soon, spec};
@@ -386,4 +386,20 @@ async fn a_volume_that_another_vm_keeps_holds_up_the_disk_and_nothing_else() {
     waiting.wait(soon()).await.unwrap();
     assert_eq!(site.world.writers(data.id()).len(), 1);
     assert!(site.world.violations().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_whose_volume_failed_says_so_and_cannot_be_explained() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let nowhere = ImageSource::File("/nowhere".into());
+    let image = ImageSpec::new("none", nowhere);
+    cluster.images().create(image).await.unwrap();
+    let vm = VmSpec::new("web").image("none");
+    let vm = cluster.vms().create(vm).await.unwrap();
+    let view = vm.wait_for(Phase::Failed, soon()).await.unwrap();
+    assert!(view.reason.contains("disk root failed"), "{}", view.reason);
+    let refused = vm.explain().await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
+    assert!(refused.message().contains("disk root failed"), "{refused}");
 }
