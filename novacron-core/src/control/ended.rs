@@ -215,7 +215,7 @@ impl Runtime {
     }
 
     /// Remembers why an object's last command failed, for whoever asks how its operation goes.
-    fn note(&self, key: &ObjectKey, error: Option<&Error>) {
+    pub(super) fn note(&self, key: &ObjectKey, error: Option<&Error>) {
         let cache = &self.parts.cache;
         let read = cache.read().unwrap_or_else(PoisonError::into_inner);
         if error.is_none() && !read.trouble.contains_key(key) {

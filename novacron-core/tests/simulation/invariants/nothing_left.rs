@@ -6,7 +6,7 @@ use novacron_core::sim::SimWorld;
 use crate::crash_store::Disk;
 
 /// The kinds of records that are the cluster's own.
-const LASTING: [&str; 4] = ["cluster/", "node/", "node-status/", "pool/"];
+const LASTING: [&str; 5] = ["cluster/", "node/", "node-status/", "pool/", "pool-status/"];
 /// The kinds that retention forgets.
 const KEPT: [&str; 5] = ["audit/", "event/", "grave/", "idempotency/", "operation/"];
 
