@@ -312,8 +312,8 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             .map(|()| Report::Done),
         Command::Inventory { pool } => {
             let backend = drivers.pool(pool)?;
-            let info = backend.probe(call).await?;
-            Ok(Report::Inventory(info, backend.list(call).await?))
+            let (info, list) = tokio::try_join!(backend.probe(call), backend.list(call))?;
+            Ok(Report::Inventory(info, list))
         }
         Command::Forget(cutoffs) => retention::forget(drivers, call, cutoffs)
             .await

@@ -178,6 +178,7 @@ pub(crate) async fn furnish(cluster: &Cluster) -> Result<Objects> {
     let snapshot = |name: &str, of| Request::CreateSnapshot(name.to_owned(), of);
     let of_cold = made!(Snapshot, snapshot("of-cold", cold));
     let of_kept = made!(Snapshot, snapshot("of-kept", kept));
+    done(cluster, Request::Schedulable(node(1), false)).await?;
     let spec = blank("on").nic(nic(network)).disk("data", with(data));
     let on = made!(Vm, vm(spec));
     let of_data = made!(Snapshot, snapshot("of-data", data));
@@ -186,6 +187,7 @@ pub(crate) async fn furnish(cluster: &Cluster) -> Result<Objects> {
     let off = made!(Vm, vm(spec));
     let held = made!(Vm, vm(blank("held").power(Power::Paused)));
     done(cluster, Request::Schedulable(node(0), false)).await?;
+    done(cluster, Request::Schedulable(node(1), true)).await?;
     let lost = made!(Vm, vm(blank("lost")));
     done(cluster, Request::Schedulable(node(0), true)).await?;
     let (seen_on, seen_off) = (
