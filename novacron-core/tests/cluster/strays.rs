@@ -92,7 +92,7 @@ async fn a_pool_tells_what_it_holds_and_whether_it_answers() {
         CreateSource::Blank,
     )
     .await;
-    pass(Duration::from_secs(60)).await;
+    pass(Duration::from_secs(120)).await;
     let listed = cluster.pools().list(&ListRequest::new()).await.unwrap();
     assert_eq!(listed.items.len(), 1);
     let status = cluster
@@ -108,7 +108,7 @@ async fn a_pool_tells_what_it_holds_and_whether_it_answers() {
     assert_eq!(status.unknown_artefacts.names, [format!("volume/{lost}")]);
 
     site.world.set_pool_reachable(&shared(), false);
-    pass(Duration::from_secs(60)).await;
+    pass(Duration::from_secs(120)).await;
     let status = cluster
         .pools()
         .get(&shared())
