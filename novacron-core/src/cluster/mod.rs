@@ -234,8 +234,18 @@ impl Cluster {
 impl Inner {
     /// Reads from the cache once it has everything that was committed before the call.
     pub(crate) async fn read<T>(&self, read: impl FnOnce(&Cache) -> T) -> Result<T> {
+        self.is_open()?;
         self.reach(self.store.revision().await?).await?;
         Ok(self.peek(read))
+    }
+
+    /// Fails once the cluster was shut down: there is no loop any more to carry a change out.
+    pub(crate) fn is_open(&self) -> Result<()> {
+        if *self.stop.borrow() {
+            let message = "the cluster was shut down";
+            return Err(Error::new(ErrorKind::Cancelled, "cluster", message));
+        }
+        Ok(())
     }
 
     /// Reads from the cache as it is.

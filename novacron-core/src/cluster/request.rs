@@ -280,6 +280,7 @@ impl Inner {
     ) -> Result<(ObjectRef, OperationHandle)> {
         debug_assert!(CHANGES.contains(&verb), "{verb} is missing in CHANGES");
         self.authorize(options, verb)?;
+        self.is_open()?;
         let request = fingerprint(&[options.project.as_str(), request]);
         if let Some(before) = self.recall(options, verb, &request).await? {
             return Ok(before);

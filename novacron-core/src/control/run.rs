@@ -169,7 +169,7 @@ fn advance(
         let exit = run
             .exit
             .as_ref()
-            .map(|e| format!(": {e:?}"))
+            .map(|e| format!(": {e}"))
             .unwrap_or_default();
         let message = format!("{} on {} (epoch {}){exit}", run.phase, run.node, run.epoch);
         let project = cache.vms.get(&run.vm).map(|vm| &vm.meta.project);

@@ -175,13 +175,13 @@ pub(crate) fn should_start(
     if !again {
         return match exit {
             Some(exit) if exit.is_failure() => Err(Waiting::Failed(format!(
-                "{exit:?}; its restart policy is never"
+                "{exit}; its restart policy is never"
             ))),
             _ => Err(Waiting::Stopped),
         };
     }
     if claim.failures >= START_BUDGET {
-        let last = exit.map_or_else(String::new, |e| format!(", the last: {e:?}"));
+        let last = exit.map_or_else(String::new, |e| format!(", the last: {e}"));
         return Err(Waiting::Failed(format!(
             "{} starts failed in a row{last}",
             claim.failures

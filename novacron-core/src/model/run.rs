@@ -231,6 +231,19 @@ pub enum Exit {
     },
 }
 
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::GuestShutdown => f.write_str("the guest powered itself off"),
+            Self::Requested => f.write_str("it was asked to stop"),
+            Self::Panicked => f.write_str("the guest's kernel panicked"),
+            Self::Crashed { detail } => write!(f, "it crashed: {detail}"),
+            Self::Terminated { detail } => write!(f, "it was ended from outside: {detail}"),
+            Self::StartFailed { detail } => write!(f, "its start failed: {detail}"),
+        }
+    }
+}
+
 impl Exit {
     /// Whether a restart policy `on_failure` starts it again.
     pub fn is_failure(&self) -> bool {

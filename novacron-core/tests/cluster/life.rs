@@ -403,3 +403,15 @@ async fn a_vm_whose_volume_failed_says_so_and_cannot_be_explained() {
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     assert!(refused.message().contains("disk root failed"), "{refused}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_its_shutdown_a_cluster_takes_no_change() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    cluster.shutdown(soon()).await.unwrap();
+    let late = cluster.vms().create(spec("late")).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Cancelled, "{late}");
+    let list = cluster.vms().list(&ListRequest::new()).await.unwrap_err();
+    assert_eq!(list.kind(), ErrorKind::Cancelled, "{list}");
+    assert!(site.records("vm/").await.is_empty());
+}
