@@ -287,8 +287,9 @@ pub(crate) async fn wait_event(
         domain: id,
         event: wanted,
     };
+    // The guest may have to boot before it does what is waited for.
     let seen = async { while events.next().await.expect("the stream goes on") != wanted {} };
-    timeout(SOON, seen)
+    timeout(BOOT, seen)
         .await
         .unwrap_or_else(|_| panic!("no {wanted:?}"));
 }
