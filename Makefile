@@ -101,6 +101,7 @@ sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the s
 	exit $$missed
 
 bench-core: deps ## the numbers of docs/SPECIFICATION.md for the core; ONLY=overhead for one part
+	cargo fetch --locked
 	cargo run --locked --release -p novacron-benches --bin bench-core -- $(ONLY)
 
 doc: ## the API's documentation

@@ -18,7 +18,8 @@
 //! Beside the writer of its contents, a record has one who **removes** it, with its name, once everything that it named
 //! is gone: the leader a VM with its ports, runs and actions, the pool's owner a volume, an image or a snapshot, the
 //! node's owner a port that no VM names. Two marks are set by controllers: that a volume made with its VM is to be
-//! deleted (by the leader), and a snapshot with its volume (by the pool's owner). An operator's word
+//! deleted (by the leader), and a snapshot with its volume (by the pool's owner). A volume's claim that the leader marked
+//! as orphaned is removed by the pool's owner, who lets go of the volume first. An operator's word
 //! (`VmHandle::confirm_stopped`) writes into a run what its owner cannot. All of it is conditional on the record as it
 //! was read, so that of two who write at once one reads again.
 //!

@@ -305,6 +305,7 @@ fn seed(found: &mut Problems, seed: &CloudInit) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spec_from_json;
     use super::*;
     use crate::MiB;
 
@@ -352,12 +353,28 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_refused() {
-        let error =
-            serde_json::from_str::<VmSpec>(r#"{"name":"a","memory":512,"vcpu":2}"#).unwrap_err();
-        assert!(
-            error.to_string().contains("unknown field `vcpu`"),
-            "{error}"
-        );
+    fn json_that_is_no_spec_is_refused_where_it_is_none() {
+        let nic = br#"{"name": "a", "memory": 512, "nics": [{"network": "x", "mtu": 9000}]}"#;
+        let cut = [b"{\"name\": \"".as_slice(), &[b'x'; 10_000]].concat();
+        for (json, field, message) in [
+            (
+                &br#"{"name": "a", "memory": 512, "vcpu": 2}"#[..],
+                "vcpu",
+                "unknown field `vcpu`",
+            ),
+            (nic, "nics[0].network", "UUID"),
+            (br#"{"name": "a"}"#, "spec", "missing field `memory`"),
+            (br#"7"#, "spec", "invalid type"),
+            (br#"{"name": "a", "memory": 512} {}"#, "spec", "trailing"),
+            (&cut, "name", "EOF"),
+        ] {
+            let error = spec_from_json::<VmSpec>(json).unwrap_err();
+            let [problem] = error.problems() else {
+                panic!("{error}")
+            };
+            assert_eq!(problem.field, field, "{error}");
+            assert!(problem.message.contains(message), "{error}");
+            assert!(problem.message.len() < 1_000, "{error}");
+        }
     }
 }

@@ -14,6 +14,7 @@ mod cancel;
 mod check;
 mod events;
 mod images;
+mod json;
 mod networks;
 mod nodes;
 mod object;
@@ -28,6 +29,7 @@ mod volumes;
 mod watch;
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::watch as signal;
@@ -36,6 +38,7 @@ use tokio::task::JoinHandle;
 pub use crate::control::retention::Retention;
 pub use builder::Builder;
 pub use images::{ImageHandle, ImageSpec, ImageView, Images};
+pub use json::spec_from_json;
 pub use networks::{NetworkHandle, Networks};
 pub use nodes::{NodeView, Nodes};
 pub use operations::OperationHandle;
@@ -274,18 +277,20 @@ impl Inner {
         }
     }
 
-    /// Waits until `ready` has an answer, looking at the cache whenever the object, or what it is made of, changed.
+    /// Waits until `look` breaks with an answer, looking at the cache whenever the object, or what it is made of,
+    /// changed. A look that goes on says how things stand: that is told when the time is up.
     pub(crate) async fn wait<T>(
         &self,
         object: &ObjectKey,
         deadline: Deadline,
-        mut ready: impl FnMut(&Cache) -> Option<Result<T>>,
+        mut look: impl FnMut(&Cache) -> ControlFlow<Result<T>, String>,
     ) -> Result<T> {
         loop {
             let changed = self.waiters.register(object);
-            if let Some(answer) = self.peek(&mut ready) {
-                return answer;
-            }
+            let standing = match self.peek(&mut look) {
+                ControlFlow::Break(answer) => return answer,
+                ControlFlow::Continue(standing) => standing,
+            };
             match tokio::time::timeout_at(deadline.instant(), changed).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => {
@@ -296,10 +301,13 @@ impl Inner {
                     ));
                 }
                 Err(_) => {
+                    let message = format!(
+                        "it did not come about in time, last: {standing}; the request goes on, only the waiting ended"
+                    );
                     return Err(Error::new(
                         ErrorKind::DeadlineExceeded,
                         "cluster.wait",
-                        "it did not come about in time; the request goes on, only the waiting ended",
+                        message,
                     ));
                 }
             }

@@ -1,5 +1,7 @@
 //! Nodes: the hosts, as they were given to the builder. They belong to no project.
 
+use std::ops::ControlFlow;
+
 use super::page::{ListRequest, Page};
 use super::request::{Change, check_version};
 use super::{Cluster, OperationHandle};
@@ -73,10 +75,17 @@ impl Nodes {
         for node in inner.drivers.nodes.keys() {
             let key = ObjectKey::Node(node.clone());
             let up = |cache: &Cache| {
-                let status = cache.node_status.get(node)?;
                 // What an earlier process saw says nothing about now.
-                let seen = status.incarnation == inner.incarnation;
-                (seen && status.state == NodeState::Available).then_some(Ok(()))
+                let status = cache.node_status.get(node);
+                match status.filter(|s| s.incarnation == inner.incarnation) {
+                    Some(status) if status.state == NodeState::Available => {
+                        ControlFlow::Break(Ok(()))
+                    }
+                    Some(status) => {
+                        ControlFlow::Continue(format!("node {node}: {}", status.message))
+                    }
+                    None => ControlFlow::Continue(format!("node {node} has not answered yet")),
+                }
             };
             inner.wait(&key, deadline, up).await?;
         }

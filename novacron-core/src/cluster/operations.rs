@@ -1,5 +1,7 @@
 //! Following a change to its end.
 
+use std::ops::ControlFlow;
+
 use super::page::{ListRequest, Page};
 use super::{Cluster, Inner};
 use crate::control::cache::Cache;
@@ -55,22 +57,20 @@ impl OperationHandle {
     ///
     /// # Errors
     /// [`ErrorKind::FailedPrecondition`] with the operation's reason when it failed; [`ErrorKind::Cancelled`] when it
-    /// was cancelled or superseded; [`ErrorKind::DeadlineExceeded`] when the waiting ended first.
+    /// was cancelled or superseded; [`ErrorKind::DeadlineExceeded`] with what goes on when the waiting ended first.
     pub async fn wait(&self, deadline: Deadline) -> Result<Operation> {
         // What was admitted is in the cache, or soon will be; what is not there after a read is not there at all.
         self.get().await?;
-        let operation = self
-            .inner()
-            .wait(
-                &ObjectKey::Operation(self.id),
-                deadline,
-                |cache| match cache.operations.get(&self.id) {
-                    None => Some(Err(not_found(self.id))),
-                    Some(o) if o.state == OperationState::Running => None,
-                    Some(o) => Some(Ok(o.value.clone())),
-                },
-            )
-            .await?;
+        let clock = &self.inner().clock;
+        let look = |cache: &Cache| match cache.operations.get(&self.id) {
+            None => ControlFlow::Break(Err(not_found(self.id))),
+            Some(o) if o.state == OperationState::Running => {
+                ControlFlow::Continue(standing(o, cache, clock.now()).1)
+            }
+            Some(o) => ControlFlow::Break(Ok(o.value.clone())),
+        };
+        let key = ObjectKey::Operation(self.id);
+        let operation = self.inner().wait(&key, deadline, look).await?;
         match &operation.state {
             OperationState::Done | OperationState::Running => Ok(operation),
             OperationState::Failed { reason } => {

@@ -146,6 +146,10 @@ impl Runtime {
                     self.outcomes.insert(key.clone(), Outcome::Gone);
                 }
             }
+            (Command::Detach { by, .. }, Ok(_)) => {
+                self.outcomes
+                    .insert(key.clone(), Outcome::Detached(by.epoch));
+            }
             (Command::BindPort { .. }, Ok(Report::Bound(binding))) => {
                 drop(self.outcomes.insert(key.clone(), Outcome::Bound(binding)));
             }

@@ -256,6 +256,9 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             .delete(call, *id)
             .await
             .map(|()| Report::Done),
+        Command::Detach { pool, volume, by } => start::detach(drivers, call, pool, *volume, by)
+            .await
+            .map(|()| Report::Done),
         Command::TakeSnapshot {
             pool,
             volume,

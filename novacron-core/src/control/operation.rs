@@ -55,6 +55,15 @@ pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String
     }
 }
 
+/// A phase, with its reason if there is one.
+pub(crate) fn worded(phase: Phase, why: &str) -> String {
+    if why.is_empty() {
+        phase.to_string()
+    } else {
+        format!("{phase}: {why}")
+    }
+}
+
 /// Where an operation on a VM stands.
 fn on_vm(
     id: VmId,
@@ -75,11 +84,7 @@ fn on_vm(
         return (S::Superseded, "the VM is being deleted".to_owned());
     }
     let (phase, why) = phase_of(vm, cache, now);
-    let progress = if why.is_empty() {
-        phase.to_string()
-    } else {
-        format!("{phase}: {why}")
-    };
+    let progress = worded(phase, &why);
     let serial = match kind {
         OperationKind::Delete => return (S::Running, progress),
         OperationKind::Record => return (S::Done, progress),

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::retention::Cutoffs;
-use crate::driver::{CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode};
+use crate::driver::{
+    AttachRequest, CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode,
+};
 use crate::error::Result;
 use crate::model::{
     ActionId, Assignment, Bytes, Epoch, HostBoot, ImageId, Meta, Name, NetworkId, NodeId,
@@ -165,6 +167,8 @@ pub(crate) enum Outcome {
     Bound(PortBinding),
     /// It removed the object.
     Gone,
+    /// It let go of a volume for an epoch that is over.
+    Detached(Epoch),
     /// It took back what an attempt had begun that failed for this reason.
     Undone(String),
     /// It did not.
@@ -255,6 +259,12 @@ pub(crate) enum Command {
         pool: PoolId,
         id: crate::driver::ArtefactId,
     },
+    /// Let go of a volume for an epoch that is over, and whose owner cannot.
+    Detach {
+        pool: PoolId,
+        volume: VolumeId,
+        by: AttachRequest,
+    },
     TakeSnapshot {
         pool: PoolId,
         volume: VolumeId,
@@ -300,6 +310,7 @@ impl Command {
             | Self::TakeSnapshot { .. }
             | Self::DropSnapshot { .. }
             | Self::Delete { .. }
+            | Self::Detach { .. }
             | Self::Forget(_) => 120,
             Self::Create { .. } => 3600,
         })

@@ -91,19 +91,14 @@ async fn attach(
     })
 }
 
-async fn detach(
+pub(super) async fn detach(
     drivers: &Drivers,
     call: Call,
-    node: &NodeId,
-    id: DomainId,
     pool: &PoolId,
     volume: VolumeId,
+    by: &AttachRequest,
 ) -> Result<()> {
-    match drivers
-        .pool(pool)?
-        .detach(call, volume, &attach_request(node, id))
-        .await
-    {
+    match drivers.pool(pool)?.detach(call, volume, by).await {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
     }
@@ -179,8 +174,9 @@ pub(crate) async fn start(
         if lost.kind() == ErrorKind::FailedPrecondition {
             hypervisor.stop(call, id, StopMode::Kill).await?;
             hypervisor.undefine(call, id).await?;
+            let by = attach_request(node, id);
             for disk in &assignment.disks {
-                detach(drivers, call, node, id, &disk.pool, disk.volume).await?;
+                detach(drivers, call, &disk.pool, disk.volume, &by).await?;
             }
         }
         return Err(lost);
@@ -245,7 +241,7 @@ pub(crate) async fn adapt(
     };
     for (pool, volume) in leaving {
         plug.detach_disk(call, id, *volume).await?;
-        detach(drivers, call, node, id, pool, *volume).await?;
+        detach(drivers, call, pool, *volume, &attach_request(node, id)).await?;
     }
     for port in leaving_nics {
         plug.detach_nic(call, id, port).await?;
@@ -284,7 +280,7 @@ pub(crate) async fn retire(
     let host = hypervisor.probe(call).await?;
     hypervisor.undefine(call, id).await?;
     for (pool, volume) in disks {
-        detach(drivers, call, node, id, pool, *volume).await?;
+        detach(drivers, call, pool, *volume, &attach_request(node, id)).await?;
     }
     Ok(StopProof::DriverConfirmed {
         host: host.host,

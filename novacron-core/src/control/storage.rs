@@ -12,11 +12,11 @@ use std::time::Duration;
 use super::cache::{Cache, Table};
 use super::plan::{BUDGET, Command, Draft, Outcome, Plan};
 use super::vm::Waiting;
-use crate::driver::{ArtefactId, CreateSource, CreateVolume};
+use crate::driver::{ArtefactId, AttachRequest, CreateSource, CreateVolume};
 use crate::error::Result;
 use crate::model::{
     Bytes, ClusterId, Image, ImageId, Meta, ObjectRef, PoolId, Snapshot, StorageState,
-    StorageStatus, Versioned, Volume, VolumeFormat, VolumeId, VolumeSource,
+    StorageStatus, Versioned, Volume, VolumeClaim, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::records::{self, Grave, ImageStatus, Stored, VolumeStatus};
 use crate::store::Op;
@@ -47,6 +47,9 @@ impl Look<'_> {
         let Some(volume) = self.cache.volumes.get(&id) else {
             return Ok(Plan::nothing());
         };
+        if let Some(claim) = self.cache.volume_claims.get(&id).filter(|c| c.orphaned) {
+            return Ok(self.let_go(volume, claim));
+        }
         let status = self.cache.volume_status.get(&id);
         let object = Object {
             reference: ObjectRef::Volume(id),
@@ -123,6 +126,27 @@ impl Look<'_> {
                     Err(_) => Ok(Plan::nothing()),
                 }
             }
+        }
+    }
+
+    /// Its writer is over, and its owner could not let go of the volume.
+    fn let_go(&self, volume: &Volume, claim: &Versioned<VolumeClaim>) -> Plan {
+        match (self.outcome, claim.place.node()) {
+            (Some(Outcome::Detached(epoch)), _) if *epoch == claim.epoch => Plan::commit(
+                Draft::new()
+                    .unchanged::<VolumeClaim>(&volume.id, Some(claim.version))
+                    .delete::<VolumeClaim>(&volume.id),
+            ),
+            (_, Some(node)) => Plan::command(Command::Detach {
+                pool: volume.pool.clone(),
+                volume: volume.id,
+                by: AttachRequest {
+                    node: node.clone(),
+                    vm: claim.vm,
+                    epoch: claim.epoch,
+                },
+            }),
+            (_, None) => Plan::nothing(),
         }
     }
 
@@ -260,7 +284,11 @@ impl Look<'_> {
             Outcome::Failed { reason, retryable } if !retryable || self.failing >= BUDGET => {
                 Some(Err(reason.clone()))
             }
-            Outcome::Failed { .. } | Outcome::Gone | Outcome::Bound(_) | Outcome::Undone(_) => None,
+            Outcome::Failed { .. }
+            | Outcome::Gone
+            | Outcome::Bound(_)
+            | Outcome::Detached(_)
+            | Outcome::Undone(_) => None,
         }
     }
 

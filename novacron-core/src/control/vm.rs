@@ -20,7 +20,7 @@ use crate::lifecycle::RunPhase;
 use crate::model::{
     AssignedDisk, AssignedPort, Assignment, Claim, Decision, Epoch, Exit, NetworkKind, NodeId,
     ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StorageState, Versioned, Vm,
-    VmId, Volume, VolumeClaim,
+    VmId, Volume, VolumeClaim, VolumeId,
 };
 use crate::records::{self, Grave, VolumeStatus};
 use crate::time::Timestamp;
@@ -84,7 +84,8 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
             .unchanged::<Claim>(&vm.id, Some(claim.version))
             .unchanged::<Run>(&at, Some(run.version))
             .put(&vm.id, &released)?;
-        draft = release_volumes(draft, vm.id, claim.epoch, &BTreeSet::new(), cache);
+        let orphaned = proof.leaves_volumes();
+        draft = release_volumes(draft, vm.id, claim.epoch, &BTreeSet::new(), orphaned, cache)?;
         return Ok(Plan::commit(draft));
     }
     let Some(assignment) = cache.assignments.get(&at) else {
@@ -102,7 +103,7 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
         // The owner has let go of what the spec no longer names: those volumes are free.
         if run.generation == assignment.generation {
             let named = vm.machine.disks.iter().map(|d| d.volume).collect();
-            let draft = release_volumes(Draft::new(), vm.id, claim.epoch, &named, cache);
+            let draft = release_volumes(Draft::new(), vm.id, claim.epoch, &named, false, cache)?;
             if !draft.ops.is_empty() {
                 return Ok(Plan::commit(
                     draft
@@ -372,6 +373,12 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                     writer.vm, disk.name
                 )));
             }
+            Some(writer) if writer.orphaned => {
+                return Err(Waiting::For(format!(
+                    "the volume of disk {} is being taken back from a start that is over",
+                    disk.name
+                )));
+            }
             Some(_) => {}
             // Nobody may begin to write now. What has the volume already is known to the snapshot.
             None => {
@@ -489,6 +496,7 @@ fn claim_volumes(
                     vm: assignment.vm,
                     epoch: assignment.epoch,
                     place: place.clone(),
+                    orphaned: false,
                 };
                 let status = cache.volume_status.get(&disk.volume);
                 draft = draft
@@ -501,24 +509,33 @@ fn claim_volumes(
     Ok(Some(draft))
 }
 
-/// Gives back the epoch's volumes that are not in `keep`.
+/// Gives back the epoch's volumes that are not in `keep`: at once, or, if nobody has let go of them yet, by way of their
+/// pool's owner.
 fn release_volumes(
     mut draft: Draft,
     vm: VmId,
     epoch: Epoch,
-    keep: &BTreeSet<crate::model::VolumeId>,
+    keep: &BTreeSet<VolumeId>,
+    orphaned: bool,
     cache: &Cache,
-) -> Draft {
+) -> Result<Draft> {
     for volume in cache.volumes_claimed_by(vm) {
         if let Some(claim) = cache.volume_claims.get(&volume)
             && claim.vm == vm
             && claim.epoch == epoch
             && !keep.contains(&volume)
         {
-            draft = draft
-                .unchanged::<VolumeClaim>(&volume, Some(claim.version))
-                .delete::<VolumeClaim>(&volume);
+            draft = draft.unchanged::<VolumeClaim>(&volume, Some(claim.version));
+            draft = if orphaned {
+                let claim = VolumeClaim {
+                    orphaned,
+                    ..claim.value.clone()
+                };
+                draft.put(&volume, &claim)?
+            } else {
+                draft.delete::<VolumeClaim>(&volume)
+            };
         }
     }
-    draft
+    Ok(draft)
 }

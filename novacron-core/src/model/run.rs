@@ -60,6 +60,16 @@ pub enum StopProof {
     },
 }
 
+impl StopProof {
+    /// Whether the epoch's owner had no part in it, so that its volumes may still be attached.
+    pub(crate) fn leaves_volumes(&self) -> bool {
+        match self {
+            Self::Operator { .. } => true,
+            Self::DriverConfirmed { .. } | Self::HostRebooted { .. } | Self::NeverStarted => false,
+        }
+    }
+}
+
 /// The right to run a VM. There is at most one per VM, and it never expires.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +117,10 @@ pub struct VolumeClaim {
     pub epoch: Epoch,
     /// Where.
     pub place: PlaceId,
+    /// Whether the epoch is over without its owner having let go of the volume: then the pool's owner does, and removes
+    /// the claim.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphaned: bool,
 }
 
 /// What a node's owner has to make true: everything resolved, so that it needs no other record.

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use novacron_core::cluster::{ImageSpec, VolumeSpec};
+use novacron_core::cluster::{ImageSpec, VolumeSpec, spec_from_json};
 use novacron_core::model::NetworkKind;
 use novacron_core::{Cluster, Error, ErrorKind, VmSpec};
 use proptest::collection::vec;
@@ -114,11 +114,14 @@ fn mutate(mut document: Value, mutations: Vec<(prop::sample::Index, Mutation)>) 
     document
 }
 
-/// A spec, if the JSON is one at all; then it is written as it is read.
+/// A spec, if the JSON is one at all (else it is told where not); then it is written as it is read.
 fn parse<T: DeserializeOwned + serde::Serialize + PartialEq + Debug>(
     document: &Value,
 ) -> Option<T> {
-    let spec: T = serde_json::from_value(document.clone()).ok()?;
+    let json = serde_json::to_vec(document).unwrap();
+    let spec: T = spec_from_json(&json)
+        .map_err(|error| refused(&error))
+        .ok()?;
     let again: T = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
     assert_eq!(spec, again);
     Some(spec)
@@ -131,6 +134,7 @@ fn refused(error: &Error) {
         error.problems().iter().all(|p| !p.field.is_empty()),
         "{error}"
     );
+    assert!(error.problems().iter().all(|p| p.to_string().len() < 1_000));
 }
 
 /// Runs a case on a cluster of its own.

@@ -62,11 +62,15 @@ async fn another_machine_under_a_nodes_name_is_no_reboot() {
 async fn a_node_that_is_built_no_more_gets_nothing_and_its_vms_can_be_confirmed() {
     let site = Site::new(2);
     let cluster = rebuilt(&site, 1, &[("alpha", 0), ("beta", 1)]).await;
+    let data = VolumeSpec::new("data", Bytes::gib(1));
+    let data = cluster.volumes().create(data).await.unwrap().id();
     let id = {
         let mut spec = spec("web");
         spec.node = Some(NodeId::new("beta").unwrap());
         let vm = cluster.vms().create(spec).await.unwrap();
         vm.wait_for(Phase::Running, soon()).await.unwrap();
+        let attach = vm.attach("data", data).await.unwrap();
+        attach.wait(soon()).await.unwrap();
         vm.id()
     };
     drop(cluster);
@@ -84,6 +88,12 @@ async fn a_node_that_is_built_no_more_gets_nothing_and_its_vms_can_be_confirmed(
     let (host, domain) = site.world.running(id)[0];
     site.world.end_guest(host, domain, Exit::Requested);
     vm.confirm_stopped().await.unwrap();
+    // Nobody on beta can let go of the volumes: their pool's owner does.
+    let data = cluster.volumes().by_id(data);
+    let grow = data.grow(Bytes::gib(2)).await.unwrap();
+    grow.wait(soon()).await.unwrap();
+    let left = site.world.artefacts().volumes;
+    assert!(left.iter().all(|v| v.attachments == 0), "{left:?}");
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
     let next = cluster.vms().create(spec("next")).await.unwrap();
     let view = next.wait_for(Phase::Running, soon()).await.unwrap();

@@ -250,6 +250,10 @@ async fn what_does_not_fit_waits_and_says_why() {
         view.reason,
         "no place: 1 node(s) have too little memory left"
     );
+    let waited = second.wait_for(Phase::Running, soon()).await.unwrap_err();
+    assert_eq!(waited.kind(), ErrorKind::DeadlineExceeded);
+    let last = "last: pending: no place: 1 node(s) have too little memory left;";
+    assert!(waited.message().contains(last), "{waited}");
     let explained = second.explain().await.unwrap();
     assert_eq!(explained.decision, None);
     assert_eq!(

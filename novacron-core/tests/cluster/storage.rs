@@ -217,6 +217,7 @@ async fn an_outage_of_a_minute_fails_nothing() {
     let minute = Deadline::after(Duration::from_secs(60));
     let still = operation.wait(minute).await.unwrap_err();
     assert_eq!(still.kind(), ErrorKind::DeadlineExceeded);
+    assert!(still.message().contains("last: being made: "), "{still}");
     site.world.set_pool_reachable(&pool, true);
     done(operation).await;
 

@@ -9,6 +9,7 @@ mod handle;
 mod nics;
 mod reach;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use explain::{PlacementView, Verdict};
@@ -16,7 +17,7 @@ pub use explain::{PlacementView, Verdict};
 use super::Inner;
 use super::object::{Object, object_parts, siblings};
 use crate::control::cache::Cache;
-use crate::control::operation::phase_of;
+use crate::control::operation::{phase_of, worded};
 use crate::control::plan::ObjectKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
@@ -98,7 +99,7 @@ impl VmHandle {
     ///
     /// # Errors
     /// [`ErrorKind::FailedPrecondition`] with the reason when it failed instead, [`ErrorKind::NotFound`] when it is
-    /// gone, [`ErrorKind::DeadlineExceeded`] when the waiting ended first: the VM goes on.
+    /// gone, [`ErrorKind::DeadlineExceeded`] with the phase and the reason when the waiting ended first: the VM goes on.
     pub async fn wait_for(&self, phase: Phase, deadline: Deadline) -> Result<VmView> {
         self.get().await?;
         let clock = Arc::clone(&self.inner().clock);
@@ -106,18 +107,17 @@ impl VmHandle {
             .wait(&ObjectKey::Vm(self.id), deadline, |cache| {
                 let Some(vm) = cache.vms.get(&self.id) else {
                     let gone = Error::new(ErrorKind::NotFound, "vm.wait", "the VM is gone");
-                    return Some(Err(gone.with("vm", self.id)));
+                    return ControlFlow::Break(Err(gone.with("vm", self.id)));
                 };
                 let view = Vm::view(vm, cache, clock.now());
                 if view.phase == phase {
-                    return Some(Ok(view));
+                    return ControlFlow::Break(Ok(view));
                 }
-                (view.phase == Phase::Failed).then(|| {
-                    Err(
-                        Error::new(ErrorKind::FailedPrecondition, "vm.wait", view.reason)
-                            .with("vm", self.id),
-                    )
-                })
+                if view.phase == Phase::Failed {
+                    let failed = Error::new(ErrorKind::FailedPrecondition, "vm.wait", view.reason);
+                    return ControlFlow::Break(Err(failed.with("vm", self.id)));
+                }
+                ControlFlow::Continue(worded(view.phase, &view.reason))
             })
             .await
     }
