@@ -245,11 +245,12 @@ impl Look<'_> {
         })
     }
 
-    /// The guest went with the host's last boot. Its volumes are still attached.
+    /// The guest went with the host's last boot. Its volumes are still attached; a start that outlived the boot may even
+    /// have left a held domain.
     fn rebooted(&self, began: &HostBoot, now: &HostInfo) -> Result<Plan> {
         let retired = self.seen.and_then(|s| s.retired.as_ref());
         if retired.is_none_or(|(epoch, _)| *epoch != self.run.epoch) {
-            return Ok(self.retire(false));
+            return Ok(self.retire(true));
         }
         let proof = StopProof::HostRebooted {
             was: began.boot_id.clone(),

@@ -173,8 +173,9 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
     /// A volume or an image, or none if it has not been made completely.
     async fn inspect(&self, call: Call, id: ArtefactId) -> Result<Option<VolumeInfo>>;
 
-    /// Grows a volume that is not attached. *A second identical call* changes nothing: one that has at least that size is
-    /// no error.
+    /// Grows a volume. *A second identical call* changes nothing: one that has at least that size is no error. *Errors:*
+    /// `FailedPrecondition` while it is attached, judged when the call takes effect, so that one whose answer was lost
+    /// cannot come in behind a guest.
     async fn resize(&self, call: Call, id: VolumeId, size: model::Bytes) -> Result<VolumeInfo>;
 
     /// Removes a volume or an image with every layer of it.
@@ -219,7 +220,7 @@ pub trait StorageBackend: fmt::Debug + Send + Sync + 'static {
 
     /// The volume goes back to a snapshot; every snapshot of it stays.
     ///
-    /// *Needs:* not attached. *A second identical call* goes back again, and what was written in between is lost: whoever
+    /// *Errors:* `FailedPrecondition` while it is attached, judged as by `resize`. *A second identical call* goes back again, and what was written in between is lost: whoever
     /// cannot tell whether the first one ended asks a person. *Left behind on failure:* the volume as it was.
     async fn restore(&self, call: Call, id: VolumeId, snapshot: SnapshotId) -> Result<()>;
 

@@ -56,10 +56,12 @@ fn detached<'a>(
     pool: &PoolId,
     id: VolumeId,
 ) -> Result<&'a mut SimVolume> {
-    unused(state, op, id);
     let volume = state.pool(op, pool)?.find(op, ArtefactId::Volume(id))?;
     match volume.attached.first() {
-        None => Ok(volume),
+        None => {
+            unused(state, op, id);
+            state.pool(op, pool)?.find(op, ArtefactId::Volume(id))
+        }
         Some((node, vm, epoch)) => {
             Err(
                 Error::new(ErrorKind::FailedPrecondition, op, "the volume is attached")
