@@ -83,15 +83,16 @@ sim: ## the simulation of the real runtime: make sim SEEDS=2000
 	@if cargo nextest --version >/dev/null 2>&1; then run="nextest run"; else run="test"; fi; set -x; \
 	NOVACRON_SIM_SEEDS=$(SEEDS) cargo $$run --locked --release -p novacron-core --features conformance --test simulation
 
+sim-bugs: SEEDS := 4000
 sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the simulation find it
 	@target="$${CARGO_TARGET_DIR:-$$PWD/target}/sim-bugs"; log=$$(mktemp); dir=; missed=0; \
 	trap 'rm -rf "$$log" $$dir' EXIT; \
-	sim="cargo test --locked -p novacron-core --features conformance --test simulation"; \
+	sim="cargo test --locked --release --no-fail-fast -p novacron-core --features conformance --test simulation --test cluster"; \
 	look() { \
 	  ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim --no-run ); \
 	  if ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim ) > "$$log" 2>&1; then \
 	    echo "$$1: NOT FOUND in $(SEEDS) seeds"; missed=1; \
-	  else grep -E '^seed ' "$$log" | head -n 3; grep -E 'NOVACRON_SIM_(SEED|CASE)=' "$$log" || tail -n 20 "$$log"; echo "$$1: found"; fi; }; \
+	  else grep -m 3 -E '^seed |^test .* FAILED' "$$log" || true; grep -m 3 -E 'NOVACRON_SIM_(SEED|CASE)=' "$$log" || tail -n 20 "$$log"; echo "$$1: found"; fi; }; \
 	for patch in docs/guides/bugs/*.patch; do \
 	  dir=$$(mktemp -d); git ls-files -z | xargs -0 cp --parents -t "$$dir"; \
 	  patch="$$PWD/$$patch"; ( cd "$$dir"; git apply --unidiff-zero "$$patch" ); \

@@ -29,6 +29,8 @@ pub(crate) fn reconcile(
     let write = |next: ActionStatus| -> Result<Plan> {
         Ok(Plan::commit(
             Draft::new()
+                // It goes with its VM, and then nobody would remove the status.
+                .unchanged::<Action>(&id, Some(action.version))
                 .unchanged::<ActionStatus>(&id, status.map(|s| s.version))
                 .put(&id, &next)?,
         ))

@@ -59,7 +59,7 @@ impl SimWorld {
         }
         let taken = self.act(|state| {
             let boots = state.reach(op, &place)?;
-            let fate = state.plan.fate(&mut state.rng);
+            let fate = state.plan.fate(op, &mut state.rng);
             let latency = duration(&mut state.rng, &state.latency.call);
             if fate == Fate::Plain && latency.is_zero() {
                 return effect(state).map(Taken::Done);

@@ -30,6 +30,8 @@ impl Default for Latency {
 /// [`lie_late`](Self::lie_late) befalls a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultPlan {
+    /// The calls that something befalls, as `sim.attach_disk`; every call if none is named.
+    pub only: &'static [&'static str],
     /// A call fails without effect: `Unavailable` or `Internal`.
     pub fail: f64,
     /// A call fails though it was done: `Unavailable`, `Internal` or `OutcomeUnknown`.
@@ -72,6 +74,7 @@ pub struct FaultPlan {
 impl Default for FaultPlan {
     fn default() -> Self {
         Self {
+            only: &[],
             fail: 0.0,
             fail_after_effect: 0.0,
             hang: 0.0,
@@ -124,7 +127,10 @@ impl FaultPlan {
     }
 
     /// Draws what befalls a call. Draws nothing when calls do not fail.
-    pub(super) fn fate(&self, rng: &mut StdRng) -> Fate {
+    pub(super) fn fate(&self, op: &'static str, rng: &mut StdRng) -> Fate {
+        if !self.only.is_empty() && !self.only.contains(&op) {
+            return Fate::Plain;
+        }
         if self.fail + self.fail_after_effect + self.hang + self.lie_late <= 0.0 {
             return Fate::Plain;
         }

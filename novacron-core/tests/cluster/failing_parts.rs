@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use novacron_core::cluster::Builder;
+use novacron_core::cluster::{Builder, VolumeSpec};
 use novacron_core::driver::{
     Call, FirstFit, Host, HostChange, NetworkDriver, PlacementRequest, Placer, PortArtefact,
     PortRequest, Rejected, Scheduler,
@@ -14,12 +14,14 @@ use novacron_core::driver::{
 use novacron_core::model::{
     Decision, Epoch, NetworkKind, NicSpec, NodeId, PoolId, PortBinding, PortId,
 };
-use novacron_core::sim::{SimHypervisor, SimNetwork, SimStorage};
+use novacron_core::sim::{FaultPlan, SimHypervisor, SimNetwork, SimStorage};
 use novacron_core::store::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Page, Record, Revision, Store,
     TxnId, TxnOutcome, WatchStream,
 };
-use novacron_core::{Cluster, Error, ErrorKind, MiB, Phase, Result, SeededIds};
+use novacron_core::{
+    Bytes as Size, Cluster, Deadline, Error, ErrorKind, MiB, Phase, Result, SeededIds,
+};
 
 use crate::{Site, soon, spec};
 
@@ -236,5 +238,43 @@ async fn a_commit_that_nobody_tells_of_is_not_taken_for_not_made() {
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
     assert_eq!(store.silent.load(Ordering::SeqCst), 0);
+    assert!(site.world.violations().is_empty());
+}
+
+/// A disk whose attaching is not known to have happened may still appear in the guest: until a list has told, nobody
+/// else may have the volume.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_may_still_be_attached_is_not_given_to_another() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let data = VolumeSpec::new("data", Size::gib(1));
+    let data = cluster.volumes().create(data).await.unwrap();
+    let first = cluster.vms().create(spec("first")).await.unwrap();
+    let second = cluster.vms().create(spec("second")).await.unwrap();
+    for vm in [&first, &second] {
+        vm.wait_for(Phase::Running, soon()).await.unwrap();
+    }
+    site.world.faults(FaultPlan {
+        // The host does not answer either, so that no list tells.
+        only: &["sim.attach_disk", "sim.probe"],
+        lie_late: 1.0,
+        late_by: Duration::from_secs(20)..=Duration::from_secs(20),
+        ..FaultPlan::default()
+    });
+    first.attach("data", data.id()).await.unwrap();
+    while site.world.calls_under_way() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let detach = first.detach("data").await.unwrap();
+    // Nothing of it is known while the host does not answer. These waits only let the time pass.
+    let minute = || Deadline::after(Duration::from_secs(60));
+    let _ = first.wait_for(Phase::Stopped, minute()).await.unwrap_err();
+    site.world.faults(FaultPlan::default());
+    detach.wait(soon()).await.unwrap();
+    let attach = second.attach("data", data.id()).await.unwrap();
+    attach.wait(soon()).await.unwrap();
+    let _ = first.wait_for(Phase::Stopped, minute()).await.unwrap_err();
+    let writers = site.world.writers(data.id());
+    assert_eq!(writers.len(), 1, "{writers:?}");
     assert!(site.world.violations().is_empty());
 }

@@ -12,6 +12,8 @@ use novacron_core::store::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Op, Page, Record, Revision, Store,
     TxnId, TxnOutcome, WatchStream,
 };
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
 
 /// When a process dies, told by one of its commits.
@@ -33,6 +35,8 @@ pub(crate) struct Disk {
     synced: Mutex<Option<MemoryStore>>,
     /// Commits between two syncs; each one is synced if none.
     sync_every: Option<u64>,
+    /// How long a commit's way to the disk may take, and its answer's way back; none if they take no time.
+    slow: Mutex<Option<(StdRng, Duration)>>,
     /// The audit records that were ever written: one for each change that was made.
     audits: AtomicU64,
 }
@@ -43,8 +47,26 @@ impl Disk {
             store: Mutex::new(store),
             synced: Mutex::default(),
             sync_every,
+            slow: Mutex::default(),
             audits: AtomicU64::default(),
         })
+    }
+
+    /// From now on commits take their time, up to `longest` each way, from this seed; none takes any.
+    pub(crate) fn slow_down(&self, seed: u64, longest: Option<Duration>) {
+        let slow = longest.map(|longest| (StdRng::seed_from_u64(seed), longest));
+        *self.slow.lock().unwrap() = slow;
+    }
+
+    async fn way(&self) {
+        let time = {
+            let mut slow = self.slow.lock().unwrap();
+            slow.as_mut()
+                .map(|(rng, longest)| rng.random_range(Duration::ZERO..=*longest))
+        };
+        if let Some(time) = time {
+            crate::site::pass(time).await;
+        }
     }
 
     /// A new process's connection.
@@ -142,6 +164,7 @@ impl Store for CrashStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision> {
+        self.disk.way().await;
         self.alive().await;
         let number = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
         let dies = *self.dies_at.lock().unwrap();
@@ -171,6 +194,8 @@ impl Store for CrashStore {
             Some(_) => self.doomed.notify_one(),
             None => {}
         }
+        self.disk.way().await;
+        self.alive().await;
         answer
     }
 

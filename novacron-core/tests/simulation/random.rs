@@ -1,7 +1,7 @@
 //! Random stories: requests, driver faults and crashes from one seed; then healing, and the checks.
 //!
 //! ```text
-//!   faults:  random requests ∥ driver faults ∥ the process dies at a random commit and starts again, several times
+//!   faults:  random requests ∥ driver faults ∥ a disk that may be slow ∥ the process dies at a random commit and starts again, several times
 //!   healing: no more faults; what got no answer is sent again; the loop gets time
 //!   checks:  invariants/, one file each; then everything is deleted, and nothing may be left
 //! ```
@@ -83,6 +83,8 @@ impl Simulation {
         if self.rng.random_bool(0.9) {
             self.site.world.faults(FaultPlan::everything());
         }
+        let slow = self.rng.random_bool(0.5).then_some(second);
+        self.site.disk.slow_down(self.rng.random(), slow);
         for _ in 0..self.rng.random_range(2..5) {
             let dies_at = self.rng.random_range(1..120);
             let moment = match self.rng.random_range(0..3) {
@@ -95,6 +97,7 @@ impl Simulation {
             one_writer::check(&self.site.world)?;
         }
         self.site.world.heal();
+        self.site.disk.slow_down(0, None);
         let seed = self.rng.random();
         let cluster = self.site.start(self.site.disk.connect(), seed).await;
         self.ledger.resume(&cluster).await;
