@@ -21,6 +21,8 @@ mod check;
 mod key;
 mod lease;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod watch;
@@ -37,6 +39,8 @@ use uuid::Uuid;
 
 pub use key::Key;
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresOptions, PostgresStore, PostgresTls};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOptions, SqliteStats, SqliteStore};
 
