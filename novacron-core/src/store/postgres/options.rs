@@ -271,7 +271,7 @@ mod tests {
         for broken in [
             format!("host=h user=u dbname=d password='{SECRET}"),
             format!("password={SECRET}"),
-            format!("{SECRET}"),
+            SECRET.to_owned(),
             format!("postgresql://u:{SECRET}@h:x/d"),
             format!("host=h user=u dbname=d port={SECRET}"),
         ] {

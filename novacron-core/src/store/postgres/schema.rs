@@ -282,6 +282,6 @@ mod tests {
         }
         let partitions = STEPS[0].matches("FOR VALUES IN").count();
         assert_eq!(partitions, KINDS.len());
-        assert_eq!(super::table("counter"), None);
+        assert_eq!(table("counter"), None);
     }
 }
