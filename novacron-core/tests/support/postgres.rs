@@ -25,6 +25,8 @@ pub(crate) struct Server {
     port: u16,
     tcp: bool,
     settings: Vec<String>,
+    /// No file of it may grow beyond this: as if the disk were full.
+    file_bytes: Option<u64>,
     postmaster: Option<Postmaster>,
 }
 
@@ -43,6 +45,15 @@ impl Server {
 
     /// A server of the caller's, on the loopback too if `tcp`, with more settings.
     pub(crate) fn start(tcp: bool, settings: &[&str]) -> Self {
+        Self::start_with(tcp, settings, None)
+    }
+
+    /// A server on a disk that is full as soon as one of its files has that many bytes.
+    pub(crate) fn start_small(file_bytes: u64) -> Self {
+        Self::start_with(false, &[], Some(file_bytes))
+    }
+
+    fn start_with(tcp: bool, settings: &[&str], file_bytes: Option<u64>) -> Self {
         remove_leftovers();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -75,10 +86,51 @@ impl Server {
             port,
             tcp,
             settings,
+            file_bytes,
             postmaster: None,
         };
         server.run();
         server
+    }
+
+    /// A standby that follows this one, on a socket of its own.
+    pub(crate) fn standby(&self, settings: &[&str]) -> Self {
+        let folder = PathBuf::from(format!("{}-standby", self.folder.display()));
+        let output = unprivileged(&bin("pg_basebackup"))
+            .arg("-h")
+            .arg(&self.folder)
+            .args([
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "postgres",
+                "-R",
+                "-c",
+                "fast",
+                "-D",
+            ])
+            .arg(&folder)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        // The data folder has the socket in it, and the copy its lock.
+        for name in ["log", ".s.PGSQL.5432.lock"] {
+            let _ = fs::remove_file(folder.join(name));
+        }
+        let mut standby = Self {
+            folder,
+            port: self.port,
+            tcp: false,
+            settings: settings.iter().map(ToString::to_string).collect(),
+            file_bytes: None,
+            postmaster: None,
+        };
+        standby.run();
+        standby
     }
 
     /// Starts it, again after a [`kill`](Self::kill), and waits until it answers.
@@ -110,7 +162,14 @@ impl Server {
     }
 
     fn spawn(&self) -> Postmaster {
-        let mut command = unprivileged(&bin("postgres"));
+        let mut command = match self.file_bytes {
+            None => unprivileged(&bin("postgres")),
+            Some(bytes) => {
+                let mut command = unprivileged(Path::new("prlimit"));
+                command.arg(format!("--fsize={bytes}")).arg(bin("postgres"));
+                command
+            }
+        };
         command
             .arg("-D")
             .arg(&self.folder)
@@ -177,8 +236,11 @@ impl Server {
         self.port
     }
 
+    /// The end of its log.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(30).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     /// A connection string for its socket, where everybody is let in.

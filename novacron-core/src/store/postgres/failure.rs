@@ -148,6 +148,10 @@ fn describe(db: &DbError) -> (ErrorKind, &'static str) {
     {
         let message = "a part of the store's schema is missing: restore it from a backup";
         (ErrorKind::Corrupt, message)
+    } else if *code == SqlState::DUPLICATE_TABLE {
+        let message =
+            "the schema has a table of such a name that is not this store's: choose another schema";
+        (ErrorKind::FailedPrecondition, message)
     } else if *code == SqlState::INVALID_CATALOG_NAME {
         (ErrorKind::NotFound, "the server has no such database")
     } else if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
