@@ -274,6 +274,16 @@ impl Server {
         PostgresStore::connect(self.options(schema)).await.unwrap()
     }
 
+    /// Lets time pass for a store: the server's clock cannot be moved, what it is compared with can.
+    pub(crate) async fn pass(&self, schema: &str, by: Duration) {
+        let by = by.as_millis();
+        let sql = format!(
+            "UPDATE {schema}.leases SET expires = expires - {by} * interval '1 ms';
+             UPDATE {schema}.txns SET at = at - {by} * interval '1 ms'"
+        );
+        self.sql(&sql).await;
+    }
+
     /// Runs SQL as the administrator.
     pub(crate) async fn sql(&self, sql: &str) {
         let client = self.client().await;
