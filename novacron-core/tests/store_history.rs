@@ -103,7 +103,7 @@ impl Store for Broken {
 
     async fn commit(&self, mut commit: Commit) -> Result<Revision> {
         let fault = self.now_and_then();
-        if self.count.load(Ordering::Relaxed) % 3 == 0 {
+        if self.count.load(Ordering::Relaxed).is_multiple_of(3) {
             *self.old.lock().unwrap() = self.inner.fork();
         }
         match self.fault {

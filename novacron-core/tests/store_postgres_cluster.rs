@@ -114,6 +114,16 @@ async fn a_cluster_lives_on_when_its_process_starts_anew() {
         &["done"],
     )
     .await;
+    // What the guide shows can be asked.
+    let guide = include_str!("../../docs/guides/postgresql.md");
+    let shown = guide
+        .split("```sql")
+        .map(|rest| rest.split("```").next().unwrap());
+    let asked = shown.filter(|sql| sql.contains("SELECT ") && !sql.contains("GRANT"));
+    assert_eq!(asked.clone().count(), 1);
+    for sql in asked {
+        client.batch_execute(sql).await.unwrap();
+    }
     let nothing = client
         .query("SELECT key FROM novacron.others", &[])
         .await

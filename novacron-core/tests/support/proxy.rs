@@ -60,7 +60,7 @@ impl Proxy {
 
 /// Moves bytes until one side ends, or both are cut: on return both are closed.
 async fn relay(mut client: TcpStream, mut server: TcpStream, mode: &AtomicU8, count: &AtomicU64) {
-    let (mut asked, mut told) = ([0; 16384], [0; 16384]);
+    let (mut asked, mut told) = (vec![0; 16384], vec![0; 16384]);
     loop {
         tokio::select! {
             read = client.read(&mut asked) => {
