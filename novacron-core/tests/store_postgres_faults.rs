@@ -11,7 +11,7 @@ mod proxy;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -92,7 +92,7 @@ async fn under<F: Future<Output = ()>>(
     let (tell, last) = tokio::sync::oneshot::channel();
     let watcher = stores[1].clone();
     let watching = tokio::spawn(async move { told(&watcher, async { last.await.unwrap() }).await });
-    let over = AtomicBool::new(false);
+    let (over, count) = (AtomicBool::new(false), AtomicUsize::new(0));
     let load = async {
         let load = Load {
             clients: 8,
@@ -106,6 +106,7 @@ async fn under<F: Future<Output = ()>>(
     let faults = async {
         while !over.load(Ordering::SeqCst) {
             fault().await;
+            count.fetch_add(1, Ordering::SeqCst);
         }
     };
     let (history, ()) = timeout(4 * LONG, futures::future::join(load, faults))
@@ -128,6 +129,12 @@ async fn under<F: Future<Output = ()>>(
     let live = timeout(LONG, watching).await.unwrap().unwrap();
     let afterwards = told(&stores[0], async { revision }).await;
     assert_eq!(live, afterwards);
+    let count = count.into_inner();
+    println!("{count} faults, {checked:?}");
+    assert!(
+        count >= 3 && checked.commits > 100,
+        "{count} faults, {checked:?}"
+    );
     checked
 }
 
@@ -136,8 +143,8 @@ async fn a_server_that_is_killed_and_restarted_loses_nothing() {
     let server = Arc::new(Mutex::new(Server::start(false, &[])));
     let mut options = server.lock().await.options("nc");
     options.deadline = Duration::from_secs(2);
-    let checked = under([options.clone(), options], 120, || async {
-        sleep(Duration::from_millis(300)).await;
+    under([options.clone(), options], 500, || async {
+        sleep(Duration::from_millis(200)).await;
         let mut server = Arc::clone(&server).lock_owned().await;
         tokio::task::spawn_blocking(move || {
             server.kill();
@@ -147,8 +154,6 @@ async fn a_server_that_is_killed_and_restarted_loses_nothing() {
         .unwrap();
     })
     .await;
-    println!("{checked:?}");
-    assert!(checked.commits > 100, "{checked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,8 +168,7 @@ async fn a_server_that_stands_still_leaves_outcomes_unknown_and_settles_them() {
         server.resume();
     })
     .await;
-    println!("{checked:?}");
-    assert!(checked.commits > 100 && checked.unknown > 0, "{checked:?}");
+    assert!(checked.unknown > 0, "{checked:?}");
 }
 
 async fn through_proxy(schema: &str) -> (Server, Proxy, PostgresOptions) {
@@ -186,7 +190,7 @@ async fn through_proxy(schema: &str) -> (Server, Proxy, PostgresOptions) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_cut_anywhere_change_nothing() {
     let (_server, proxy, options) = through_proxy("nc").await;
-    let checked = under([options.clone(), options], 120, || async {
+    under([options.clone(), options], 120, || async {
         proxy.set(Mode::CutAtRandom);
         sleep(Duration::from_millis(700)).await;
         proxy.set(Mode::LoseAnswers);
@@ -196,8 +200,6 @@ async fn connections_that_are_cut_anywhere_change_nothing() {
     })
     .await;
     proxy.set(Mode::Pass);
-    println!("{checked:?}");
-    assert!(checked.commits > 100, "{checked:?}");
 }
 
 /// The answer to a commit is lost; the store asks again by itself, and it is applied once.
@@ -287,6 +289,75 @@ async fn not_committed_is_final_for_a_commit_that_is_still_under_way() {
             outcome != TxnOutcome::NotCommitted,
             "{n}: {outcome:?}"
         );
+    }
+}
+
+/// A connection that listens and is lost costs a moment, and no commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_notification_loses_no_commit() {
+    let server = Server::start(false, &[]);
+    let mut options = server.options("nc");
+    options.poll = 2 * LONG;
+    let (one, other) = (
+        PostgresStore::connect(options.clone()).await.unwrap(),
+        PostgresStore::connect(options).await.unwrap(),
+    );
+    let mut watch = other.watch(vec![String::new()], Revision(0)).await.unwrap();
+    for n in 1..=10 {
+        server
+            .sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'",
+            )
+            .await;
+        one.commit(commit(n)).await.unwrap();
+        let told = async {
+            loop {
+                if let WatchEvent::Commit { revision, .. } = watch.next().await.unwrap().unwrap() {
+                    return revision;
+                }
+            }
+        };
+        let told = timeout(Duration::from_secs(10), told).await.unwrap();
+        assert_eq!(told, Revision(u64::try_from(n).unwrap()));
+    }
+}
+
+/// The database goes back to what it was some commits ago, as after a restore: watches say so, and begin anew.
+#[tokio::test]
+async fn a_database_that_goes_back_ends_every_watch() {
+    let server = Server::start(false, &[]);
+    let store = server.store("nc").await;
+    for n in 1..=5 {
+        store.commit(commit(n)).await.unwrap();
+    }
+    let mut watch = store.watch(vec![String::new()], Revision(5)).await.unwrap();
+    let caught_up = watch.next().await.unwrap().unwrap();
+    assert_eq!(caught_up, WatchEvent::Bookmark(Revision(5)));
+    let back = "DELETE FROM nc.history WHERE replaced > 2; UPDATE nc.records SET version = 2;
+                DELETE FROM nc.txns WHERE decided > 2; UPDATE nc.revision SET revision = 2";
+    server.sql(back).await;
+    let error = timeout(LONG, watch.next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Compacted, "{error}");
+    let error = store
+        .watch(vec![String::new()], Revision(5))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::Compacted, "{error}");
+    let mut watch = store.watch(vec![String::new()], Revision(2)).await.unwrap();
+    assert_eq!(store.commit(commit(6)).await.unwrap(), Revision(3));
+    loop {
+        match timeout(LONG, watch.next()).await.unwrap().unwrap().unwrap() {
+            WatchEvent::Commit { revision, .. } => {
+                assert_eq!(revision, Revision(3));
+                break;
+            }
+            WatchEvent::Bookmark(_) => {}
+        }
     }
 }
 
