@@ -4,8 +4,6 @@
 //! missing ones run in one transaction under an advisory lock, so that of many processes that start one migrates. When
 //! the schema is up to date nothing is written, and no privilege to make or change tables is needed.
 
-use std::time::Duration;
-
 use tokio_postgres::Client;
 
 use super::PostgresOptions;
@@ -259,11 +257,16 @@ async fn check_parts(client: &Client, options: &PostgresOptions) -> Result<()> {
     Ok(())
 }
 
-/// How long a retention of outcomes the function `sweep` has built in; [`crate::store::OUTCOMES_KEPT`].
-const _: () = assert!(crate::store::OUTCOMES_KEPT.as_secs() == Duration::from_secs(3600).as_secs());
+// What the function `sweep` has built in.
+const _: () = assert!(crate::store::OUTCOMES_KEPT.as_secs() == 3600);
+
+#[cfg(test)]
+#[path = "../../../tests/support/postgres.rs"]
+mod test_server;
 
 #[cfg(test)]
 mod tests {
+    use super::test_server::Server;
     use super::*;
 
     #[test]
@@ -283,5 +286,59 @@ mod tests {
         let partitions = STEPS[0].matches("FOR VALUES IN").count();
         assert_eq!(partitions, KINDS.len());
         assert_eq!(table("counter"), None);
+    }
+
+    /// From every version that was released to the present one, and on to one that may come.
+    #[tokio::test]
+    async fn each_released_schema_is_brought_up_to_date() {
+        let server = Server::start(false, &[]);
+        let mut client = server.client().await;
+        let next = [
+            STEPS,
+            &["ALTER TABLE {schema}.leases ADD COLUMN note text;"],
+        ]
+        .concat();
+        for released in 1..=STEPS.len() {
+            let options = server.options(&format!("from_{released}"));
+            let schema = &options.schema;
+            migrate(&mut client, &options, &STEPS[..released])
+                .await
+                .unwrap();
+            let insert = format!(
+                "INSERT INTO {schema}.records (key, kind, version, value) VALUES ('vm/a', 'vm', 1, '7')"
+            );
+            client.batch_execute(&insert).await.unwrap();
+            for steps in [STEPS, &next, &next] {
+                migrate(&mut client, &options, steps).await.unwrap();
+                let select = format!("SELECT value::text FROM {schema}.vms WHERE key = 'vm/a'");
+                let row = client.query_one(&select, &[]).await.unwrap();
+                assert_eq!(row.get::<_, &str>(0), "7");
+            }
+            let ours = i32::try_from(STEPS.len()).unwrap();
+            assert_eq!(version(&client, schema).await.unwrap(), ours + 1);
+            let error = migrate(&mut client, &options, STEPS).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            let named = format!("version {} and this build knows up to {ours}", ours + 1);
+            assert!(error.to_string().contains(&named), "{error}");
+        }
+    }
+
+    /// A step that fails takes back every step of its migration.
+    #[tokio::test]
+    async fn a_migration_that_fails_changes_nothing() {
+        let server = Server::start(false, &[]);
+        let mut client = server.client().await;
+        let options = server.options("nc");
+        let broken = [STEPS, &["CREATE TABLE {schema}.half (x int); SELECT 1/0;"]].concat();
+        migrate(&mut client, &options, &broken).await.unwrap_err();
+        assert_eq!(version(&client, "nc").await.unwrap(), 0);
+        let there = client
+            .query_opt("SELECT 1 FROM pg_namespace WHERE nspname = 'nc'", &[])
+            .await
+            .unwrap();
+        assert!(there.is_none());
+        migrate(&mut client, &options, STEPS).await.unwrap();
+        migrate(&mut client, &options, &broken).await.unwrap_err();
+        prepare(&mut client, &options).await.unwrap();
     }
 }
