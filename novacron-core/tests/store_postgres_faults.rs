@@ -1,6 +1,11 @@
 //! PostgresStore while its server dies, stands still, fails over, and its connections are cut: what clients saw is
 //! checked as one history, and what watches told against what was committed.
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 #![allow(clippy::disallowed_methods, reason = "faults come at some time")]
 
 #[path = "support/postgres.rs"]

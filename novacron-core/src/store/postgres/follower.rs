@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::Shared;
 use super::reads::{self, PAGE, int};
@@ -75,7 +74,7 @@ pub(super) async fn listen(shared: Arc<Shared>) {
             }
             Err(error) => tracing::debug!(error = %error.report(), "no notifications of commits"),
         }
-        backoff.pause(Instant::now() + shared.poll).await;
+        backoff.wait().await;
     }
 }
 

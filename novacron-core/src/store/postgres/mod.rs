@@ -124,8 +124,11 @@ impl Shared {
     }
 
     fn trouble(&self, error: &Error) {
-        tracing::warn!(error = %error.report(), "commits wait: the database does not take them");
-        *lock(&self.trouble) = Some(error.report());
+        let error = error.report();
+        let before = lock(&self.trouble).replace(error.clone());
+        if before.is_none() {
+            tracing::warn!(error, "commits wait: the database does not take them");
+        }
     }
 
     fn well(&self) {

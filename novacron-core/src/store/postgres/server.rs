@@ -215,13 +215,18 @@ impl Default for Backoff {
 impl Backoff {
     /// Waits a little; not at all, and false, if that would last beyond `until`.
     pub(super) async fn pause(&mut self, until: Instant) -> bool {
+        let in_time = Instant::now() + self.0 < until;
+        if in_time {
+            self.wait().await;
+        }
+        in_time
+    }
+
+    /// Waits a little, and the next time longer.
+    pub(super) async fn wait(&mut self) {
         let end = Instant::now() + self.0;
         self.0 = (self.0 * 2).min(PAUSES.1);
-        if end >= until {
-            return false;
-        }
         tokio::time::sleep_until(end).await;
-        true
     }
 }
 

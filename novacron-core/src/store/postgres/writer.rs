@@ -182,9 +182,7 @@ async fn write(shared: &Shared, mut group: Vec<Pending>) {
                 }
             }
         }
-        backoff
-            .pause(Instant::now() + shared.server.deadline())
-            .await;
+        backoff.wait().await;
     }
 }
 
