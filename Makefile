@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core doc msrv semver publish
 
 SEEDS ?= 200
-CORE_FEATURES := novacron-core/conformance
+CORE_FEATURES := novacron-core/conformance,novacron-core/postgres
 # What is published, and with it packaged by `make verify`.
 UNPUBLISHED := --exclude novacron-examples --exclude novacron-benches
 
@@ -20,7 +20,7 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 	install() { update; DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -q --no-install-recommends "$$@"; }; \
 	need() { if ! command -v "$$1" >/dev/null 2>&1 && [ ! -x "/usr/sbin/$$1" ]; then install "$$2"; fi; }; \
 	if ! command -v apt-get >/dev/null; then \
-	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 gcc pkg-config, and OVMF" >&2; \
+	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 postgres gcc pkg-config, and OVMF" >&2; \
 	else \
 	  need qemu-system-x86_64 qemu-system-x86; \
 	  need qemu-img qemu-utils; \
@@ -28,6 +28,7 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 	  need sqlite3 sqlite3; \
 	  need pkg-config pkg-config; \
 	  need genisoimage genisoimage; \
+	  if ! compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null; then install postgresql; fi; \
 	  if ! command -v cc >/dev/null 2>&1; then install gcc libc6-dev; fi; \
 	  if [ ! -d /usr/share/OVMF ]; then install ovmf; fi; \
 	  for tool in $(MORE_TOOLS); do need "$${tool%:*}" "$${tool#*:}"; done; \
@@ -68,8 +69,10 @@ verify: ## format, lints, docs, tidiness, licences, links, packages; writes noth
 	cargo clippy --locked -p novacron-core --no-default-features -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features conformance -- -D warnings
+	cargo clippy --locked -p novacron-core --no-default-features --features postgres -- -D warnings
+	cargo clippy --locked -p novacron-core --features conformance,postgres --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
 	cargo test --locked -p novacron-core --test tidy
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
 	  else echo "cargo-deny is not installed; the licences were checked by the tidy test"; fi

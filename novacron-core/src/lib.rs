@@ -46,6 +46,7 @@
 //! | feature | default | brings |
 //! |---|---|---|
 //! | `sqlite` | yes | `store::SqliteStore`, with sqlite3 built in (needs a C compiler) |
+//! | `postgres` | | `store::PostgresStore`, shared by many processes; TLS by rustls with ring (needs a C compiler) |
 //! | `sim` | | the module `sim`: simulated drivers, to test a program without a hypervisor |
 //! | `conformance` | | the module `conformance`: one suite per trait, for whoever implements one; brings `sim` |
 //!
@@ -53,6 +54,10 @@
 //! Everything is told by `tracing`, with targets that begin with `novacron_`: what a person should look at as `error` and
 //! `warn`, each failed command of the control loop as `debug`. Nothing is set up here: without a subscriber nothing is
 //! written. What users of VMs should know is not in the log but in events and operations.
+
+// The tests' PostgreSQL server names this crate as tests outside of it do.
+#[cfg(all(test, feature = "postgres"))]
+extern crate self as novacron_core;
 
 pub mod cluster;
 #[cfg(feature = "conformance")]

@@ -1,388 +1,190 @@
-//! The reference store as a model: whatever is asked of both, SqliteStore answers as MemoryStore does.
-#![cfg(feature = "sqlite")]
+//! The reference store as a model: whatever is asked of both, the stores on disk answer as MemoryStore does.
+#![cfg(any(feature = "sqlite", feature = "postgres"))]
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::path::PathBuf;
+#[path = "support/model.rs"]
+mod model;
+#[cfg(feature = "postgres")]
+#[path = "support/postgres.rs"]
+mod postgres;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt as _;
+use async_trait::async_trait;
+use model::{Pair, Step, Subject, step};
 use novacron_core::conformance::ManualClock;
-use novacron_core::store::{
-    Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Op, Precondition, Revision,
-    SqliteOptions, SqliteStore, Store, TxnId, WatchEvent,
-};
-use novacron_core::{Error, ErrorKind};
+use novacron_core::store::Store;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use uuid::Uuid;
 
-const KEYS: &[&str] = &[
-    "vm", "vm/a", "vm/a/x", "vm/b", "vm-x/a", "run/n/a", "run/n/b", "vmx",
-];
-const PREFIXES: &[&str] = &["", "v", "vm", "vm/", "vm/a", "run/", "run/n/a", "x", "vm_"];
-const NAMES: &[&str] = &["leader", "owner/1"];
-const HOLDERS: &[&str] = &["a", "b", "c"];
-
-/// A revision relative to the present one: below zero is the past, above zero the future.
-type Ago = i64;
-
-#[derive(Clone, Debug)]
-enum Step {
-    Commit {
-        txn: u8,
-        preconditions: Vec<Need>,
-        ops: Vec<(usize, Option<u16>)>,
-    },
-    Get(usize),
-    List {
-        prefix: usize,
-        after: Option<usize>,
-        limit: usize,
-        at: Option<Ago>,
-    },
-    Outcome(u8),
-    Watch {
-        prefixes: Vec<usize>,
-        after: Ago,
-    },
-    Compact(Ago),
-    Acquire {
-        name: usize,
-        holder: usize,
-        seconds: u64,
-    },
-    Renew(usize),
-    Release(usize),
-    Beat(usize, Option<u16>),
-    Beats(usize),
-    Pass(u64),
-    Reopen,
-}
-
-#[derive(Clone, Debug)]
-enum Need {
-    Absent(usize),
-    Present(usize),
-    /// At its present version.
-    Same(usize),
-    At(usize, Ago),
-    Lease(usize),
-}
-
-fn need() -> impl Strategy<Value = Need> {
-    let key = 0..KEYS.len();
-    prop_oneof![
-        1 => key.clone().prop_map(Need::Absent),
-        1 => key.clone().prop_map(Need::Present),
-        6 => key.clone().prop_map(Need::Same),
-        1 => (key, -4..1_i64).prop_map(|(key, ago)| Need::At(key, ago)),
-        1 => (0..4_usize).prop_map(Need::Lease),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let key = 0..KEYS.len();
-    let prefix = 0..PREFIXES.len();
-    let ops = vec(
-        (key.clone(), prop::option::weighted(0.7, any::<u16>())),
-        0..5,
-    );
-    prop_oneof![
-        12 => (any::<u8>(), vec(need(), 0..2), ops)
-            .prop_map(|(txn, preconditions, ops)| Step::Commit { txn, preconditions, ops }),
-        2 => key.clone().prop_map(Step::Get),
-        4 => (prefix.clone(), prop::option::of(key.clone()), 0..6_usize, prop::option::of(-12..2_i64))
-            .prop_map(|(prefix, after, limit, at)| Step::List { prefix, after, limit, at }),
-        1 => any::<u8>().prop_map(Step::Outcome),
-        3 => (vec(prefix.clone(), 1..3), -12..2_i64).prop_map(|(prefixes, after)| Step::Watch { prefixes, after }),
-        1 => (-8..2_i64).prop_map(Step::Compact),
-        2 => (0..NAMES.len(), 0..HOLDERS.len(), 1..30_u64)
-            .prop_map(|(name, holder, seconds)| Step::Acquire { name, holder, seconds }),
-        1 => (0..4_usize).prop_map(Step::Renew),
-        1 => (0..4_usize).prop_map(Step::Release),
-        1 => (key, any::<Option<u16>>()).prop_map(|(key, value)| Step::Beat(key, value)),
-        1 => prefix.prop_map(Step::Beats),
-        1 => prop_oneof![9 => 0..20_u64, 1 => Just(3_700_u64)].prop_map(Step::Pass),
-        1 => Just(Step::Reopen),
-    ]
-}
-
-/// Both stores, and what was learned from the model.
-struct Pair {
-    clock: Arc<ManualClock>,
-    model: MemoryStore,
-    path: PathBuf,
-    options: SqliteOptions,
-    sqlite: SqliteStore,
-    leases: Vec<Lease>,
-}
-
-/// Asks both stores and compares; an error is compared by its kind.
-macro_rules! both {
-    ($pair:expr, $store:ident => $ask:expr) => {{
-        let of_model = {
-            let $store = &$pair.model;
-            $ask
-        }
-        .map_err(|e: Error| e.kind());
-        let of_sqlite = {
-            let $store = &$pair.sqlite;
-            $ask
-        }
-        .map_err(|e: Error| e.kind());
-        assert_eq!(of_model, of_sqlite);
-        of_model
-    }};
-}
-
-impl Pair {
-    async fn open(folder: &std::path::Path, watch_bytes: usize) -> Self {
-        let clock = Arc::new(ManualClock::default());
-        let model = MemoryStore::new(Arc::<ManualClock>::clone(&clock));
-        let path = folder.join("novacron.db");
-        let options = SqliteOptions {
-            clock: Arc::<ManualClock>::clone(&clock),
-            watch_bytes,
-            readers: 1,
-            ..SqliteOptions::default()
-        };
-        let sqlite = SqliteStore::open_with(&path, options.clone())
-            .await
-            .unwrap();
-        Self {
-            clock,
-            model,
-            path,
-            options,
-            sqlite,
-            leases: Vec::new(),
-        }
-    }
-
-    async fn tip(&self) -> u64 {
-        self.model
-            .list("", ListOptions::default())
-            .await
-            .unwrap()
-            .revision
-            .0
-    }
-
-    async fn at(&self, ago: Ago) -> Revision {
-        Revision(self.tip().await.saturating_add_signed(ago))
-    }
-
-    async fn precondition(&self, need: &Need) -> Option<Precondition> {
-        Some(match need {
-            Need::Absent(key) => Precondition::Absent(key_of(*key)),
-            Need::Present(key) => Precondition::Present(key_of(*key)),
-            Need::Same(key) => match self.model.get(&key_of(*key)).await.unwrap() {
-                Some(record) => Precondition::At(record.key, record.version),
-                None => Precondition::Absent(key_of(*key)),
-            },
-            Need::At(key, ago) => Precondition::At(key_of(*key), self.at(*ago).await),
-            Need::Lease(index) => {
-                let lease = self.lease(*index)?;
-                Precondition::Lease {
-                    name: lease.name,
-                    token: lease.token,
-                }
-            }
-        })
-    }
-
-    /// One of the latest leases that were granted.
-    fn lease(&self, index: usize) -> Option<Lease> {
-        self.leases.iter().rev().nth(index).cloned()
-    }
-
-    async fn run(&mut self, step: Step) {
-        match step {
-            Step::Commit {
-                txn,
-                preconditions,
-                ops,
-            } => {
-                let mut commit = Commit::new(txn_of(txn));
-                for need in &preconditions {
-                    commit.preconditions.extend(self.precondition(need).await);
-                }
-                for (key, value) in ops {
-                    let key = key_of(key);
-                    commit.push(value.map_or(Op::Delete(key.clone()), |v| {
-                        Op::Put(key, v.to_string().into())
-                    }));
-                }
-                let _ = both!(self, s => s.commit(commit.clone()).await);
-            }
-            Step::Get(key) => drop(both!(self, s => s.get(&key_of(key)).await)),
-            Step::List {
-                prefix,
-                after,
-                limit,
-                at,
-            } => {
-                let at = match at {
-                    Some(ago) => Some(self.at(ago).await),
-                    None => None,
-                };
-                let options = ListOptions {
-                    after: after.map(key_of),
-                    limit,
-                    at,
-                };
-                let ask = async |s: &dyn Store| {
-                    let page = s.list(PREFIXES[prefix], options.clone()).await?;
-                    Ok((page.records, page.revision, page.more))
-                };
-                drop(both!(self, s => ask(s).await));
-            }
-            Step::Outcome(txn) => drop(both!(self, s => s.outcome(txn_of(txn)).await)),
-            Step::Watch { prefixes, after } => {
-                let (tip, after) = (Revision(self.tip().await), self.at(after).await);
-                let prefixes: Vec<_> = prefixes
-                    .into_iter()
-                    .map(|i| PREFIXES[i].to_owned())
-                    .collect();
-                drop(both!(self, s => told(s, &prefixes, after, tip).await));
-            }
-            Step::Compact(ago) => {
-                let before = self.at(ago).await;
-                let _ = both!(self, s => s.compact(before).await);
-            }
-            Step::Acquire {
-                name,
-                holder,
-                seconds,
-            } => {
-                let ttl = Duration::from_secs(seconds);
-                let answer =
-                    both!(self, s => s.lease_acquire(NAMES[name], HOLDERS[holder], ttl).await);
-                if let Ok(LeaseAnswer::Granted(lease)) = answer {
-                    self.leases.push(lease);
-                }
-            }
-            Step::Renew(index) => {
-                if let Some(lease) = self.lease(index) {
-                    let _ = both!(self, s => s.lease_renew(&lease).await);
-                }
-            }
-            Step::Release(index) => {
-                if let Some(lease) = self.lease(index) {
-                    let _ = both!(self, s => s.lease_release(&lease).await);
-                }
-            }
-            Step::Beat(key, value) => {
-                let value = value.map(|v| Bytes::from(v.to_string()));
-                let _ = both!(self, s => s.put_beat(&key_of(key), value.clone()).await);
-            }
-            Step::Beats(prefix) => drop(both!(self, s => s.beats(PREFIXES[prefix]).await)),
-            Step::Pass(seconds) => self.clock.advance(Duration::from_secs(seconds)),
-            Step::Reopen => {
-                self.sqlite.close().await.unwrap();
-                self.sqlite = SqliteStore::open_with(&self.path, self.options.clone())
-                    .await
-                    .unwrap();
-            }
-        }
-    }
-}
-
-fn key_of(index: usize) -> Key {
-    Key::new(KEYS[index]).unwrap()
-}
-
-/// Few enough that some come twice.
-fn txn_of(n: u8) -> TxnId {
-    TxnId(Uuid::from_u128(n.into()))
-}
-
-/// What a watch tells up to the bookmark at `tip`.
-async fn told(
-    store: &dyn Store,
-    prefixes: &[String],
-    after: Revision,
-    tip: Revision,
-) -> Result<impl Debug + PartialEq, Error> {
-    let mut watch = store.watch(prefixes.to_vec(), after).await?;
-    let mut commits = BTreeMap::new();
-    loop {
-        let event = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
-        match event
-            .expect("an event in time")
-            .expect("no end without an error")?
-        {
-            WatchEvent::Commit { revision, changes } => {
-                assert!(commits.insert(revision, changes).is_none(), "told twice");
-            }
-            WatchEvent::Bookmark(revision) if revision >= tip => return Ok(commits),
-            WatchEvent::Bookmark(_) => {}
-        }
-    }
-}
-
-fn compare(steps: Vec<Step>, watch_bytes: usize) {
-    let folder = tempfile::tempdir().unwrap();
+fn run(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
-        let mut pair = Pair::open(folder.path(), watch_bytes).await;
-        for step in steps {
-            pair.run(step).await;
+    runtime.block_on(future);
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite_store {
+    use std::path::PathBuf;
+
+    use novacron_core::store::{SqliteOptions, SqliteStore};
+
+    use super::*;
+
+    struct Sqlite {
+        path: PathBuf,
+        options: SqliteOptions,
+        store: SqliteStore,
+    }
+
+    #[async_trait]
+    impl Subject for Sqlite {
+        fn store(&self) -> &dyn Store {
+            &self.store
         }
-        let all = ListOptions { limit: usize::MAX, ..ListOptions::default() };
-        let all = both!(pair, s => s.list("", all.clone()).await.map(|page| (page.records, page.revision)));
-        assert_ne!(all.map_err(|kind| kind == ErrorKind::Internal), Err(true));
-        pair.sqlite.close().await.unwrap();
-    });
-}
 
-/// A sequence that once differed: opening resumed the sweep, which forgot outcomes that no compaction had forgotten.
-#[test]
-fn sqlite_store_forgets_outcomes_at_a_compaction_only() {
-    let commit = |txn| Step::Commit {
-        txn,
-        preconditions: Vec::new(),
-        ops: vec![(1, Some(1))],
-    };
-    for _ in 0..20 {
-        let quiet = [
-            Step::Pass(3_700),
-            Step::Reopen,
-            Step::Outcome(9),
-            Step::Get(0),
-            commit(1),
-            Step::Outcome(2),
-        ];
-        let again = [Step::Compact(0), commit(1), Step::Outcome(1)];
-        compare(
-            [commit(1), commit(2), Step::Compact(0)]
-                .into_iter()
-                .chain(quiet)
-                .chain(again)
-                .collect(),
-            0,
-        );
+        async fn reopen(&mut self) {
+            self.store.close().await.unwrap();
+            self.store = SqliteStore::open_with(&self.path, self.options.clone())
+                .await
+                .unwrap();
+        }
+
+        async fn pass(&self, _: Duration) {}
+    }
+
+    fn compare(steps: Vec<Step>, watch_bytes: usize) {
+        let folder = tempfile::tempdir().unwrap();
+        run(async {
+            let clock = Arc::new(ManualClock::default());
+            let path = folder.path().join("novacron.db");
+            let options = SqliteOptions {
+                clock: Arc::<ManualClock>::clone(&clock),
+                watch_bytes,
+                readers: 1,
+                ..SqliteOptions::default()
+            };
+            let store = SqliteStore::open_with(&path, options.clone())
+                .await
+                .unwrap();
+            let subject = Sqlite {
+                path,
+                options,
+                store,
+            };
+            let subject = Pair::new(&clock, subject).compare(steps).await;
+            subject.store.close().await.unwrap();
+        });
+    }
+
+    /// A sequence that once differed: opening resumed the sweep, which forgot outcomes that no compaction had forgotten.
+    #[test]
+    fn forgets_outcomes_at_a_compaction_only() {
+        let commit = |txn| Step::Commit {
+            txn,
+            preconditions: Vec::new(),
+            ops: vec![(1, Some(1))],
+        };
+        for _ in 0..20 {
+            let quiet = [
+                Step::Pass(37),
+                Step::Reopen,
+                Step::Outcome(9),
+                Step::Get(0),
+                commit(1),
+                Step::Outcome(2),
+            ];
+            let again = [Step::Compact(0), commit(1), Step::Outcome(1)];
+            compare(
+                [commit(1), commit(2), Step::Compact(0)]
+                    .into_iter()
+                    .chain(quiet)
+                    .chain(again)
+                    .collect(),
+                0,
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config(48))]
+
+        #[test]
+        fn answers_as_the_model(steps in vec(step(), 1..150)) {
+            compare(steps, 16 << 20);
+        }
+
+        /// With no memory for recent commits: every watch reads the file.
+        #[test]
+        fn answers_as_the_model_from_disk(steps in vec(step(), 1..150)) {
+            compare(steps, 0);
+        }
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+#[cfg(feature = "postgres")]
+mod postgres_store {
+    use novacron_core::store::{PostgresOptions, PostgresStore};
 
-    #[test]
-    fn sqlite_store_answers_as_the_model(steps in vec(step(), 1..150)) {
-        compare(steps, 16 << 20);
+    use super::postgres::{Server, schema};
+    use super::*;
+
+    struct Postgres {
+        options: PostgresOptions,
+        store: PostgresStore,
     }
 
-    /// With no memory for recent commits: every watch reads the file.
-    #[test]
-    fn sqlite_store_answers_as_the_model_from_disk(steps in vec(step(), 1..150)) {
-        compare(steps, 0);
+    #[async_trait]
+    impl Subject for Postgres {
+        fn store(&self) -> &dyn Store {
+            &self.store
+        }
+
+        async fn reopen(&mut self) {
+            self.store.close().await.unwrap();
+            self.store = PostgresStore::connect(self.options.clone()).await.unwrap();
+        }
+
+        async fn pass(&self, by: Duration) {
+            Server::shared().pass(&self.options.schema, by).await;
+        }
+    }
+
+    fn compare(steps: Vec<Step>, watch_bytes: usize) {
+        let mut options = Server::shared().options(&schema());
+        options.watch_bytes = watch_bytes;
+        run(async {
+            let store = PostgresStore::connect(options.clone()).await.unwrap();
+            let subject = Postgres { options, store };
+            let clock = Arc::new(ManualClock::default());
+            let subject = Pair::new(&clock, subject).compare(steps).await;
+            subject.store.close().await.unwrap();
+        });
+    }
+
+    proptest! {
+        #![proptest_config(config(24))]
+
+        #[test]
+        fn answers_as_the_model(steps in vec(step(), 1..150)) {
+            compare(steps, 16 << 20);
+        }
+
+        /// With no memory for recent commits: every watch reads the database.
+        #[test]
+        fn answers_as_the_model_from_the_database(steps in vec(step(), 1..150)) {
+            compare(steps, 0);
+        }
     }
 }

@@ -31,42 +31,58 @@ pub(super) fn evaluate<F: Facts>(
     facts: &F,
 ) -> Result<Result<()>, F::Error> {
     for (index, precondition) in preconditions.iter().enumerate() {
-        let found = match precondition {
-            Precondition::Absent(key) => facts
-                .version(key)?
-                .map(|found| (key.as_str(), exists(key, found))),
-            Precondition::Present(key) => match facts.version(key)? {
-                Some(_) => None,
-                None => Some((key.as_str(), format!("{key} does not exist"))),
-            },
-            Precondition::At(key, expected) => match facts.version(key)? {
-                Some(found) if found == *expected => None,
-                Some(found) => Some((
-                    key.as_str(),
-                    format!("{key} is at revision {found}, not {expected}"),
-                )),
-                None => Some((
-                    key.as_str(),
-                    format!("{key} does not exist; revision {expected} was expected"),
-                )),
-            },
-            Precondition::Lease { name, token } => (!facts.holds(name, *token)?).then(|| {
-                (
-                    name.as_str(),
-                    format!("the lease {name} is not held under token {token} any more"),
-                )
-            }),
+        let (holds, found) = match precondition {
+            Precondition::Absent(key) => {
+                let found = facts.version(key)?;
+                (found.is_none(), found)
+            }
+            Precondition::Present(key) => {
+                let found = facts.version(key)?;
+                (found.is_some(), found)
+            }
+            Precondition::At(key, expected) => {
+                let found = facts.version(key)?;
+                (found == Some(*expected), found)
+            }
+            Precondition::Lease { name, token } => (facts.holds(name, *token)?, None),
         };
-        if let Some((key, message)) = found {
-            let error = Error::new(ErrorKind::Conflict, "store.commit", message);
-            return Ok(Err(error.with("precondition", index).with("key", key)));
+        if !holds {
+            return Ok(Err(conflict(index, precondition, found)));
         }
     }
     Ok(Ok(()))
 }
 
-fn exists(key: &Key, found: Revision) -> String {
-    format!("{key} exists already, at revision {found}")
+/// The error of a commit whose precondition does not hold; `found` is the revision of its key's record, if there is one.
+pub(super) fn conflict(
+    index: usize,
+    precondition: &Precondition,
+    found: Option<Revision>,
+) -> Error {
+    let (key, message) = match (precondition, found) {
+        (Precondition::Lease { name, token }, _) => (
+            name.as_str(),
+            format!("the lease {name} is not held under token {token} any more"),
+        ),
+        (Precondition::Absent(key) | Precondition::Present(key), Some(found)) => (
+            key.as_str(),
+            format!("{key} exists already, at revision {found}"),
+        ),
+        (Precondition::Absent(key) | Precondition::Present(key), None) => {
+            (key.as_str(), format!("{key} does not exist"))
+        }
+        (Precondition::At(key, expected), Some(found)) => (
+            key.as_str(),
+            format!("{key} is at revision {found}, not {expected}"),
+        ),
+        (Precondition::At(key, expected), None) => (
+            key.as_str(),
+            format!("{key} does not exist; revision {expected} was expected"),
+        ),
+    };
+    Error::new(ErrorKind::Conflict, "store.commit", message)
+        .with("precondition", index)
+        .with("key", key)
 }
 
 /// The error of a commit whose transaction [`Store::outcome`](super::Store::outcome) has answered `NotCommitted`.

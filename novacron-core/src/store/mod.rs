@@ -5,9 +5,10 @@
 //!   Record { key, version, value }     ◄── get, list (at one revision)
 //!   WatchEvent                         ◄── watch (after a revision)
 //! ```
-//! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope (`records` owns both). A store knows
-//! neither: it orders bytes. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk; each passes the
-//! suite in `conformance::store`, and a third party's runs the same.
+//! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope (`records` owns both). A store need know
+//! neither; what it gives back is **equal as JSON** to what it was given, not byte by byte, and it may refuse what is no
+//! JSON. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk, `PostgresStore` (feature `postgres`) is
+//! shared by many processes; each passes the suite in `conformance::store`, and a third party's runs the same.
 //!
 //! What every caller may rely on: commits are totally ordered by [`Revision`]; `get` and `list` see every commit that
 //! returned before they were called; a watch delivers every commit after its start, whole, in order per key, at least
@@ -21,6 +22,8 @@ mod check;
 mod key;
 mod lease;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod watch;
@@ -37,6 +40,8 @@ use uuid::Uuid;
 
 pub use key::Key;
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresOptions, PostgresStore, PostgresTls};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOptions, SqliteStats, SqliteStore};
 
@@ -62,7 +67,7 @@ pub struct Record {
     pub key: Key,
     /// The revision that wrote this value.
     pub version: Revision,
-    /// The value: JSON text.
+    /// The value: JSON text, equal as JSON to what was written; numbers by their value, members in whatever order.
     pub value: Bytes,
 }
 
@@ -335,7 +340,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// *Holds on return:* it is durable (survives `kill -9` and loss of power) and visible to every read.
     /// *A second identical call* (same [`TxnId`]) changes nothing and returns the first one's revision.
     /// *Errors:* [`ErrorKind::Invalid`] when it passes a limit ([`Commit::check`]; as many preconditions as operations,
-    /// [`MAX_OPS`], are allowed). [`ErrorKind::Conflict`] when a precondition fails, with the context `precondition` (its index) and
+    /// [`MAX_OPS`], are allowed), or a value is no JSON and the store holds nothing else. [`ErrorKind::Conflict`] when a precondition fails, with the context `precondition` (its index) and
     /// `key` (the key, or the lease's name): nothing happened. [`ErrorKind::Cancelled`] when [`Store::outcome`] has
     /// already answered [`TxnOutcome::NotCommitted`]. [`ErrorKind::OutcomeUnknown`]: ask [`Store::outcome`].
     async fn commit(&self, commit: Commit) -> Result<Revision>;

@@ -56,7 +56,18 @@ struct State {
     max_bytes: usize,
     floor: Revision,
     tip: Revision,
-    closed: bool,
+    ended: Option<Ended>,
+}
+
+/// Why no commit follows any more.
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    Closed,
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "a store of one process sees every commit")
+    )]
+    CutOff,
 }
 
 enum Read {
@@ -66,7 +77,7 @@ enum Read {
     CaughtUp,
     /// The cursor is below the floor.
     Behind(Revision),
-    Closed,
+    Ended(Ended),
 }
 
 impl Log {
@@ -78,7 +89,7 @@ impl Log {
             max_bytes,
             floor: tip,
             tip,
-            closed: false,
+            ended: None,
         };
         Self {
             state: Mutex::new(state),
@@ -128,11 +139,21 @@ impl Log {
 
     /// Ends every stream with an error, once it has told what there is.
     #[cfg_attr(
-        not(feature = "sqlite"),
+        not(any(feature = "sqlite", feature = "postgres")),
         expect(dead_code, reason = "memory cannot be closed")
     )]
     pub(super) fn close(&self) {
-        self.state().closed = true;
+        self.end(Ended::Closed);
+    }
+
+    /// Ends every stream with [`ErrorKind::Compacted`], once it has told what there is: commits are missing after it.
+    #[cfg(feature = "postgres")]
+    pub(super) fn cut_off(&self) {
+        self.end(Ended::CutOff);
+    }
+
+    fn end(&self, why: Ended) {
+        self.state().ended.get_or_insert(why);
         self.published.notify_waiters();
     }
 
@@ -148,9 +169,21 @@ impl Log {
                 let cursor = last.revision;
                 Read::Commits(found, cursor)
             }
-            None if state.closed => Read::Closed,
-            None => Read::CaughtUp,
+            None => state.ended.map_or(Read::CaughtUp, Read::Ended),
         }
+    }
+}
+
+impl Ended {
+    fn error(self) -> Error {
+        let (kind, message) = match self {
+            Self::Closed => (ErrorKind::Unavailable, "the store was closed"),
+            Self::CutOff => (
+                ErrorKind::Compacted,
+                "the database no longer has what followed; list again",
+            ),
+        };
+        Error::new(kind, "store.watch", message)
     }
 }
 
@@ -246,13 +279,7 @@ impl Watcher {
                         ));
                     }
                 },
-                Read::Closed => {
-                    return Err(Error::new(
-                        ErrorKind::Unavailable,
-                        "store.watch",
-                        "the store was closed",
-                    ));
-                }
+                Read::Ended(why) => return Err(why.error()),
             }
         }
     }

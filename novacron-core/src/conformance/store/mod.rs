@@ -1,14 +1,16 @@
 //! What every [`Store`] does, one function per sentence of its contract.
 //!
 //! ```text
-//!   fixture ──open──► Subject (store + helpers) ──► reads · commits · outcomes · watches · leases · beats · reopening
+//!   fixture ──open──► Subject (store + helpers) ──► reads · commits · outcomes · watches · leases · beats · order · reopening
 //! ```
 //! An implementer writes a [`StoreFixture`] and calls [`store_conformance!`](crate::store_conformance) in a test file.
 //! Nothing here waits for time to pass: leases run on the fixture's clock, and a watch tells by a bookmark that there
 //! is no more to come. A store that never answers fails after [`PATIENCE`].
 
 mod commits;
+mod history;
 mod leases;
+mod order;
 mod outcomes;
 mod reads;
 mod reopening;
@@ -21,7 +23,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use commits::*;
+pub use history::{Checked, History, Load, Violation};
 pub use leases::*;
+pub use order::*;
 pub use outcomes::*;
 pub use reads::*;
 pub use reopening::*;
@@ -124,6 +128,7 @@ macro_rules! store_conformance {
             beat_can_be_removed
             beat_that_is_too_large_is_refused
             beats_leave_no_trace_in_the_history
+            calls_of_many_clients_are_linearizable
             reopened_store_has_every_commit
             reopened_store_knows_outcomes
             reopened_store_keeps_leases_and_tokens
@@ -150,6 +155,7 @@ mod tests {
             include_str!("outcomes.rs"),
             include_str!("watches.rs"),
             include_str!("leases.rs"),
+            include_str!("order.rs"),
             include_str!("reopening.rs"),
         ];
         let defined = files
