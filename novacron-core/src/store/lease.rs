@@ -88,7 +88,8 @@ impl LeaseRow {
     }
 }
 
-fn lost(lease: &Lease, why: String) -> Error {
+/// The error of a renewal that comes too late.
+pub(super) fn lost(lease: &Lease, why: String) -> Error {
     // Not retryable: the holder has to stop and ask for a new lease.
     Error::new(ErrorKind::Conflict, "store.lease_renew", why)
         .with("lease", &lease.name)

@@ -6,8 +6,9 @@
 //!   WatchEvent                         ◄── watch (after a revision)
 //! ```
 //! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope (`records` owns both). A store knows
-//! neither: it orders bytes. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk; each passes the
-//! suite in `conformance::store`, and a third party's runs the same.
+//! neither: it orders bytes. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk,
+//! `EtcdStore` (feature `etcd`) for several processes; each passes the suite in `conformance::store`, and a third party's
+//! runs the same.
 //!
 //! What every caller may rely on: commits are totally ordered by [`Revision`]; `get` and `list` see every commit that
 //! returned before they were called; a watch delivers every commit after its start, whole, in order per key, at least
@@ -18,6 +19,8 @@
 //! any other, see [`crate::model::Claim`]) never expires.
 
 mod check;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod key;
 mod lease;
 mod memory;
@@ -35,6 +38,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls, EtcdUser};
 pub use key::Key;
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
