@@ -18,7 +18,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(members: usize, killed: bool) -> Self {
-        let etcd = Mutex::new(Etcd::start_with(members, Setup::default()));
+        let etcd = Mutex::new(Etcd::start_with(members, &Setup::default()));
         Self { etcd, killed }
     }
 }

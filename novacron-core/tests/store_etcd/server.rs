@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -36,10 +35,10 @@ struct Member {
 
 impl Etcd {
     pub(crate) fn start() -> Self {
-        Self::start_with(1, Setup::default())
+        Self::start_with(1, &Setup::default())
     }
 
-    pub(crate) fn start_with(members: usize, setup: Setup) -> Self {
+    pub(crate) fn start_with(members: usize, setup: &Setup) -> Self {
         for program in ["etcd", "etcdctl"] {
             let found = Command::new(program).arg("--version").output();
             assert!(
@@ -119,10 +118,6 @@ impl Etcd {
             nap(Duration::from_millis(20));
         }
         false
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     pub(crate) fn port(&self, i: usize) -> u16 {

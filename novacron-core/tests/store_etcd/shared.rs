@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use novacron_core::store::{
     Commit, Key, Op, Precondition, Revision, TxnId, WatchEvent, WatchStream,
 };
-use novacron_core::{IdSource, SeededIds};
+use novacron_core::{IdSource, Result, SeededIds};
 use uuid::Uuid;
 
 pub(crate) fn key(text: &str) -> Key {
@@ -42,17 +42,25 @@ pub(crate) async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
+/// The keys of each commit.
+pub(crate) type Told = Vec<(Revision, Vec<String>)>;
+
 /// What a watch tells up to the bookmark that passes `until`.
-pub(crate) async fn told(watch: &mut WatchStream, until: Revision) -> Vec<(Revision, Vec<String>)> {
+pub(crate) async fn told(watch: &mut WatchStream, until: Revision) -> Told {
+    read_until(watch, until).await.unwrap()
+}
+
+/// As [`told`], of a watch that may fail.
+pub(crate) async fn read_until(watch: &mut WatchStream, until: Revision) -> Result<Told> {
     let mut commits = Vec::new();
     loop {
         let event = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
-        match event.expect("an event in time").expect("no end").unwrap() {
+        match event.expect("an event in time").expect("no end")? {
             WatchEvent::Commit { revision, changes } => {
                 let keys = changes.iter().map(|change| change.key.to_string());
                 commits.push((revision, keys.collect()));
             }
-            WatchEvent::Bookmark(revision) if revision >= until => return commits,
+            WatchEvent::Bookmark(revision) if revision >= until => return Ok(commits),
             WatchEvent::Bookmark(_) => {}
         }
     }

@@ -6,9 +6,10 @@
 //!              └──► next member, after a pause once all were asked, until the deadline
 //! ```
 //! Each member has a channel of its own, because a balancer hides which member fails and why. All calls go to one
-//! member as long as it answers; the watch follows it (`moved`). An attempt may take a third of the whole time, so that
-//! a member that is stopped, or cut off from the others, leaves time for two more. What is sent may always be sent
-//! again; `failure` says what a failed attempt means, and a doubt is kept to the end.
+//! member as long as it answers; the watch follows it (`moved`). The first attempt may take a
+//! sixth of the whole time and each further one twice as long: soon enough when a leader or a member is lost, and time
+//! for a slow one. What is sent may always be sent again; `failure` says what a failed attempt means, and a doubt is
+//! kept to the end.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -96,8 +97,8 @@ impl Client {
         Deadline::after(self.timeout)
     }
 
-    /// How long one attempt may take.
-    pub(super) fn attempt(&self) -> Duration {
+    /// How long etcd may leave a watch without the answer that is due.
+    pub(super) fn patience(&self) -> Duration {
         self.timeout / 3
     }
 
@@ -125,17 +126,21 @@ impl Client {
         deadline: Deadline,
         request: &C,
     ) -> Result<(C::Answer, bool), Failure> {
-        let (mut doubt, mut pause) = (false, PAUSE);
+        let first = first_attempt(self.timeout);
+        let (mut doubt, mut pause, mut patience) = (false, PAUSE, first);
         let (mut asked, mut untrusted, mut renewed) = (0, 0, 0);
         loop {
             let present = self.present();
             let member = &self.members[present];
-            let attempt = self.ask(member, request, deadline).await;
+            let attempt = self
+                .ask(member, request, deadline.min(Deadline::after(patience)))
+                .await;
             let Attempt { meaning, status } = match attempt {
                 Ok(answer) => return Ok((answer, doubt)),
                 Err(attempt) => attempt,
             };
-            let last = deadline.remaining().is_zero();
+            // A shorter attempt would leave more doubt than hope.
+            let last = deadline.remaining() < first + pause;
             let give_up = match meaning {
                 Meaning::Refused => true,
                 Meaning::Untrusted => {
@@ -147,9 +152,10 @@ impl Client {
                     self.forget_token();
                     renewed > 3
                 }
-                Meaning::Unsent | Meaning::Busy => false,
-                Meaning::Doubt => {
-                    doubt = true;
+                Meaning::Unsent => false,
+                Meaning::Busy | Meaning::Doubt => {
+                    doubt |= meaning == Meaning::Doubt;
+                    patience *= 2;
                     false
                 }
             };
@@ -164,7 +170,7 @@ impl Client {
             self.leave(present);
             asked += 1;
             if asked % self.members.len() == 0 {
-                wait(pause.min(deadline.remaining())).await;
+                wait(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
@@ -184,9 +190,8 @@ impl Client {
         &self,
         member: &Member,
         request: &C,
-        deadline: Deadline,
+        end: Deadline,
     ) -> Result<C::Answer, Attempt> {
-        let end = deadline.min(Deadline::after(self.attempt()));
         // A token that cannot be had leaves the request unsent.
         let token = self.token(member, end).await?;
         let sent = async {
@@ -251,9 +256,9 @@ impl Client {
         operation: &'static str,
         member: usize,
         request: WatchCreateRequest,
-    ) -> Result<Watch> {
+    ) -> Result<Watch, Stop> {
         let (index, member) = (member, &self.members[member]);
-        let end = Deadline::after(self.attempt());
+        let end = Deadline::after(self.patience());
         let fail = |attempt: Attempt| {
             if attempt.meaning == Meaning::Token {
                 self.forget_token();
@@ -286,10 +291,10 @@ impl Client {
             Ok(result) => result.map_err(|status| fail(Attempt::of(status)))?,
             Err(_) => {
                 let status = Status::deadline_exceeded("no answer in time");
-                return Err(failure::of_status(operation, &member.uri, status));
+                return Err(failure::of_status(operation, &member.uri, status).into());
             }
         };
-        let mut watch = Watch {
+        let watch = Watch {
             operation,
             member: index,
             uri: member.uri.clone(),
@@ -301,6 +306,23 @@ impl Client {
             Some(response) => Err(watch.cancelled(&response)),
             None => Err(watch.ended()),
         }
+    }
+}
+
+/// Why a watch of etcd is at an end.
+pub(super) enum Stop {
+    /// It asked for what is compacted.
+    Compacted {
+        /// The first revision that can be asked for.
+        oldest: i64,
+    },
+    /// Anything else.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -317,32 +339,33 @@ pub(super) struct Watch {
 
 impl Watch {
     /// The next events, or why there are no more.
-    pub(super) async fn next(&mut self) -> Result<WatchResponse> {
+    pub(super) async fn next(&mut self) -> Result<WatchResponse, Stop> {
         match self.answers.message().await {
             Ok(Some(response)) if response.canceled => Err(self.cancelled(&response)),
             Ok(Some(response)) => Ok(response),
             Ok(None) => Err(self.ended()),
-            Err(status) => Err(failure::of_status(self.operation, &self.uri, status)),
+            Err(status) => Err(self.failed(status)),
         }
     }
 
-    fn ended(&self) -> Error {
-        Error::new(ErrorKind::Unavailable, self.operation, "etcd ended a watch")
-            .with("endpoint", &self.uri)
-    }
-
-    fn cancelled(&mut self, response: &WatchResponse) -> Error {
+    fn cancelled(&self, response: &WatchResponse) -> Stop {
         if response.compact_revision > 0 {
-            let message = "etcd has compacted the revision to watch from; list again";
-            return Error::new(ErrorKind::Compacted, self.operation, message)
-                .with("oldest", response.compact_revision);
+            let oldest = response.compact_revision;
+            return Stop::Compacted { oldest };
         }
-        let status = if response.cancel_reason.contains("permission denied") {
+        self.failed(if response.cancel_reason.contains("permission denied") {
             Status::permission_denied(&response.cancel_reason)
         } else {
             Status::unavailable(&response.cancel_reason)
-        };
-        failure::of_status(self.operation, &self.uri, status)
+        })
+    }
+
+    fn ended(&self) -> Stop {
+        self.failed(Status::unavailable("the watch was ended"))
+    }
+
+    fn failed(&self, status: Status) -> Stop {
+        failure::of_status(self.operation, &self.uri, status).into()
     }
 }
 
@@ -374,14 +397,13 @@ fn member(uri: &str, options: &EtcdOptions) -> Result<Member> {
         .with("endpoint", uri)
         .caused_by(error)
     };
-    let attempt = options.timeout / 3;
     let mut endpoint = Endpoint::from_shared(uri.to_owned())
         .map_err(bad)?
         // Shorter than an attempt, so that a member out of reach is known not to have been asked.
-        .connect_timeout(attempt / 2)
+        .connect_timeout(first_attempt(options.timeout) / 2)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(PING)
-        .keep_alive_timeout(attempt);
+        .keep_alive_timeout(options.timeout / 3);
     if let Some(tls) = &options.tls {
         endpoint = endpoint.tls_config(tls_config(tls)).map_err(bad)?;
     }
@@ -431,6 +453,10 @@ async fn send<C: Call>(
     let mut request = Request::new(request);
     *request.metadata_mut() = metadata;
     Ok(grpc.unary(request, path, codec).await?.into_inner())
+}
+
+fn first_attempt(timeout: Duration) -> Duration {
+    timeout / 6
 }
 
 /// Waits between two rounds of attempts.

@@ -163,7 +163,7 @@ fn describe(status: &Status) -> (ErrorKind, &'static str) {
 }
 
 fn is_unsent(status: &Status) -> bool {
-    chain(status).any(|cause| cause.is::<ConnectError>())
+    chain(status).any(<dyn StdError>::is::<ConnectError>)
 }
 
 fn chain(status: &Status) -> impl Iterator<Item = &(dyn StdError + 'static)> {

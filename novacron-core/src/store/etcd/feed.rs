@@ -7,7 +7,8 @@
 //! The feed resumes after a cut where it was. It begins a watch *at* the last revision that it has seen, not behind it:
 //! etcd refuses a revision below what is compacted, but hands out the one compacted to with its deletes missing, and
 //! what has been seen is passed over anyway. When etcd has compacted the place where the feed was, nothing is lost if no
-//! commit was made meanwhile; otherwise the log begins anew, and whoever was behind it is told to list again.
+//! commit was made between there and the oldest revision left; otherwise the log begins anew, and whoever was behind it
+//! is told to list again.
 //!
 //! A record that somebody writes beside the store, without `rev`, is told with the next commit.
 
@@ -18,10 +19,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::AbortHandle;
 
-use super::client::{Client, Watch, wait};
+use super::client::{Client, Stop, Watch, wait};
 use super::keys::Keys;
 use super::reads::{self, int, passed_over, revision};
-use super::wire::{Event, EventType, WatchCreateRequest};
+use super::wire::{Event, EventType, RangeRequest, WatchCreateRequest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::watch::{BATCH, Backlog, Committed, Log};
 use crate::store::{Change, Key, Revision, check};
@@ -89,14 +90,13 @@ impl Follower {
         let mut pause = Duration::from_millis(50);
         loop {
             let before = self.seen;
-            let Err(error) = self.follow().await else {
-                continue;
+            let stopped = match self.follow().await {
+                Ok(()) => continue,
+                Err(Stop::Compacted { oldest }) => self.go_on_from(oldest).await,
+                Err(Stop::Failed(error)) => Err(error),
             };
-            tracing::debug!(error = %error.report(), "the watch of etcd is opened again");
-            if error.kind() == ErrorKind::Compacted {
-                if let Err(error) = self.begin_anew().await {
-                    tracing::debug!(error = %error.report(), "the store's revision cannot be read");
-                }
+            if let Err(error) = stopped {
+                tracing::debug!(error = %error.report(), "the watch of etcd is opened again");
             }
             if self.seen > before {
                 pause = Duration::from_millis(50);
@@ -107,11 +107,11 @@ impl Follower {
     }
 
     /// Publishes commits until the watch breaks, or the calls have gone to another member.
-    async fn follow(&mut self) -> Result<()> {
+    async fn follow(&mut self) -> Result<(), Stop> {
         let client = Arc::clone(&self.client);
         let member = client.present();
-        let leave = |error: &Error| {
-            if error.kind() == ErrorKind::Unavailable {
+        let leave = |stop: &Stop| {
+            if matches!(stop, Stop::Failed(error) if error.kind() == ErrorKind::Unavailable) {
                 client.leave(member);
             }
         };
@@ -136,19 +136,26 @@ impl Follower {
         }
     }
 
-    /// Goes on from the present, where the log cannot.
-    async fn begin_anew(&mut self) -> Result<()> {
-        let tip = reads::tip(&self.client, &self.keys, OPERATION, self.client.deadline());
-        let (tip, seen) = tip.await?;
+    /// Goes on from the oldest revision that etcd has, if what it compacted had a place in the log.
+    async fn go_on_from(&mut self, oldest: i64) -> Result<()> {
+        let request = RangeRequest {
+            key: self.keys.revision(),
+            revision: oldest,
+            ..RangeRequest::default()
+        };
+        let deadline = self.client.deadline();
+        let answer = self.client.ask_any(OPERATION, deadline, &request).await?;
+        // The last commit up to there. Every later one will be told.
+        let tip = reads::tip_in(&answer);
         if tip != self.log.tip() {
             self.log.restart(tip);
         }
-        self.seen = seen;
+        self.seen = oldest;
         Ok(())
     }
 }
 
-async fn open(client: &Client, keys: &Keys, member: usize, from: i64) -> Result<Watch> {
+async fn open(client: &Client, keys: &Keys, member: usize, from: i64) -> Result<Watch, Stop> {
     let (key, range_end) = keys.watched();
     let request = WatchCreateRequest {
         key,
@@ -224,17 +231,18 @@ impl Backlog for History {
         loop {
             let member = self.client.present();
             match self.read(member, after, tip, deadline).await {
-                Err(error)
+                Ok(found) => return Ok(found),
+                Err(Stop::Compacted { oldest }) => {
+                    return Err(check::compacted(OPERATION, after, revision(oldest), tip));
+                }
+                Err(Stop::Failed(error))
                     if error.kind() == ErrorKind::Unavailable
                         && !deadline.remaining().is_zero() =>
                 {
                     self.client.leave(member);
                     wait(Duration::from_millis(100)).await;
                 }
-                Err(error) if error.kind() == ErrorKind::Compacted => {
-                    return Err(check::compacted(OPERATION, after, None, tip).caused_by(error));
-                }
-                result => return result,
+                Err(Stop::Failed(error)) => return Err(error),
             }
         }
     }
@@ -247,15 +255,15 @@ impl History {
         after: Revision,
         until: Revision,
         deadline: Deadline,
-    ) -> Result<(Vec<Committed>, Revision)> {
+    ) -> Result<(Vec<Committed>, Revision), Stop> {
         let mut watch = open(&self.client, &self.keys, member, int(after)).await?;
         let mut assembly = Assembly::after(after);
         let (mut commits, mut bytes) = (Vec::new(), 0);
         loop {
-            let end = deadline.min(Deadline::after(self.client.attempt()));
+            let end = deadline.min(Deadline::after(self.client.patience()));
             let Ok(response) = tokio::time::timeout_at(end.instant(), watch.next()).await else {
                 let message = "etcd does not go on telling its history";
-                return Err(Error::new(ErrorKind::Unavailable, OPERATION, message));
+                return Err(Error::new(ErrorKind::Unavailable, OPERATION, message).into());
             };
             let whole = assembly.take(&self.keys, response?.events);
             bytes += whole.iter().map(Committed::bytes).sum::<usize>();

@@ -49,9 +49,7 @@ use super::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, Page, Record, Revision, Store, TxnId, TxnOutcome,
     WatchStream, check,
 };
-#[cfg(doc)]
-use crate::error::ErrorKind;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// The store on etcd, version 3.4 or newer. Clones share it.
 ///
@@ -93,7 +91,22 @@ impl EtcdStore {
         options.check()?;
         let client = Arc::new(Client::new(&options)?);
         let keys = Keys::new(&options.prefix);
-        let feed = Feed::start(Arc::clone(&client), keys.clone(), options.watch_bytes).await?;
+        let feed = Feed::start(Arc::clone(&client), keys.clone(), options.watch_bytes);
+        let anonymous = options
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.identity.is_none());
+        let feed = feed.await.map_err(|error| {
+            // etcd cuts the connection then, and says no word.
+            if anonymous && error.kind() == ErrorKind::Unavailable {
+                error.with(
+                    "perhaps",
+                    "etcd asks for a client certificate (`tls.identity`)",
+                )
+            } else {
+                error
+            }
+        })?;
         Ok(Self(Arc::new(Inner {
             client,
             keys,

@@ -69,6 +69,15 @@ impl EtcdOptions {
                 _ => problem(field, "must be http://host:port or https://host:port"),
             }
         }
+        let pem = |text: &str| text.contains("-----BEGIN CERTIFICATE-----");
+        if let Some(tls) = &self.tls {
+            if !pem(&tls.ca) {
+                problem("tls.ca".to_owned(), "holds no certificate in PEM");
+            }
+            if tls.identity.as_ref().is_some_and(|(text, _)| !pem(text)) {
+                problem("tls.identity".to_owned(), "holds no certificate in PEM");
+            }
+        }
         if self.prefix.is_empty() || self.prefix.len() > MAX_PREFIX_BYTES {
             problem("prefix".to_owned(), "must have 1 to 128 bytes");
         }

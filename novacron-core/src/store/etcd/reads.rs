@@ -55,7 +55,8 @@ pub(super) async fn tip(
     Ok((tip_in(&answer), etcd))
 }
 
-fn tip_in(answer: &RangeResponse) -> Revision {
+/// The store's revision in an answer for the key that keeps it.
+pub(super) fn tip_in(answer: &RangeResponse) -> Revision {
     revision(answer.kvs.first().map_or(0, |kv| kv.mod_revision))
 }
 
@@ -93,53 +94,39 @@ pub(super) async fn list(
     const OPERATION: &str = "store.list";
     let deadline = client.deadline();
     let start = keys.record(prefix);
-    let end = behind(&start);
-    let after = options
-        .after
-        .as_ref()
-        .map(|after| next(&keys.record(after.as_str())));
-    let mut from = after.map_or(start.clone(), |after| after.max(start));
+    let after = options.after.as_ref();
+    let from = after.map_or(start.clone(), |after| {
+        next(&keys.record(after.as_str())).max(start.clone())
+    });
     // One more than asked for tells whether more follow.
     let wanted = options.limit.saturating_add(1);
+    let size = |missing: usize| missing.min(PAGE) as i64;
+    let mut page = RangeRequest {
+        key: from,
+        range_end: behind(&start),
+        limit: size(wanted),
+        revision: 0,
+    };
+    let FirstPage { mut found, tip, at } =
+        first_page(client, keys, deadline, &page, options.at).await?;
+    page.revision = at;
     let mut records = Vec::new();
-    let (mut shown, mut at) = (None, options.at.map_or(0, int));
-    while records.len() < wanted && from < end {
-        let page = RangeRequest {
-            key: from.clone(),
-            range_end: end.clone(),
-            limit: (wanted - records.len()).min(PAGE) as i64,
-            revision: at,
-        };
-        let found = if let Some(tip) = shown {
-            match client.ask_any(OPERATION, deadline, &page).await {
-                Ok(found) => found,
-                Err(error) => return Err(compacted(error, revision(at), tip)),
-            }
-        } else {
-            let first = first_page(client, keys, deadline, &page, options.at).await?;
-            shown = Some(first.tip);
-            at = first.at;
-            first.found
-        };
-        let more = found.more;
-        if let Some(last) = found.kvs.last() {
-            from = next(&last.key);
-        }
+    loop {
+        let last = found.kvs.last().map(|kv| next(&kv.key));
         for kv in found.kvs {
             match keys.record_of(&kv.key) {
                 Some(key) => records.push(record(key, kv)),
                 None => passed_over(&kv.key),
             }
         }
-        if !more {
-            break;
+        match last {
+            Some(last) if found.more && records.len() < wanted => page.key = last,
+            _ => break,
         }
+        page.limit = size(wanted - records.len());
+        let answer = client.ask_any(OPERATION, deadline, &page).await;
+        found = answer.map_err(|error| compacted(error, revision(at), tip))?;
     }
-    let tip = match shown {
-        Some(tip) => tip,
-        // A range without keys: nothing was asked yet.
-        None => tip(client, keys, OPERATION, deadline).await?.0,
-    };
     let more = records.len() > options.limit;
     records.truncate(options.limit);
     Ok(Page {
