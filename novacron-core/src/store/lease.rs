@@ -73,10 +73,7 @@ impl LeaseRow {
                 self.expires = now.plus(lease.ttl);
                 Ok(())
             }
-            Some(present) if self.token != lease.token => {
-                Err(lost(lease, format!("{present} holds it")))
-            }
-            _ => Err(lost(lease, "it expired or was released".to_owned())),
+            present => Err(lost(lease, present.map(|holder| (holder, self.token)))),
         }
     }
 
@@ -88,8 +85,12 @@ impl LeaseRow {
     }
 }
 
-/// The error of a renewal that comes too late.
-pub(super) fn lost(lease: &Lease, why: String) -> Error {
+/// The error of a renewal that comes too late; `present` is who holds the lease, and under which token.
+pub(super) fn lost(lease: &Lease, present: Option<(&str, u64)>) -> Error {
+    let why = match present {
+        Some((holder, token)) if token != lease.token => format!("{holder} holds it"),
+        _ => "it expired or was released".to_owned(),
+    };
     // Not retryable: the holder has to stop and ask for a new lease.
     Error::new(ErrorKind::Conflict, "store.lease_renew", why)
         .with("lease", &lease.name)

@@ -10,7 +10,7 @@
 //! `EtcdStore` (feature `etcd`) for several processes; each passes the suite in `conformance::store`, and a third party's
 //! runs the same.
 //!
-//! What every caller may rely on: commits are totally ordered by [`Revision`]; `get` and `list` see every commit that
+//! What every caller may rely on: commits are totally ordered by [`Revision`], which may have gaps; `get` and `list` see every commit that
 //! returned before they were called; a watch delivers every commit after its start, whole, in order per key, at least
 //! once. Nothing may rely on order across keys but through preconditions. A commit whose outcome is not known fails
 //! with [`ErrorKind::OutcomeUnknown`], and [`Store::outcome`] tells later.

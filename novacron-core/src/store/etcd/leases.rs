@@ -95,26 +95,16 @@ pub(super) async fn acquire(
 /// Extends a lease by its time to live.
 pub(super) async fn renew(client: &Client, keys: &Keys, lease: &Lease) -> Result<()> {
     let deadline = client.deadline();
-    match look(client, keys, RENEW, &lease.name, deadline).await? {
-        Some(present) if present.token == lease.token && present.held.holder == lease.holder => {
-            let kept = extend(
-                client,
-                keys,
-                RENEW,
-                &lease.name,
-                &present,
-                lease.ttl,
-                deadline,
-            );
-            if kept.await? {
-                Ok(())
-            } else {
-                Err(lost(lease, "it expired or was released".to_owned()))
-            }
-        }
-        Some(present) => Err(lost(lease, format!("{} holds it", present.held.holder))),
-        None => Err(lost(lease, "it expired or was released".to_owned())),
+    let found = look(client, keys, RENEW, &lease.name, deadline).await?;
+    let Some(present) = found else {
+        return Err(lost(lease, None));
+    };
+    let mine = present.token == lease.token && present.held.holder == lease.holder;
+    let name = &lease.name;
+    if mine && extend(client, keys, RENEW, name, &present, lease.ttl, deadline).await? {
+        return Ok(());
     }
+    Err(lost(lease, Some((&present.held.holder, present.token))))
 }
 
 /// Gives a lease back, if it is what is held.
