@@ -19,6 +19,8 @@
 //! any other, see [`crate::model::Claim`]) never expires.
 
 mod check;
+mod crc;
+mod dump;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod key;
@@ -38,6 +40,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use dump::finished;
+pub use dump::{Difference, DumpSummary, diff, dump, load};
 #[cfg(feature = "etcd")]
 pub use etcd::{EtcdOptions, EtcdStore, EtcdTls, EtcdUser};
 pub use key::Key;
