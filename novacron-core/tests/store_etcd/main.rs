@@ -1,11 +1,18 @@
 //! EtcdStore against real etcd servers, each started by its test on loopback: the suite, faults, refusals.
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod cluster;
 mod conformance;
 mod faults;
+mod figures;
 mod members;
 mod model;
+mod moving;
 mod proxy;
 mod refusals;
 mod server;

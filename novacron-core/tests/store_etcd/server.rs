@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,26 @@ impl Etcd {
             }
         }
         panic!("etcd does not start");
+    }
+
+    /// A server that begins with what `etcdctl snapshot save` wrote.
+    pub(crate) fn restored(snapshot: &Path) -> Self {
+        let mut etcd = Self::start();
+        etcd.kill(0);
+        let data = etcd.folder.path().join("n0");
+        std::fs::remove_dir_all(&data).unwrap();
+        let peer = format!("http://127.0.0.1:{}", etcd.members[0].peer);
+        etcd.ctl(&[
+            "snapshot",
+            "restore",
+            snapshot.to_str().unwrap(),
+            &format!("--data-dir={}", data.display()),
+            "--name=n0",
+            &format!("--initial-cluster=n0={peer}"),
+            &format!("--initial-advertise-peer-urls={peer}"),
+        ]);
+        etcd.restart(0);
+        etcd
     }
 
     fn try_start(members: usize, setup: Setup) -> Option<Self> {
