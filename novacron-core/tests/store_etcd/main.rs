@@ -8,6 +8,7 @@
 
 mod cluster;
 mod conformance;
+mod disturbed;
 mod faults;
 mod figures;
 mod members;

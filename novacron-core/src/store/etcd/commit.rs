@@ -32,12 +32,13 @@ use crate::time::Deadline;
 const COMMITTED: &[u8] = b"committed";
 const NOT_COMMITTED: &[u8] = b"not committed";
 
-/// How long the present etcd lease of outcomes takes new ones.
-const BUCKET: Duration = OUTCOMES_KEPT;
+/// How long the present etcd lease of outcomes takes new ones. Short, because etcd deletes all that hangs on a lease in
+/// one go when it expires.
+const BUCKET: Duration = Duration::from_secs(300);
 /// More than what is promised, for clocks that differ a little.
 const MARGIN: Duration = Duration::from_secs(300);
 
-/// The etcd lease that new outcomes are put under: a new one every hour, which lasts a little more than two.
+/// The etcd lease that new outcomes are put under: a new one every five minutes, which lasts for seventy.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes(Mutex<Option<Bucket>>);
 

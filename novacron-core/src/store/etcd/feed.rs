@@ -31,7 +31,7 @@ use crate::time::Deadline;
 const OPERATION: &str = "store.watch";
 /// About how many bytes of commits the backlog reads at once.
 const BATCH_BYTES: usize = 8 << 20;
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The task that follows etcd, and the log that it fills.
 #[derive(Debug)]
