@@ -46,6 +46,7 @@
 //! | feature | default | brings |
 //! |---|---|---|
 //! | `sqlite` | yes | `store::SqliteStore`, with sqlite3 built in (needs a C compiler) |
+//! | `etcd` | | `store::EtcdStore`, over TLS by rustls if wanted (needs a C compiler) |
 //! | `sim` | | the module `sim`: simulated drivers, to test a program without a hypervisor |
 //! | `conformance` | | the module `conformance`: one suite per trait, for whoever implements one; brings `sim` |
 //!
