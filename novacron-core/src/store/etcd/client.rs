@@ -6,10 +6,9 @@
 //!              └──► next member, after a pause once all were asked, until the deadline
 //! ```
 //! Each member has a channel of its own, because a balancer hides which member fails and why. All calls go to one
-//! member as long as it answers; the watch follows it (`moved`). The first attempt may take a
-//! sixth of the whole time and each further one twice as long: soon enough when a leader or a member is lost, and time
-//! for a slow one. What is sent may always be sent again; `failure` says what a failed attempt means, and a doubt is
-//! kept to the end.
+//! member as long as it answers; the watch follows it (`moved`). The first attempt may take a sixth of the whole time
+//! and each further one twice as long: soon enough when a leader or a member is lost, and time for a slow one. What is
+//! sent may always be sent again; `failure` says what a failed attempt means, and a doubt is kept to the end.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
