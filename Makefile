@@ -72,6 +72,7 @@ verify: ## format, lints, docs, tidiness, licences, links, packages; writes noth
 	cargo clippy --locked -p novacron-core --all-targets --features conformance,etcd -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features conformance -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p novacron-examples --all-targets --features etcd -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked -p novacron-core --test tidy
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
