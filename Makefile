@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core doc msrv semver publish
 
 SEEDS ?= 200
-CORE_FEATURES := novacron-core/conformance,novacron-core/postgres
+CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd
 # What is published, and with it packaged by `make verify`.
 UNPUBLISHED := --exclude novacron-examples --exclude novacron-benches
 
@@ -39,6 +39,7 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 demo: deps ## the whole way of one VM, on real guests
 	cargo run --locked --release -p novacron-examples --bin quickstart
 
+test: MORE_TOOLS := etcd:etcd-server etcdctl:etcd-client
 test: deps ## every test, by cargo-nextest where there is one, else by cargo test
 	@cargo test --locked --doc --workspace --features $(CORE_FEATURES)
 	@if cargo nextest --version >/dev/null 2>&1; then \
@@ -68,10 +69,13 @@ verify: ## format, lints, docs, tidiness, licences, links, packages; writes noth
 	cargo clippy --locked -p novacron-core -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance -- -D warnings
+	cargo clippy --locked -p novacron-core --no-default-features --features etcd -- -D warnings
+	cargo clippy --locked -p novacron-core --all-targets --features conformance,etcd -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features conformance -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features postgres -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance,postgres --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p novacron-examples --all-targets --features etcd -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
 	cargo test --locked -p novacron-core --test tidy
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \

@@ -184,6 +184,7 @@ impl Builder {
             networks,
             pools,
         } = self.names()?;
+        crate::store::finished(&*store).await?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
         let incarnation = register(&*store, &nodes, &pools, &*self.clock, &*self.ids).await?;
         let cache = Arc::new(RwLock::new(Cache::default()));

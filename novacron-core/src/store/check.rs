@@ -100,15 +100,17 @@ pub(super) fn given_up(txn: super::TxnId) -> Error {
 pub(super) fn compacted(
     operation: &'static str,
     asked: Revision,
-    floor: Revision,
+    floor: impl Into<Option<Revision>>,
     tip: Revision,
 ) -> Error {
     let message = if asked > tip {
         format!(
             "revision {asked} is ahead of the store's {tip}: it belongs to another history; list again"
         )
-    } else {
+    } else if let Some(floor) = floor.into() {
         format!("revision {asked} is no longer kept (oldest: {floor}); list again")
+    } else {
+        format!("revision {asked} is no longer kept; list again")
     };
     Error::new(ErrorKind::Compacted, operation, message)
 }

@@ -7,10 +7,11 @@
 //! ```
 //! A key is `<kind>/<path>`, a value is JSON text in a versioned envelope (`records` owns both). A store need know
 //! neither; what it gives back is **equal as JSON** to what it was given, not byte by byte, and it may refuse what is no
-//! JSON. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk, `PostgresStore` (feature `postgres`) is
-//! shared by many processes; each passes the suite in `conformance::store`, and a third party's runs the same.
+//! JSON. [`MemoryStore`] is the reference, [`SqliteStore`] the default on disk, `PostgresStore` and
+//! `EtcdStore` (features `postgres`, `etcd`) are shared by many processes; each passes the suite in `conformance::store`,
+//! and a third party's runs the same.
 //!
-//! What every caller may rely on: commits are totally ordered by [`Revision`]; `get` and `list` see every commit that
+//! What every caller may rely on: commits are totally ordered by [`Revision`], which may have gaps; `get` and `list` see every commit that
 //! returned before they were called; a watch delivers every commit after its start, whole, in order per key, at least
 //! once. Nothing may rely on order across keys but through preconditions. A commit whose outcome is not known fails
 //! with [`ErrorKind::OutcomeUnknown`], and [`Store::outcome`] tells later.
@@ -19,6 +20,10 @@
 //! any other, see [`crate::model::Claim`]) never expires.
 
 mod check;
+mod crc;
+mod dump;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod key;
 mod lease;
 mod memory;
@@ -38,6 +43,10 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use dump::finished;
+pub use dump::{Difference, DumpSummary, diff, dump, load};
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls, EtcdUser};
 pub use key::Key;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]

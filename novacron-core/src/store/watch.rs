@@ -137,9 +137,20 @@ impl Log {
         state.floor = state.floor.max(floor);
     }
 
+    /// Begins anew at `tip`, after a gap: who is behind it cannot go on from here.
+    #[cfg(feature = "etcd")]
+    pub(super) fn restart(&self, tip: Revision) {
+        let mut state = self.state();
+        state.commits.clear();
+        state.bytes = 0;
+        (state.floor, state.tip) = (tip, tip);
+        drop(state);
+        self.published.notify_waiters();
+    }
+
     /// Ends every stream with an error, once it has told what there is.
     #[cfg_attr(
-        not(any(feature = "sqlite", feature = "postgres")),
+        not(any(feature = "sqlite", feature = "postgres", feature = "etcd")),
         expect(dead_code, reason = "memory cannot be closed")
     )]
     pub(super) fn close(&self) {
@@ -188,7 +199,8 @@ impl Ended {
 }
 
 impl Committed {
-    fn bytes(&self) -> usize {
+    /// About how much memory it takes.
+    pub(super) fn bytes(&self) -> usize {
         let of =
             |c: &Change| c.key.as_str().len() + c.value.as_ref().map_or(0, bytes::Bytes::len) + 64;
         64 + self.changes.iter().map(of).sum::<usize>()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::subject::{delete, drain, key, put};
 use super::{StoreFixture, Subject};
 use crate::ErrorKind;
-use crate::store::{LeaseAnswer, ListOptions, Precondition, Revision, TxnOutcome};
+use crate::store::{LeaseAnswer, ListOptions, Precondition, TxnOutcome};
 
 /// Every commit that returned is there, with its version, and the revisions go on.
 pub async fn reopened_store_has_every_commit(fixture: &dyn StoreFixture) {
@@ -20,7 +20,7 @@ pub async fn reopened_store_has_every_commit(fixture: &dyn StoreFixture) {
         s = s.reopen(fixture).await;
         assert_eq!(s.all("", None).await, before);
         let next = s.apply(vec![put("vm/shared", "next")]).await;
-        assert_eq!(next, Revision(before.1.0 + 1));
+        assert!(next > before.1);
     }
 }
 

@@ -1,0 +1,20 @@
+//! EtcdStore against real etcd servers, each started by its test on loopback: the suite, faults, refusals.
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+mod cluster;
+mod conformance;
+mod disturbed;
+mod faults;
+mod figures;
+mod members;
+mod model;
+mod moving;
+mod proxy;
+mod refusals;
+mod server;
+mod shared;
