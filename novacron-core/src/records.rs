@@ -2,7 +2,9 @@
 //!
 //! | key | writer | value |
 //! |---|---|---|
-//! | `cluster/self` `cluster/incarnation` | builder | [`ClusterRecord`]; counts the processes built over these records |
+//! | `cluster/self` `cluster/members` | builder | [`ClusterRecord`]; counts the processes built over these records |
+//! | `member/<member>` | the process itself; leader (that it is lost, forgets) | a process of the cluster |
+//! | `owner/node/<node>` `owner/pool/<pool>` | whoever takes it | which process looks after it |
 //! | `node/<node>` `pool/<pool>` | builder; API (whether a node takes new VMs) | what should be |
 //! | `vm/…` `volume/…` `image/…` `snapshot/…` `network/…` `port/…` `action/…` | API | what should be |
 //! | `name/<project>/<kind>/<name>` | API | the object's id: uniqueness is the Store's |
@@ -32,9 +34,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Action, ActionId, ActionStatus, Assignment, Audit, Claim, ClusterId, Epoch, Event, EventId,
-    Image, ImageId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Operation, OperationId,
-    Pool, PoolId, PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageStatus,
-    Vm, VmId, Volume, VolumeClaim, VolumeId,
+    Image, ImageId, Member, MemberId, Name, Network, NetworkId, Node, NodeId, NodeStatus,
+    Operation, OperationId, Ownership, Pool, PoolId, PoolStatus, Port, PortId, PortStatus, Run,
+    Snapshot, SnapshotId, StorageStatus, Vm, VmId, Volume, VolumeClaim, VolumeId,
 };
 use crate::store::{Key, Op, Precondition, Record, Revision};
 use crate::time::Timestamp;
@@ -165,6 +167,9 @@ stored! {
     ActionStatus, "action-status", ActionId;
     Event, "event", EventId;
     Audit, "audit", EventId;
+    Member, "member", MemberId;
+    NodeOwner, "owner/node", NodeId;
+    PoolOwner, "owner/pool", PoolId;
 }
 
 status_of! {
@@ -174,6 +179,35 @@ status_of! {
     ImageStatus, "image-status", ImageId;
     /// A snapshot's.
     SnapshotStatus, "snapshot-status", SnapshotId;
+}
+
+macro_rules! owner_of {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub(crate) struct $name(pub(crate) Ownership);
+
+        impl From<Ownership> for $name {
+            fn from(owner: Ownership) -> Self {
+                Self(owner)
+            }
+        }
+
+        impl std::ops::Deref for $name {
+            type Target = Ownership;
+            fn deref(&self) -> &Ownership {
+                &self.0
+            }
+        }
+    )*};
+}
+
+owner_of! {
+    /// A node's.
+    NodeOwner;
+    /// A pool's.
+    PoolOwner;
 }
 
 macro_rules! per_node {

@@ -211,6 +211,10 @@ struct Failing {
 
 #[async_trait]
 impl Store for Failing {
+    fn exclusive(&self) -> bool {
+        self.store.exclusive()
+    }
+
     async fn commit(&self, commit: Commit) -> Result<Revision> {
         use std::sync::atomic::Ordering::Relaxed;
         if self

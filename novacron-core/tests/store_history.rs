@@ -76,6 +76,10 @@ impl Broken {
 
 #[async_trait]
 impl Store for Broken {
+    fn exclusive(&self) -> bool {
+        self.inner.exclusive()
+    }
+
     async fn revision(&self) -> Result<Revision> {
         match self.fault {
             Fault::StaleRevision if self.now_and_then() => self.old().revision().await,

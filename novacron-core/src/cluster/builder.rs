@@ -4,39 +4,43 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch as signal;
+use tokio::sync::{Notify, watch as signal};
 
+use super::join::{Joining, identify, process_name};
 use super::request::problem;
 use super::{Cluster, Inner, RequestOptions};
 use crate::control::cache::Cache;
-use crate::control::commit::{commit_known, finish};
 use crate::control::executor::Drivers;
-use crate::control::plan::Draft;
 use crate::control::retention::Retention;
 use crate::control::runtime::{Parts, Runtime};
+use crate::control::session::{Holder, Session};
 use crate::control::waiters::Waiters;
 use crate::driver::{
     AllowAll, Authorizer, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler, SecretSource,
     StorageBackend,
 };
-use crate::error::{Error, ErrorKind, Problem, Result};
-use crate::model::{ClusterId, Name, Node, NodeId, Pool, PoolId, PoolScope};
-use crate::records::{ClusterRecord, Stored, decode, encode, from_record, put, unchanged};
-use crate::store::{Key, MAX_OPS, Op, Precondition, Store};
+use crate::error::{Error, Problem, Result};
+use crate::model::{Name, NodeId, PoolId, PoolScope, Role};
+use crate::store::Store;
 use crate::time::{Clock, IdSource, SeededIds, SystemClock};
 
 /// A pool's name, the nodes that reach it (all if none), and its backend.
 type NamedPool = (String, Option<Vec<String>>, Arc<dyn StorageBackend>);
 
+/// Pools under their names: the nodes that reach each, and its backend.
+pub(super) type PoolsByName = BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>;
+
 /// More often, hosts and pools would be asked one time after the other.
 const MIN_RESYNC: Duration = Duration::from_millis(100);
+/// Stores tell seconds apart, and a busy machine may be late by as much.
+const MIN_TTL: Duration = Duration::from_secs(1);
 
 /// The parts, under checked names.
 struct Named {
     name: Name,
     nodes: BTreeMap<NodeId, Arc<dyn Hypervisor>>,
     networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
-    pools: BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>,
+    pools: PoolsByName,
 }
 
 /// Builds a [`Cluster`]. Names are checked when it is built, all at once.
@@ -54,6 +58,10 @@ pub struct Builder {
     ids: Arc<dyn IdSource>,
     resync: Duration,
     retention: Retention,
+    role: Role,
+    process: String,
+    lease_ttl: Duration,
+    lost_after: Duration,
 }
 
 impl Builder {
@@ -71,6 +79,10 @@ impl Builder {
             ids: Arc::new(SeededIds::from_os()),
             resync: Duration::from_secs(60),
             retention: Retention::default(),
+            role: Role::Both,
+            process: process_name(),
+            lease_ttl: Duration::from_secs(10),
+            lost_after: Duration::from_secs(30),
         }
     }
 
@@ -166,11 +178,41 @@ impl Builder {
         self
     }
 
+    /// What this process does, where several share a store; both leading and looking after its hosts if not given.
+    #[must_use]
+    pub fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
+    /// What this process is called, for people; `<host name>/<pid>` if not given.
+    #[must_use]
+    pub fn process(mut self, name: impl Into<String>) -> Self {
+        self.process = name.into();
+        self
+    }
+
+    /// How long a process that does not renew its leases counts as alive, and as the leader; 10 s if not given, a second
+    /// at least. It renews them every third of that.
+    #[must_use]
+    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
+        self.lease_ttl = ttl;
+        self
+    }
+
+    /// How long a node may be without a living owner before its guests count as out of sight; 30 s if not given. Another
+    /// process that drives the same hypervisor takes it at once.
+    #[must_use]
+    pub fn lost_after(mut self, time: Duration) -> Self {
+        self.lost_after = time;
+        self
+    }
+
     /// Opens the records, starts the control loop.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] with every wrong name, and a [`Builder::resync`] that is too short;
-    /// [`ErrorKind::FailedPrecondition`] when the store holds a cluster of another name; whatever the store answers.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with every wrong name, and a [`Builder::resync`] that is too short;
+    /// [`ErrorKind::FailedPrecondition`](crate::ErrorKind::FailedPrecondition) when the store holds a cluster of another name; whatever the store answers.
     pub async fn build(self) -> Result<Cluster> {
         let Some(store) = self.store.clone() else {
             return Err(Error::invalid(
@@ -186,7 +228,20 @@ impl Builder {
         } = self.names()?;
         crate::store::finished(&*store).await?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
-        let incarnation = register(&*store, &nodes, &pools, &*self.clock, &*self.ids).await?;
+        let this = Joining {
+            store: &*store,
+            nodes: &nodes,
+            pools: &pools,
+            name: &self.process,
+            role: self.role,
+            clock: &*self.clock,
+            ids: &*self.ids,
+        };
+        let member = this.join().await?;
+        let holder = Holder::new(&*store, member, self.lease_ttl);
+        let (session, standing) =
+            Session::open(Arc::clone(&store), member, holder.clone(), self.role).await;
+        let nudge = Arc::new(Notify::new());
         let cache = Arc::new(RwLock::new(Cache::default()));
         let drivers = Arc::new(Drivers {
             store: Arc::clone(&store),
@@ -200,6 +255,7 @@ impl Builder {
                 .map(|(id, (_, backend))| (id, backend))
                 .collect(),
             cache: Arc::clone(&cache),
+            holder,
         });
         let (progress_tx, progress) = signal::channel(crate::store::Revision::default());
         let waiters = Arc::new(Waiters::default());
@@ -215,11 +271,15 @@ impl Builder {
             waiters: Arc::clone(&waiters),
             resync: self.resync,
             retention: self.retention,
-            incarnation,
+            grace: self.lost_after,
+            member,
+            standing: standing.clone(),
+            nudge: Arc::clone(&nudge),
         })
         .await?;
         let (stop, stopped) = signal::channel(false);
         let task = tokio::spawn(runtime.run(stopped));
+        let session = tokio::spawn(session.run(nudge));
         let inner = Inner {
             id: cluster,
             store,
@@ -228,7 +288,9 @@ impl Builder {
             authorizer: self.authorizer,
             scheduler: self.scheduler,
             drivers,
-            incarnation,
+            member,
+            standing,
+            session,
             cache,
             progress,
             waiters,
@@ -249,6 +311,14 @@ impl Builder {
         if self.resync < MIN_RESYNC {
             let message = format!("{:?}; must be at least {MIN_RESYNC:?}", self.resync);
             problems.push(problem("resync", message));
+        }
+        if self.lease_ttl < MIN_TTL {
+            let message = format!("{:?}; must be at least {MIN_TTL:?}", self.lease_ttl);
+            problems.push(problem("lease_ttl", message));
+        }
+        if !self.role.owns() && !(self.nodes.is_empty() && self.pools.is_empty()) {
+            let message = "a controller looks after no node and no pool, and some were given";
+            problems.push(problem("role", message));
         }
         let mut nodes = BTreeMap::new();
         for (text, hypervisor) in &self.nodes {
@@ -318,101 +388,5 @@ impl Builder {
             }),
             _ => Err(Error::invalid("cluster.build", problems)),
         }
-    }
-}
-
-/// The cluster's id: read, or made with the first build.
-async fn identify(
-    store: &dyn Store,
-    name: &Name,
-    clock: &dyn Clock,
-    ids: &dyn IdSource,
-) -> Result<ClusterId> {
-    let key = Key::of_parts(&[&"cluster", &"self"]);
-    loop {
-        if let Some(record) = store.get(&key).await? {
-            let stored: ClusterRecord = decode(&key, &record.value)?;
-            if stored.name != *name {
-                let message = format!(
-                    "the store holds the cluster {:?}, not {:?}",
-                    stored.name.as_str(),
-                    name.as_str()
-                );
-                return Err(Error::new(
-                    ErrorKind::FailedPrecondition,
-                    "cluster.build",
-                    message,
-                ));
-            }
-            return Ok(stored.id);
-        }
-        let now = clock.now();
-        let record = ClusterRecord {
-            id: ClusterId::generate(now, ids),
-            name: name.clone(),
-        };
-        let mut draft = Draft::new();
-        draft.requires.push(Precondition::Absent(key.clone()));
-        draft.ops.push(Op::Put(key.clone(), encode(&record)?));
-        match commit_known(store, finish(draft, now, ids)?).await {
-            Err(e) if e.kind() == ErrorKind::Conflict => {}
-            Err(e) => return Err(e),
-            Ok(_) => return Ok(record.id),
-        }
-    }
-}
-
-/// Writes the records of nodes that are new, and of pools that are new or are reached from elsewhere than before; counts
-/// this process in.
-async fn register(
-    store: &dyn Store,
-    nodes: &BTreeMap<NodeId, Arc<dyn Hypervisor>>,
-    pools: &BTreeMap<PoolId, (PoolScope, Arc<dyn StorageBackend>)>,
-    clock: &dyn Clock,
-    ids: &dyn IdSource,
-) -> Result<u64> {
-    let counter = Key::of_parts(&[&"cluster", &"incarnation"]);
-    'again: loop {
-        let mut changes = Vec::new();
-        for id in nodes.keys() {
-            if store.get(&Node::key(id)).await?.is_none() {
-                let node = Node {
-                    id: id.clone(),
-                    schedulable: true,
-                };
-                changes.push((unchanged::<Node>(id, None), put(id, &node)?));
-            }
-        }
-        for (id, (scope, _)) in pools {
-            let pool = Pool {
-                id: id.clone(),
-                scope: scope.clone(),
-            };
-            let stored = store.get(&Pool::key(id)).await?;
-            let known = stored.as_ref().map(from_record::<Pool>).transpose()?;
-            if known.as_ref() != Some(&pool) {
-                let version = stored.map(|record| record.version);
-                changes.push((unchanged::<Pool>(id, version), put(id, &pool)?));
-            }
-        }
-        let (last, counted) = match store.get(&counter).await? {
-            Some(record) => {
-                let counted = Precondition::At(counter.clone(), record.version);
-                (decode(&counter, &record.value)?, counted)
-            }
-            None => (0, Precondition::Absent(counter.clone())),
-        };
-        let incarnation: u64 = last + 1;
-        changes.push((counted, Op::Put(counter.clone(), encode(&incarnation)?)));
-        for chunk in changes.chunks(MAX_OPS) {
-            let mut draft = Draft::new();
-            (draft.requires, draft.ops) = chunk.iter().cloned().unzip();
-            match commit_known(store, finish(draft, clock.now(), ids)?).await {
-                // Another process was built at the same time, or a user changed one.
-                Err(error) if error.kind() == ErrorKind::Conflict => continue 'again,
-                result => drop(result?),
-            }
-        }
-        return Ok(incarnation);
     }
 }

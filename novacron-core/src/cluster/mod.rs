@@ -14,6 +14,7 @@ mod cancel;
 mod check;
 mod events;
 mod images;
+mod join;
 mod json;
 mod networks;
 mod nodes;
@@ -52,12 +53,15 @@ pub use volumes::{VolumeHandle, VolumeSpec, VolumeView, Volumes};
 pub use watch::ObjectChange;
 
 use crate::control::cache::Cache;
+use crate::control::commit::{commit_known, finish};
 use crate::control::executor::Drivers;
-use crate::control::plan::ObjectKey;
+use crate::control::plan::{Draft, ObjectKey};
+use crate::control::session::Standing;
 use crate::control::waiters::Waiters;
 use crate::driver::{Authorizer, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::ClusterId;
+use crate::model::{ClusterId, Member, MemberId, MemberState};
+use crate::records::{Stored, from_record};
 use crate::store::{Revision, Store};
 use crate::time::{Clock, Deadline, IdSource};
 
@@ -113,8 +117,11 @@ pub(crate) struct Inner {
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) drivers: Arc<Drivers>,
-    /// Counts the processes that opened the records.
-    pub(crate) incarnation: u64,
+    /// This process.
+    pub(crate) member: MemberId,
+    standing: signal::Receiver<Standing>,
+    /// Keeps the leases.
+    session: JoinHandle<()>,
     pub(crate) cache: Arc<RwLock<Cache>>,
     pub(crate) progress: signal::Receiver<Revision>,
     pub(crate) waiters: Arc<Waiters>,
@@ -134,6 +141,7 @@ impl fmt::Debug for Cluster {
 impl Drop for Inner {
     /// Ends the loop; its tasks are dropped, no guest is touched.
     fn drop(&mut self) {
+        self.session.abort();
         if let Some(task) = self
             .task
             .get_mut()
@@ -201,11 +209,12 @@ impl Cluster {
     }
 
     /// Ends the control loop and waits for it, at most until the deadline. Guests run on, and the next start adopts
-    /// them. Commits that were under way are either whole or not there. The store stays open: a program that opens the
+    /// them. Where several processes share the store, this one leaves: another leads, and takes what it can, at once. Commits that were under way are either whole or not there. The store stays open: a program that opens the
     /// same database again keeps a clone of its `SqliteStore` and calls `close` on it, as shown there.
     ///
     /// # Errors
-    /// [`ErrorKind::DeadlineExceeded`] when the loop did not end in time; it is aborted then.
+    /// [`ErrorKind::DeadlineExceeded`] when the loop did not end in time (it is aborted then), or it could not be written
+    /// down that this process left: the others then find out when its lease has run out. Those of the store likewise.
     pub async fn shutdown(&self, deadline: Deadline) -> Result<()> {
         self.inner.stop.send_replace(true);
         let task = self
@@ -220,13 +229,14 @@ impl Cluster {
             .is_err()
         {
             task.abort();
-            return Err(Error::new(
-                ErrorKind::DeadlineExceeded,
-                "cluster.shutdown",
-                "the control loop did not end in time",
-            ));
+            return Err(late("the control loop did not end in time"));
         }
-        Ok(())
+        match tokio::time::timeout_at(deadline.instant(), self.inner.leave()).await {
+            Ok(left) => left,
+            Err(_) => Err(late(
+                "it was not written down in time that this process left",
+            )),
+        }
     }
 
     pub(crate) fn options(&self) -> &RequestOptions {
@@ -234,7 +244,36 @@ impl Cluster {
     }
 }
 
+fn late(message: &'static str) -> Error {
+    Error::new(ErrorKind::DeadlineExceeded, "cluster.shutdown", message)
+}
+
 impl Inner {
+    /// Says that this process has left, and gives its leases back.
+    async fn leave(&self) -> Result<()> {
+        self.session.abort();
+        let key = Member::key(&self.member);
+        let left = async {
+            let Some(record) = self.store.get(&key).await? else {
+                return Ok(());
+            };
+            let now = self.clock.now();
+            let member = Member {
+                state: MemberState::Left { at: now },
+                ..from_record(&record)?
+            };
+            let draft = Draft::new()
+                .unchanged::<Member>(&self.member, Some(record.version))
+                .put(&self.member, &member)?;
+            let commit = finish(draft, now, &*self.ids)?;
+            commit_known(&*self.store, commit).await.map(drop)
+        };
+        let left = left.await;
+        let standing = self.standing.borrow().clone();
+        standing.leave(&*self.store).await;
+        left
+    }
+
     /// Reads from the cache once it has everything that was committed before the call.
     pub(crate) async fn read<T>(&self, read: impl FnOnce(&Cache) -> T) -> Result<T> {
         self.is_open()?;

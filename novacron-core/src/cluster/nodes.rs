@@ -6,6 +6,7 @@ use super::page::{ListRequest, Page};
 use super::request::{Change, check_version};
 use super::{Cluster, OperationHandle};
 use crate::control::cache::Cache;
+use crate::control::part::{self, Part};
 use crate::control::plan::{Draft, ObjectKey};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Node, NodeId, NodeState, NodeStatus, ObjectRef, OperationKind, Versioned};
@@ -77,7 +78,9 @@ impl Nodes {
             let up = |cache: &Cache| {
                 // What an earlier process saw says nothing about now.
                 let status = cache.node_status.get(node);
-                match status.filter(|s| s.incarnation == inner.incarnation) {
+                match status
+                    .filter(|s| part::owner(&Part::Node(node.clone()), cache) == Some(s.member))
+                {
                     Some(status) if status.state == NodeState::Available => {
                         ControlFlow::Break(Ok(()))
                     }

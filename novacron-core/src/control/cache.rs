@@ -9,16 +9,18 @@ use super::plan::ObjectKey;
 use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
-    Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Network, NetworkId, Node,
-    NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool, PoolId,
-    PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageState, Verb, Versioned,
-    Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
+    Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Member, MemberId, Network,
+    NetworkId, Node, NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool,
+    PoolId, PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageState, Verb,
+    Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
 };
-use crate::records::{self, Grave, ImageStatus, SnapshotStatus, Stored, VolumeStatus};
+use crate::records::{
+    self, Grave, ImageStatus, NodeOwner, PoolOwner, SnapshotStatus, Stored, VolumeStatus,
+};
 use crate::store::{Change, Key, Revision};
 
 /// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
-pub(crate) const PREFIXES: [&str; 21] = [
+pub(crate) const PREFIXES: [&str; 23] = [
     "vm/",
     "claim/",
     "assignment/",
@@ -40,6 +42,8 @@ pub(crate) const PREFIXES: [&str; 21] = [
     "action/",
     "action-status/",
     "grave/",
+    "member/",
+    "owner/",
 ];
 
 pub(crate) type Table<K, V> = BTreeMap<K, Versioned<V>>;
@@ -69,6 +73,9 @@ pub(crate) struct Cache {
     pub(crate) actions: Table<ActionId, Action>,
     pub(crate) action_status: Table<ActionId, ActionStatus>,
     pub(crate) graves: Table<String, Grave>,
+    pub(crate) members: Table<MemberId, Member>,
+    pub(crate) node_owners: Table<NodeId, NodeOwner>,
+    pub(crate) pool_owners: Table<PoolId, PoolOwner>,
     /// What the scheduler last said to a VM that waits for a place. No record: it is asked again by every process.
     pub(crate) no_place: BTreeMap<VmId, Rejected>,
     /// Why the last command of an object failed. No record: it is tried again by every process.
@@ -334,6 +341,22 @@ impl Cache {
                 wake.push(ObjectKey::Action(id));
             }
             "grave" => drop(take!(graves, Grave)),
+            "member" => {
+                let (id, _) = take!(members, Member);
+                wake.push(ObjectKey::Member(id));
+                let nodes = self.node_owners.iter().filter(|(_, o)| o.member == id);
+                wake.extend(nodes.map(|(node, _)| ObjectKey::Node(node.clone())));
+                let pools = self.pool_owners.iter().filter(|(_, o)| o.member == id);
+                wake.extend(pools.map(|(pool, _)| ObjectKey::Pool(pool.clone())));
+            }
+            "owner" if key.as_str().starts_with("owner/node/") => {
+                let (id, _) = take!(node_owners, NodeOwner);
+                self.wake_node(&id, wake);
+            }
+            "owner" => {
+                let (id, _) = take!(pool_owners, PoolOwner);
+                self.wake_pool(&id, wake);
+            }
             _ => {}
         }
         Ok(())
@@ -351,6 +374,46 @@ impl Cache {
             self.restores_of.remove(&(volume, id));
         }
         self.wake_volume(volume, wake);
+    }
+
+    /// Everything that the node's owner looks after.
+    pub(crate) fn wake_node(&self, id: &NodeId, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Node(id.clone()));
+        for (vm, _) in self.runs_on(id) {
+            wake.push(ObjectKey::Run(id.clone(), vm));
+            wake.extend(self.ports_of(vm).map(ObjectKey::Port));
+            wake.extend(self.actions_of(vm).map(ObjectKey::Action));
+            for volume in self.volumes_claimed_by(vm) {
+                wake.push(ObjectKey::Volume(volume));
+                wake.extend(self.snapshots_of(volume).map(ObjectKey::Snapshot));
+            }
+        }
+    }
+
+    /// Everything that the pool's owner looks after.
+    pub(crate) fn wake_pool(&self, id: &PoolId, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Pool(id.clone()));
+        let images = self.images.iter().filter(|(_, i)| i.pool == *id);
+        wake.extend(images.map(|(image, _)| ObjectKey::Image(*image)));
+        for (volume, _) in self.volumes.iter().filter(|(_, v)| v.pool == *id) {
+            wake.push(ObjectKey::Volume(*volume));
+            wake.extend(self.snapshots_of(*volume).map(ObjectKey::Snapshot));
+            for vm in self.users_of(*volume) {
+                wake.extend(self.actions_of(vm).map(ObjectKey::Action));
+            }
+        }
+    }
+
+    /// Everything that the leader looks after.
+    pub(crate) fn wake_leader(&self, wake: &mut Vec<ObjectKey>) {
+        wake.push(ObjectKey::Retention);
+        wake.extend(self.members.keys().map(|id| ObjectKey::Member(*id)));
+        wake.extend(self.nodes.keys().map(|id| ObjectKey::Node(id.clone())));
+        wake.extend(self.vms.keys().map(|id| ObjectKey::Vm(*id)));
+        wake.extend(self.networks.keys().map(|id| ObjectKey::Network(*id)));
+        wake.extend(self.operations.keys().map(|id| ObjectKey::Operation(*id)));
+        wake.extend(self.actions.keys().map(|id| ObjectKey::Action(*id)));
+        wake.extend(self.ports.keys().map(|id| ObjectKey::Port(*id)));
     }
 
     fn wake_vm(&self, vm: VmId, wake: &mut Vec<ObjectKey>) {
@@ -399,6 +462,7 @@ impl Cache {
             ObjectKey::Snapshot(id) => self.snapshots.contains_key(id),
             ObjectKey::Port(id) => self.ports.contains_key(id) || self.port_status.contains_key(id),
             ObjectKey::Vm(id) => self.vms.contains_key(id),
+            ObjectKey::Member(id) => self.members.contains_key(id),
             ObjectKey::Run(node, vm) => self.runs.contains_key(&(node.clone(), *vm)),
             ObjectKey::Action(id) => self.actions.contains_key(id),
             ObjectKey::Operation(id) => self.operations.contains_key(id),

@@ -3,6 +3,7 @@
 //! A watch that ends, or fell too far behind, is no error: everything is read again. Whatever a change touches is looked
 //! at ([`Cache::apply`] says what that is).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::{Cache, PREFIXES};
@@ -58,6 +59,9 @@ impl Runtime {
                 .await?,
         );
         self.placing.all_changed(&cache);
+        for key in &wake {
+            self.own(key, &cache);
+        }
         *self
             .parts
             .cache
@@ -121,6 +125,15 @@ impl Runtime {
             cache.revision = cache.revision.max(revision);
         }
         self.parts.waiters.wake(&wake);
+        {
+            let cache = Arc::clone(&self.parts.cache);
+            let cache = cache
+                .read()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            for key in &wake {
+                self.own(key, &cache);
+            }
+        }
         for key in wake {
             match &key {
                 ObjectKey::Node(node) => self.placing.changed([node.clone()]),

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use super::executor::{Completion, Report, domain_of};
 use super::plan::{Command, ObjectKey, Outcome};
 use super::runtime::{Ended, Runtime};
+use super::session::SLACK;
 use super::world::{Leftover, RunError};
 use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
 use crate::error::{Error, ErrorKind, Result};
@@ -129,6 +130,14 @@ impl Runtime {
         match (&command, result) {
             (Command::Observe { node }, result) => self.take_observation(node, result, now),
             (Command::Inventory { pool }, result) => self.take_inventory(pool, result, now),
+            (Command::CheckMember { .. }, Ok(Report::Lease(None))) => {
+                self.outcomes.insert(key.clone(), Outcome::Gone);
+            }
+            (Command::CheckMember { member }, Ok(Report::Lease(Some(remaining)))) => {
+                self.world
+                    .leases
+                    .insert(*member, now.plus(remaining + SLACK));
+            }
             (Command::Forget(_), Ok(Report::Forgotten(at))) => self.world.rounds.go_on_at(at),
             (Command::Sweep { node, id }, _) => {
                 if let Some(seen) = self.world.nodes.get_mut(node) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::cache::Cache;
 use super::panics::caught;
 use super::plan::{Command, ObjectKey};
+use super::session::{self, Holder};
 use super::{retention, start};
 use crate::driver::{
     Artefact, AttachRequest, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver,
@@ -20,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Bytes, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof, Verb,
 };
-use crate::store::{Key, Store};
+use crate::store::{Key, LeaseAnswer, Store};
 use crate::time::{Clock, Deadline, IdSource};
 
 /// What commands are carried out with.
@@ -35,6 +36,8 @@ pub(crate) struct Drivers {
     pub(crate) networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
     pub(crate) cache: Arc<RwLock<Cache>>,
+    /// As whom this process asks for leases.
+    pub(crate) holder: Holder,
 }
 
 impl Drivers {
@@ -105,6 +108,8 @@ pub(crate) enum Report {
     /// The host, its domains, and what its network holds, if that answers.
     Observed(HostInfo, Vec<Domain>, Option<Vec<PortArtefact>>),
     Bound(PortBinding),
+    /// For how long another process still holds its lease; none if it has run out.
+    Lease(Option<Duration>),
     Inventory(PoolInfo, Vec<Artefact>),
     /// Where the next round of forgetting goes on.
     Forgotten(Option<Key>),
@@ -317,6 +322,15 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             let backend = drivers.pool(pool)?;
             let (info, list) = tokio::try_join!(backend.probe(call), backend.list(call))?;
             Ok(Report::Inventory(info, list))
+        }
+        Command::CheckMember { member } => {
+            let Holder { name, ttl } = &drivers.holder;
+            let lease = session::member_lease(*member);
+            let answer = drivers.store.lease_acquire(&lease, name, *ttl).await?;
+            Ok(Report::Lease(match answer {
+                LeaseAnswer::Granted(_) => None,
+                LeaseAnswer::HeldBy { remaining, .. } => Some(remaining),
+            }))
         }
         Command::Forget(cutoffs) => retention::forget(drivers, call, cutoffs)
             .await

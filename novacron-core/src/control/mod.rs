@@ -7,6 +7,8 @@
 //!      ▲                                                         ▼          ▼
 //!      └────────────────────── Executor ◄──────── command      Store      timer
 //! ```
+//! Which process holds which role: [`session`] and [`part`].
+//!
 //! One task ([`runtime`], its intake in [`changes`] and [`ended`]) owns queue, cache and world; a reconciler is a pure
 //! function of them, one object at a time. A plan either commits or commands, so that a command is only ever issued for
 //! what a committed record already says (**name, then make**). While a commit or a command of an object is under way,
@@ -24,6 +26,8 @@
 //! | [`node`] | owner | the host is observed, strays are swept or reported |
 //! | [`pool`] | pool owner | the same of a pool |
 //! | [`operation`] | leader | every operation ends |
+//! | [`member`] | leader | a process whose lease ran out is known to be lost |
+//! | [`ownership`] | every process | what nobody looks after, and it can, it takes |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
 
@@ -33,10 +37,13 @@ mod changes;
 pub(crate) mod commit;
 mod ended;
 pub(crate) mod executor;
+pub(crate) mod member;
 mod network;
 pub(crate) mod node;
 pub(crate) mod operation;
+pub(crate) mod ownership;
 mod panics;
+pub(crate) mod part;
 pub(crate) mod placing;
 pub(crate) mod plan;
 mod pool;
@@ -45,6 +52,7 @@ pub(crate) mod queue;
 pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod runtime;
+pub(crate) mod session;
 mod snapshot;
 pub(crate) mod start;
 pub(crate) mod storage;

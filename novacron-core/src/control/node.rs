@@ -15,7 +15,10 @@ use super::plan::{Command, Draft, Plan};
 use super::world::{Leftover, SeenNode, World};
 use crate::driver::DomainId;
 use crate::error::Result;
-use crate::model::{ClusterId, Epoch, NodeId, NodeState, NodeStatus, ObjectRef, Unexplained, VmId};
+use crate::model::{
+    ClusterId, Epoch, MemberId, MemberState, NodeId, NodeState, NodeStatus, ObjectRef, Unexplained,
+    VmId,
+};
 use crate::time::Timestamp;
 
 /// How often a host or a pool that does not answer is asked.
@@ -33,15 +36,37 @@ fn is_over(vm: VmId, epoch: Epoch, cache: &Cache) -> bool {
     }
 }
 
-/// A node that no process owns: it was built without it. Nobody looks at its guests, and nothing is placed there.
-pub(crate) fn unowned(node: &NodeId, cache: &Cache, now: Timestamp) -> Result<Plan> {
+/// What became of the node's owner, if it has no living one, and since when.
+pub(super) fn ownerless(node: &NodeId, cache: &Cache) -> (String, Timestamp) {
+    let owner = cache.node_owners.get(node).map(|owner| owner.member);
+    let member = owner.and_then(|member| cache.members.get(&member));
+    match member.map(|m| (&m.state, &m.name)) {
+        Some((MemberState::Left { at }, name)) => {
+            (format!("its process ({name}) was shut down"), *at)
+        }
+        Some((MemberState::Lost { at }, name)) => (format!("its process ({name}) is lost"), *at),
+        _ => ("no process looks after it".to_owned(), Timestamp::default()),
+    }
+}
+
+/// A node that no living process owns. Nobody looks at its guests, and nothing is placed there; after a while, in which
+/// another process may take it, that is said.
+pub(crate) fn unowned(
+    node: &NodeId,
+    cache: &Cache,
+    grace: Duration,
+    now: Timestamp,
+) -> Result<Plan> {
     let Some(before) = cache.node_status.get(node) else {
         return Ok(Plan::nothing());
     };
     if before.state == NodeState::Unreachable {
         return Ok(Plan::nothing());
     }
-    let message = "the cluster was built without this node".to_owned();
+    let (message, since) = ownerless(node, cache);
+    if now < since.plus(grace) {
+        return Ok(Plan::wake_at(since.plus(grace)));
+    }
     let next = NodeStatus {
         state: NodeState::Unreachable,
         message: message.clone(),
@@ -63,7 +88,7 @@ pub(crate) fn unowned(node: &NodeId, cache: &Cache, now: Timestamp) -> Result<Pl
 pub(crate) fn reconcile(
     node: &NodeId,
     cluster: ClusterId,
-    incarnation: u64,
+    member: MemberId,
     cache: &Cache,
     world: &World,
     every: Duration,
@@ -86,7 +111,7 @@ pub(crate) fn reconcile(
         return Ok(observe());
     }
     let (unknown, sweep) = strays(node, cluster, seen, cache, every, now);
-    if let Some(draft) = report(node, incarnation, seen, unknown, cache, now)? {
+    if let Some(draft) = report(node, member, seen, unknown, cache, now)? {
         return Ok(Plan::commit(draft));
     }
     Ok(match sweep {
@@ -148,7 +173,7 @@ fn strays(
 /// The node's status, if it is another one than before.
 fn report(
     node: &NodeId,
-    incarnation: u64,
+    member: MemberId,
     seen: &SeenNode,
     unknown_domains: Unexplained,
     cache: &Cache,
@@ -164,7 +189,7 @@ fn report(
         state,
         message: seen.error.clone().unwrap_or_default(),
         host: host.or(before.and_then(|b| b.host.as_ref())).cloned(),
-        incarnation,
+        member,
         unknown_domains,
         since: before.filter(|b| b.state == state).map_or(now, |b| b.since),
     };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::panics::caught_now;
+use super::part::{self, Part};
 use crate::driver::{Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 use crate::model::{Assignment, Decision, MiB, NodeId, NodeState, VmId};
 use crate::store::Revision;
@@ -190,7 +191,9 @@ pub(crate) fn host_of(node: &NodeId, cache: &Cache, without: Option<VmId>) -> Op
     let (spec, status) = (cache.nodes.get(node)?, cache.node_status.get(node)?);
     let capabilities = status.host.as_ref().map(|h| h.capabilities.clone());
     let mut host = Host {
-        open: spec.schedulable && status.state == NodeState::Available,
+        open: spec.schedulable
+            && status.state == NodeState::Available
+            && part::owner(&Part::Node(node.clone()), cache) == Some(status.member),
         capabilities: capabilities.unwrap_or_default(),
         used_vcpus: 0,
         used_memory: MiB(0),

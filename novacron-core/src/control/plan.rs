@@ -8,7 +8,7 @@ use crate::driver::{
 };
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Bytes, Epoch, HostBoot, ImageId, Meta, Name, NetworkId, NodeId,
+    ActionId, Assignment, Bytes, Epoch, HostBoot, ImageId, MemberId, Meta, Name, NetworkId, NodeId,
     ObjectRef, OperationId, PoolId, PortBinding, PortId, SnapshotId, Verb, Versioned, VmId,
     VolumeId,
 };
@@ -30,6 +30,7 @@ pub(crate) enum ObjectKey {
     Run(NodeId, VmId),
     Action(ActionId),
     Operation(OperationId),
+    Member(MemberId),
     /// What is forgotten, of the whole cluster.
     Retention,
 }
@@ -72,6 +73,14 @@ impl Plan {
             command: Some(command),
             ..Self::default()
         }
+    }
+
+    /// The same, its commit conditional on one thing more.
+    pub(crate) fn requiring(mut self, precondition: Precondition) -> Self {
+        if let Some(draft) = &mut self.commit {
+            draft.requires.push(precondition);
+        }
+        self
     }
 
     pub(crate) fn wake_at(at: Timestamp) -> Self {
@@ -282,6 +291,10 @@ pub(crate) enum Command {
     Inventory {
         pool: PoolId,
     },
+    /// Ask whether a process's lease has run out.
+    CheckMember {
+        member: MemberId,
+    },
     /// Forget what was kept long enough.
     Forget(Cutoffs),
     /// Carry out a verb, once.
@@ -296,7 +309,10 @@ impl Command {
     /// How long it may take before its outcome is called unknown.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(match self {
-            Self::Inspect { .. } | Self::Observe { .. } | Self::Inventory { .. } => 15,
+            Self::Inspect { .. }
+            | Self::Observe { .. }
+            | Self::Inventory { .. }
+            | Self::CheckMember { .. } => 15,
             // A guest that does not let go of a device is asked again later; a kill must not wait for it.
             Self::Adapt { .. } => 15,
             Self::Resume { .. }

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::cache::Cache;
+use super::node::ownerless;
 use super::plan::{Command, Draft, Plan};
 use super::port::{self, Unbound};
 use super::world::{RunError, SeenRun, World};
@@ -26,8 +27,15 @@ const START_TRIES: u32 = 3;
 /// kernel listens.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// A run on a node that no process owns: one that never began is given up, of any other nobody can tell whether it runs.
-pub(crate) fn unowned(node: &NodeId, vm: VmId, cache: &Cache, now: Timestamp) -> Result<Plan> {
+/// A run on a node that no living process owns: after a while, one that never began is given up, and of any other nobody
+/// can tell whether it runs.
+pub(crate) fn unowned(
+    node: &NodeId,
+    vm: VmId,
+    cache: &Cache,
+    grace: Duration,
+    now: Timestamp,
+) -> Result<Plan> {
     let at = (node.clone(), vm);
     let Some(run) = cache.runs.get(&at) else {
         return Ok(Plan::nothing());
@@ -37,8 +45,12 @@ pub(crate) fn unowned(node: &NodeId, vm: VmId, cache: &Cache, now: Timestamp) ->
         RunPhase::Assigned => RunEvent::Abandon,
         _ => RunEvent::LoseSight,
     };
+    let (why, since) = ownerless(node, cache);
+    if now < since.plus(grace) {
+        return Ok(Plan::wake_at(since.plus(grace)));
+    }
     advance(run, event, cache, now, |run| {
-        run.message = format!("the cluster was built without node {node}");
+        run.message = format!("nobody looks after node {node}: {why}");
         if event == RunEvent::Abandon {
             run.proof = Some(StopProof::NeverStarted);
             run.exit = Some(Exit::Requested);

@@ -7,29 +7,34 @@
 //! view. Dropping the runtime aborts every task: guests are not touched.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::cache::Cache;
 use super::commit::{commit_settled, finish};
 use super::executor::{Completion, Drivers, execute};
 use super::panics::{caught, caught_now};
+use super::part::{self, Part};
 use super::placing::Placing;
 use super::plan::{Command, Draft, ObjectKey, Outcome, Plan};
 use super::queue::Queue;
 use super::retention::Retention;
+use super::session::Standing;
 use super::waiters::Waiters;
 use super::world::World;
-use super::{action, network, node, operation, pool, port, retention, run, storage, vm};
+use super::{
+    action, member, network, node, operation, ownership, pool, port, retention, run, storage, vm,
+};
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ActionId, ClusterId, NodeId, VmId};
+use crate::model::{ActionId, ClusterId, MemberId, NodeId, PoolId, VmId};
+use crate::records::{NodeOwner, PoolOwner};
 use crate::store::{Revision, Store, WatchStream};
-use crate::time::{Clock, IdSource};
+use crate::time::{Clock, IdSource, Timestamp};
 
 /// Driver events that wait to be taken in. Of a hypervisor that pushes more, the stream is taken to have ended: what
 /// it would have told is looked for.
@@ -55,7 +60,13 @@ pub(crate) struct Parts {
     /// How often a node or pool is observed when nothing happens.
     pub(crate) resync: Duration,
     pub(crate) retention: Retention,
-    pub(crate) incarnation: u64,
+    /// How long a node may be without an owner before its guests count as out of sight.
+    pub(crate) grace: Duration,
+    /// This process.
+    pub(crate) member: MemberId,
+    pub(crate) standing: watch::Receiver<Standing>,
+    /// Has the leases asked for at once.
+    pub(crate) nudge: Arc<Notify>,
 }
 
 /// What an ended task was.
@@ -81,6 +92,16 @@ pub(crate) struct Runtime {
     events: mpsc::Receiver<DriverEvent>,
     event_tx: mpsc::Sender<DriverEvent>,
     listeners: JoinSet<()>,
+    /// What this process looks after, as of the cache.
+    owned: Owned,
+    /// Whether it led, and was alive, when that was last looked at.
+    stood: (bool, bool),
+}
+
+#[derive(Default)]
+struct Owned {
+    nodes: BTreeSet<NodeId>,
+    pools: BTreeSet<PoolId>,
 }
 
 /// What a hypervisor pushed, or that its stream ended.
@@ -107,21 +128,14 @@ impl Runtime {
             events,
             event_tx,
             listeners: JoinSet::new(),
+            owned: Owned::default(),
+            stood: (false, false),
         };
         runtime.refill().await?;
-        for node in runtime
-            .parts
-            .drivers
-            .nodes
-            .keys()
-            .cloned()
-            .collect::<Vec<_>>()
-        {
-            runtime.world.nodes.entry(node.clone()).or_default().stale = true;
-            runtime.listen(node.clone());
-            runtime.queue.push(ObjectKey::Node(node));
-        }
         runtime.queue.push(ObjectKey::Retention);
+        for node in runtime.parts.drivers.nodes.keys() {
+            runtime.queue.push(ObjectKey::Node(node.clone()));
+        }
         for pool in runtime.parts.drivers.pools.keys() {
             runtime.queue.push(ObjectKey::Pool(pool.clone()));
         }
@@ -131,6 +145,7 @@ impl Runtime {
     /// Runs until the process ends or the future is dropped.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         loop {
+            self.stand();
             self.turn();
             let now = self.parts.clock.now();
             let timer = self.queue.next_timer().map(|at| at.since(now));
@@ -144,6 +159,7 @@ impl Runtime {
                 } } => self.take_change(change).await,
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.take_ended(ended),
                 Some(event) = self.events.recv() => self.take_event(event),
+                Ok(()) = self.parts.standing.changed() => {}
                 () = wait(timer) => {}
             }
             self.take_more().await;
@@ -193,7 +209,74 @@ impl Runtime {
         });
     }
 
+    /// What this process may do has changed: what it may do from now on is looked at.
+    fn stand(&mut self) {
+        let standing = self.parts.standing.borrow_and_update();
+        let now = (standing.leads().is_some(), standing.is_alive());
+        drop(standing);
+        let before = std::mem::replace(&mut self.stood, now);
+        let cache = Arc::clone(&self.parts.cache);
+        let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
+        let mut wake = Vec::new();
+        if now.0 && !before.0 {
+            tracing::info!(member = %self.parts.member, "this process leads");
+            self.placing.all_changed(&cache);
+            self.placing.reconsider();
+            cache.wake_leader(&mut wake);
+        }
+        if now.1 && !before.1 {
+            wake.push(ObjectKey::Member(self.parts.member));
+            for node in self.parts.drivers.nodes.keys() {
+                cache.wake_node(node, &mut wake);
+            }
+            for pool in self.parts.drivers.pools.keys() {
+                cache.wake_pool(pool, &mut wake);
+            }
+        }
+        for key in wake {
+            self.queue.push(key);
+        }
+    }
+
+    /// Takes in who looks after a node or a pool by now. A new owner knows nothing yet.
+    pub(super) fn own(&mut self, key: &ObjectKey, cache: &Cache) {
+        let me = Some(self.parts.member);
+        match key {
+            ObjectKey::Node(node) if self.parts.drivers.nodes.contains_key(node) => {
+                let mine = part::owner(&Part::Node(node.clone()), cache) == me;
+                if mine && self.owned.nodes.insert(node.clone()) {
+                    self.forget(node);
+                    self.world.nodes.entry(node.clone()).or_default().stale = true;
+                    self.listen(node.clone());
+                } else if !mine && self.owned.nodes.remove(node) {
+                    self.forget(node);
+                }
+            }
+            ObjectKey::Pool(pool) if self.parts.drivers.pools.contains_key(pool) => {
+                let mine = part::owner(&Part::Pool(pool.clone()), cache) == me;
+                if mine && self.owned.pools.insert(pool.clone()) {
+                    self.world.pools.remove(pool);
+                } else if !mine {
+                    self.owned.pools.remove(pool);
+                }
+            }
+            // Who leads may be leaving.
+            ObjectKey::Member(_) => self.parts.nudge.notify_one(),
+            _ => {}
+        }
+    }
+
+    /// Forgets what was seen on the node.
+    fn forget(&mut self, node: &NodeId) {
+        self.world.nodes.remove(node);
+        self.world.runs.retain(|(n, _), _| n != node);
+    }
+
     fn take_event(&mut self, event: DriverEvent) {
+        let (DriverEvent::Domain(node, _) | DriverEvent::StreamEnded(node)) = &event;
+        if !self.owned.nodes.contains(node) {
+            return;
+        }
         match event {
             DriverEvent::Domain(node, vm) => {
                 self.world.nodes.entry(node.clone()).or_default().active = true;
@@ -227,7 +310,7 @@ impl Runtime {
             .parts
             .cache
             .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         for vm in self.placing.retry(&cache) {
             self.queue.push(ObjectKey::Vm(vm));
         }
@@ -236,13 +319,39 @@ impl Runtime {
     fn reconcile(&mut self, key: &ObjectKey) -> Result<Plan> {
         let now = self.parts.clock.now();
         let cache = Arc::clone(&self.parts.cache);
-        let cache = cache
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (cluster, resync) = (self.parts.cluster, self.parts.resync);
+        let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
+        let me = self.parts.member;
+        let Some(part) = part::part_of(key, &cache) else {
+            return Ok(Plan::nothing());
+        };
+        let standing = self.parts.standing.borrow().clone();
+        if standing.is_alive() && part::owner(&part, &cache) != Some(me) {
+            match key {
+                ObjectKey::Member(id) if *id == me => return member::own(me, &cache),
+                ObjectKey::Node(id) if self.parts.drivers.nodes.contains_key(id) => {
+                    let owner = cache.node_owners.get(id);
+                    return ownership::take::<NodeOwner>(id, me, owner, &cache, now);
+                }
+                ObjectKey::Pool(id) if self.parts.drivers.pools.contains_key(id) => {
+                    let owner = cache.pool_owners.get(id);
+                    return ownership::take::<PoolOwner>(id, me, owner, &cache, now);
+                }
+                _ => {}
+            }
+        }
+        let Some(guard) = part::guard(&part, me, &standing, &cache) else {
+            return Ok(Plan::nothing());
+        };
+        let plan = self.decide(key, &cache, now)?;
+        Ok(plan.requiring(guard))
+    }
+
+    /// What the object's reconciler says. This process has its part.
+    fn decide(&mut self, key: &ObjectKey, cache: &Cache, now: Timestamp) -> Result<Plan> {
+        let (cluster, resync, me) = (self.parts.cluster, self.parts.resync, self.parts.member);
         let look = storage::Look {
             cluster,
-            cache: &cache,
+            cache: cache,
             outcome: self.outcomes.get(key),
             failing: self.queue.failing(key, now),
             now,
@@ -251,28 +360,23 @@ impl Runtime {
             ObjectKey::Volume(id) => look.volume(*id),
             ObjectKey::Image(id) => look.image(*id),
             ObjectKey::Snapshot(id) => look.snapshot(*id),
-            ObjectKey::Pool(id) if self.parts.drivers.pools.contains_key(id) => {
-                pool::reconcile(id, &cache, &self.world, resync, now)
+            ObjectKey::Pool(id) => pool::reconcile(id, cache, &self.world, resync, now),
+            ObjectKey::Member(id) if *id == me => Ok(Plan::nothing()),
+            ObjectKey::Member(id) => {
+                member::reconcile(*id, cache, &self.world, self.outcomes.get(key), now)
             }
-            ObjectKey::Node(id) if self.parts.drivers.nodes.contains_key(id) => node::reconcile(
-                id,
-                cluster,
-                self.parts.incarnation,
-                &cache,
-                &self.world,
-                resync,
-                now,
-            ),
-            ObjectKey::Node(id) => node::unowned(id, &cache, now),
-            ObjectKey::Pool(_) => Ok(Plan::nothing()),
-            ObjectKey::Run(node, vm) if !self.parts.drivers.nodes.contains_key(node) => {
-                run::unowned(node, *vm, &cache, now)
+            ObjectKey::Node(id) if self.owned.nodes.contains(id) => {
+                node::reconcile(id, cluster, me, cache, &self.world, resync, now)
+            }
+            ObjectKey::Node(id) => node::unowned(id, cache, self.parts.grace, now),
+            ObjectKey::Run(node, vm) if !self.owned.nodes.contains(node) => {
+                run::unowned(node, *vm, cache, self.parts.grace, now)
             }
             ObjectKey::Run(node, vm) => run::reconcile(
                 node,
                 *vm,
                 cluster,
-                &cache,
+                cache,
                 &self.world,
                 self.queue.failures(key),
                 now,
@@ -285,7 +389,7 @@ impl Runtime {
                 action::reconcile(
                     *id,
                     cluster,
-                    &cache,
+                    cache,
                     started_here,
                     self.outcomes.get(key),
                     now,
@@ -294,21 +398,21 @@ impl Runtime {
             ObjectKey::Port(id) => port::reconcile(
                 *id,
                 cluster,
-                &cache,
+                cache,
                 self.outcomes.get(key),
                 self.queue.failing(key, now),
             ),
-            ObjectKey::Network(id) => network::reconcile(*id, &cache),
+            ObjectKey::Network(id) => network::reconcile(*id, cache),
             ObjectKey::Operation(id) => {
-                operation::reconcile(*id, &cache, self.parts.retention.operations, now)
+                operation::reconcile(*id, cache, self.parts.retention.operations, now)
             }
             ObjectKey::Retention => {
-                retention::reconcile(&self.parts.retention, &self.world.rounds, &cache, now)
+                retention::reconcile(&self.parts.retention, &self.world.rounds, cache, now)
             }
             ObjectKey::Vm(id) => {
                 let placing = &mut self.placing;
-                let plan = vm::reconcile(*id, &cache, now, &mut |request| {
-                    placing.decide(*id, request, &cache)
+                let plan = vm::reconcile(*id, cache, now, &mut |request| {
+                    placing.decide(*id, request, cache)
                 });
                 let commits = plan.as_ref().is_ok_and(|plan| plan.commit.is_some());
                 if !commits {
@@ -328,7 +432,7 @@ impl Runtime {
             self.parts
                 .cache
                 .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .unwrap_or_else(PoisonError::into_inner)
                 .no_place
                 .insert(*vm, rejected);
         }
@@ -365,9 +469,7 @@ impl Runtime {
             });
         } else if self.queue.failures(&key) > 0 || self.outcomes.contains_key(&key) {
             let cache = &self.parts.cache;
-            let cache = cache
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
             if !cache.has(&key) {
                 self.queue.succeeded(&key);
                 self.outcomes.remove(&key);

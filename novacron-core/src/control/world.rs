@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::retention::Rounds;
 use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PoolInfo, PortArtefact};
-use crate::model::{Epoch, HostInfo, NodeId, PoolId, PortId, StopProof, VmId};
+use crate::model::{Epoch, HostInfo, MemberId, NodeId, PoolId, PortId, StopProof, VmId};
 use crate::time::Timestamp;
 
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ pub(crate) struct World {
     pub(crate) runs: BTreeMap<(NodeId, VmId), SeenRun>,
     pub(crate) pools: BTreeMap<PoolId, SeenPool>,
     pub(crate) rounds: Rounds,
+    /// When the leases of other processes run out, as far as is known.
+    pub(crate) leases: BTreeMap<MemberId, Timestamp>,
 }
 
 /// A host, as last observed.

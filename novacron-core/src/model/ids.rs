@@ -105,6 +105,28 @@ uuid_ids! {
     HostId
 }
 
+/// A process of the cluster: the how-manieth that was built over its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MemberId(pub u64);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        text.parse().map(Self).map_err(|e| {
+            let shown: String = text.chars().take(80).collect();
+            let message = format!("{shown:?} is not a member's number");
+            Error::new(ErrorKind::Invalid, "id.parse", message).caused_by(e)
+        })
+    }
+}
+
 /// The longest name: a DNS label.
 pub const MAX_NAME: usize = 63;
 

@@ -2,6 +2,7 @@
 
 mod decision;
 mod ids;
+mod member;
 mod meta;
 mod network;
 mod node;
@@ -16,10 +17,12 @@ mod vm;
 
 pub use decision::Decision;
 pub use ids::{
-    ActionId, CheckpointId, ClusterId, EventId, ExportId, HostId, ImageId, MAX_NAME, Name,
-    NetworkId, NodeId, OperationId, PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId, VolumeId,
+    ActionId, CheckpointId, ClusterId, EventId, ExportId, HostId, ImageId, MAX_NAME, MemberId,
+    Name, NetworkId, NodeId, OperationId, PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId,
+    VolumeId,
 };
 pub(crate) use ids::{name_problem, uuid_v7};
+pub use member::{Member, MemberState, Ownership, Role};
 pub use meta::{Meta, Versioned};
 pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,

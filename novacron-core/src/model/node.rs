@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{HostId, NodeId};
+use super::ids::{HostId, MemberId, NodeId};
 use super::units::MiB;
 use crate::time::Timestamp;
 
@@ -28,8 +28,8 @@ pub struct NodeStatus {
     /// What the last probe found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostInfo>,
-    /// Counts the processes that were built over these records: this one's owner wrote it.
-    pub incarnation: u64,
+    /// The owner that saw it.
+    pub member: MemberId,
     /// Domains that no record names. They are reported, never touched.
     #[serde(default, skip_serializing_if = "Unexplained::is_empty")]
     pub unknown_domains: Unexplained,

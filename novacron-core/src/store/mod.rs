@@ -326,6 +326,10 @@ pub enum LeaseAnswer {
 /// A dropped future leaves a commit's outcome unknown, and nothing else behind.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// Whether this process is the only one that can reach the data while the store is open: whoever held a lease before
+    /// it was opened is then known to be gone.
+    fn exclusive(&self) -> bool;
+
     /// The present revision: what a list without [`ListOptions::at`] would be as of. Asked for with every read of a
     /// cluster, so it should cost next to nothing.
     ///

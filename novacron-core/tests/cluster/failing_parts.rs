@@ -153,6 +153,10 @@ fn lost(kind: ErrorKind) -> Error {
 
 #[async_trait]
 impl Store for Forgetful {
+    fn exclusive(&self) -> bool {
+        self.store.exclusive()
+    }
+
     async fn revision(&self) -> Result<Revision> {
         self.store.revision().await
     }

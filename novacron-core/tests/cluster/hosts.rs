@@ -77,7 +77,7 @@ async fn a_node_that_is_built_no_more_gets_nothing_and_its_vms_can_be_confirmed(
     let cluster = rebuilt(&site, 2, &[("alpha", 0)]).await;
     let vm = cluster.vms().by_id(id);
     let view = vm.wait_for(Phase::Unknown, soon()).await.unwrap();
-    assert!(view.reason.contains("built without"), "{}", view.reason);
+    assert!(view.reason.contains("is lost"), "{}", view.reason);
     let beta = cluster
         .nodes()
         .get(&NodeId::new("beta").unwrap())

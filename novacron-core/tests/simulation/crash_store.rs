@@ -148,6 +148,10 @@ impl CrashStore {
 
 #[async_trait]
 impl Store for CrashStore {
+    fn exclusive(&self) -> bool {
+        self.store.exclusive()
+    }
+
     async fn revision(&self) -> Result<Revision> {
         self.alive().await;
         self.store.revision().await

@@ -118,6 +118,10 @@ impl EtcdStore {
 
 #[async_trait]
 impl Store for EtcdStore {
+    fn exclusive(&self) -> bool {
+        false
+    }
+
     async fn revision(&self) -> Result<Revision> {
         let inner = &self.0;
         let tip = reads::tip(

@@ -26,18 +26,29 @@ use crate::time::Clock;
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
+    exclusive: bool,
     state: Arc<Mutex<State>>,
     log: Arc<Log>,
 }
 
 impl MemoryStore {
-    /// An empty store whose leases expire by `clock`.
+    /// An empty store whose leases expire by `clock`, for one cluster's handle at a time, as a file has it: the next one
+    /// takes the one before for ended.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let log = Arc::new(Log::new(Revision::default(), usize::MAX));
         Self {
             clock,
+            exclusive: true,
             state: Arc::default(),
             log,
+        }
+    }
+
+    /// The same, for several handles at once, each of which acts as a process of the cluster.
+    pub fn shared(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            exclusive: false,
+            ..Self::new(clock)
         }
     }
 
@@ -48,6 +59,7 @@ impl MemoryStore {
         let log = Arc::new(Log::new(state.revision(), usize::MAX));
         Self {
             clock: Arc::clone(&self.clock),
+            exclusive: self.exclusive,
             state: Arc::new(Mutex::new(state)),
             log,
         }
@@ -60,6 +72,10 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
+    fn exclusive(&self) -> bool {
+        self.exclusive
+    }
+
     async fn revision(&self) -> Result<Revision> {
         Ok(self.state().revision())
     }

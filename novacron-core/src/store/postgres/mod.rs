@@ -261,6 +261,10 @@ impl fmt::Debug for PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
+    fn exclusive(&self) -> bool {
+        false
+    }
+
     async fn revision(&self) -> Result<Revision> {
         self.shared().revision("store.revision").await
     }

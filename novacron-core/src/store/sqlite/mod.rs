@@ -256,6 +256,10 @@ impl fmt::Debug for SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    fn exclusive(&self) -> bool {
+        true
+    }
+
     /// No query: a commit is published before its caller is answered. Should the writer be gone, reads go on.
     async fn revision(&self) -> Result<Revision> {
         Ok(self.0.shared.log.tip())

@@ -6,7 +6,15 @@ use novacron_core::sim::SimWorld;
 use crate::crash_store::Disk;
 
 /// The kinds of records that are the cluster's own.
-const LASTING: [&str; 5] = ["cluster/", "node/", "node-status/", "pool/", "pool-status/"];
+const LASTING: [&str; 7] = [
+    "cluster/",
+    "member/",
+    "node/",
+    "node-status/",
+    "owner/",
+    "pool/",
+    "pool-status/",
+];
 /// The kinds that retention forgets.
 const KEPT: [&str; 5] = ["audit/", "event/", "grave/", "idempotency/", "operation/"];
 

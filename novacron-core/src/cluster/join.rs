@@ -1,0 +1,220 @@
+//! How a process joins a cluster: under which number, with which nodes and pools.
+//!
+//! ```text
+//!   cluster/self       made with the first build, compared with every later one
+//!   cluster/members    counted up, so that no two processes have one number
+//!   member/<number>    this process; in a store that one process has at a time, those before are marked as lost
+//!   node/… pool/…      made if they are new
+//!   owner/…            taken, where nobody alive has it
+//! ```
+//! The first commit is conditional on the count and holds the member: whoever comes second counts again. What it cannot
+//! take now it takes when its owner is lost ([`crate::control`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::builder::PoolsByName;
+use crate::control::commit::{commit_known, finish};
+use crate::control::plan::Draft;
+use crate::driver::Hypervisor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{
+    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, Ownership, Pool, Role,
+};
+use crate::records::{
+    ClusterRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record, put, unchanged,
+};
+use crate::store::{Key, ListOptions, MAX_OPS, Op, Precondition, Store};
+use crate::time::{Clock, IdSource};
+
+/// What a process is called if nobody says.
+pub(super) fn process_name() -> String {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy().into_owned();
+    format!("{host}/{}", std::process::id())
+}
+
+/// The cluster's id: read, or made with the first build.
+pub(super) async fn identify(
+    store: &dyn Store,
+    name: &Name,
+    clock: &dyn Clock,
+    ids: &dyn IdSource,
+) -> Result<ClusterId> {
+    let key = Key::of_parts(&[&"cluster", &"self"]);
+    loop {
+        if let Some(record) = store.get(&key).await? {
+            let stored: ClusterRecord = decode(&key, &record.value)?;
+            if stored.name != *name {
+                let message = format!(
+                    "the store holds the cluster {:?}, not {:?}",
+                    stored.name.as_str(),
+                    name.as_str()
+                );
+                return Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    "cluster.build",
+                    message,
+                ));
+            }
+            return Ok(stored.id);
+        }
+        let now = clock.now();
+        let record = ClusterRecord {
+            id: ClusterId::generate(now, ids),
+            name: name.clone(),
+        };
+        let mut draft = Draft::new();
+        draft.requires.push(Precondition::Absent(key.clone()));
+        draft.ops.push(Op::Put(key.clone(), encode(&record)?));
+        match commit_known(store, finish(draft, now, ids)?).await {
+            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            Err(e) => return Err(e),
+            Ok(_) => return Ok(record.id),
+        }
+    }
+}
+
+/// A process that joins.
+pub(super) struct Joining<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) nodes: &'a BTreeMap<NodeId, Arc<dyn Hypervisor>>,
+    pub(super) pools: &'a PoolsByName,
+    pub(super) name: &'a str,
+    pub(super) role: Role,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) ids: &'a dyn IdSource,
+}
+
+/// A record to write, and what it was.
+type Step = (Precondition, Op);
+
+impl Joining<'_> {
+    /// Writes this process down, and what it comes with.
+    pub(super) async fn join(&self) -> Result<MemberId> {
+        let members = loop {
+            match self.count_in().await {
+                // Another process joined at the same time.
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                result => break result?,
+            }
+        };
+        let (me, members) = members;
+        loop {
+            match self.come_with(me, &members).await {
+                // Another process took something, or a user changed it.
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                result => break result.map(|()| me),
+            }
+        }
+    }
+
+    async fn commit(&self, steps: &[Step]) -> Result<()> {
+        let mut draft = Draft::new();
+        (draft.requires, draft.ops) = steps.iter().cloned().unzip();
+        commit_known(self.store, finish(draft, self.clock.now(), self.ids)?)
+            .await
+            .map(drop)
+    }
+
+    /// This process's number, and every process there was.
+    async fn count_in(&self) -> Result<(MemberId, BTreeMap<MemberId, Member>)> {
+        let counter = Key::of_parts(&[&"cluster", &"members"]);
+        let (last, counted): (u64, _) = match self.store.get(&counter).await? {
+            Some(record) => {
+                let counted = Precondition::At(counter.clone(), record.version);
+                (decode(&counter, &record.value)?, counted)
+            }
+            None => (0, Precondition::Absent(counter.clone())),
+        };
+        let now = self.clock.now();
+        let me = Member {
+            id: MemberId(last + 1),
+            name: self.name.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: self.role,
+            joined_at: now,
+            state: MemberState::Alive,
+        };
+        let mut steps = vec![
+            (counted, Op::Put(counter, encode(&me.id.0)?)),
+            (unchanged::<Member>(&me.id, None), put(&me.id, &me)?),
+        ];
+        let mut members = BTreeMap::from([(me.id, me.clone())]);
+        let everyone = ListOptions {
+            limit: usize::MAX,
+            ..ListOptions::default()
+        };
+        for record in self.store.list("member/", everyone).await?.records {
+            let mut member: Member = from_record(&record)?;
+            if self.store.exclusive() && member.is_alive() {
+                member.state = MemberState::Lost { at: now };
+                steps.push((
+                    unchanged::<Member>(&member.id, Some(record.version)),
+                    put(&member.id, &member)?,
+                ));
+            }
+            members.insert(member.id, member);
+        }
+        for chunk in steps.chunks(MAX_OPS) {
+            self.commit(chunk).await?;
+        }
+        Ok((me.id, members))
+    }
+
+    /// Writes nodes and pools that are new, and takes what nobody alive has.
+    async fn come_with(&self, me: MemberId, members: &BTreeMap<MemberId, Member>) -> Result<()> {
+        let mut steps = Vec::new();
+        for id in self.nodes.keys() {
+            if self.store.get(&Node::key(id)).await?.is_none() {
+                let node = Node {
+                    id: id.clone(),
+                    schedulable: true,
+                };
+                steps.push((unchanged::<Node>(id, None), put(id, &node)?));
+            }
+            steps.extend(self.take::<NodeOwner>(id, me, members).await?);
+        }
+        for (id, (scope, _)) in self.pools {
+            let pool = Pool {
+                id: id.clone(),
+                scope: scope.clone(),
+            };
+            let stored = self.store.get(&Pool::key(id)).await?;
+            let known = stored.as_ref().map(from_record::<Pool>).transpose()?;
+            if known.as_ref() != Some(&pool) {
+                let version = stored.map(|record| record.version);
+                steps.push((unchanged::<Pool>(id, version), put(id, &pool)?));
+            }
+            steps.extend(self.take::<PoolOwner>(id, me, members).await?);
+        }
+        for chunk in steps.chunks(MAX_OPS) {
+            self.commit(chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// The step that takes it, unless somebody alive, or this process, has it.
+    async fn take<T>(
+        &self,
+        id: &T::Id,
+        me: MemberId,
+        members: &BTreeMap<MemberId, Member>,
+    ) -> Result<Option<Step>>
+    where
+        T: Stored + From<Ownership> + std::ops::Deref<Target = Ownership>,
+    {
+        let stored = self.store.get(&T::key(id)).await?;
+        let owner = stored.as_ref().map(from_record::<T>).transpose()?;
+        let alive = |o: &T| members.get(&o.member).is_some_and(Member::is_alive);
+        if owner.as_ref().is_some_and(alive) {
+            return Ok(None);
+        }
+        let ownership = Ownership {
+            member: me,
+            since: self.clock.now(),
+        };
+        let was = unchanged::<T>(id, stored.map(|record| record.version));
+        Ok(Some((was, put(id, &T::from(ownership))?)))
+    }
+}

@@ -1,0 +1,76 @@
+//! The leader's look at a process: is it still there?
+//!
+//! ```text
+//!   alive ── its lease ran out, and the leader holds it now ──► lost ── it asks again ──► alive
+//!     └──── it shut down ──► left
+//! ```
+//! The leader asks for the lease when it should have run out. That it is granted is the proof that the process has not
+//! renewed it; and while the leader has it the process, should it only have been slow, does not count itself as alive.
+//! What it owned can be taken from then on. One that has left or was lost is forgotten when nothing names it any more.
+
+use std::time::Duration;
+
+use super::cache::Cache;
+use super::plan::{Command, Draft, Outcome, Plan};
+use super::world::World;
+use crate::error::Result;
+use crate::model::{Member, MemberId, MemberState, Versioned};
+use crate::time::Timestamp;
+
+/// How long after it ended a process is remembered at least.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// This process's own record: it is alive again when it was taken for lost and has its lease back.
+pub(crate) fn own(me: MemberId, cache: &Cache) -> Result<Plan> {
+    let lost = |m: &&Versioned<Member>| matches!(m.state, MemberState::Lost { .. });
+    let Some(member) = cache.members.get(&me).filter(lost) else {
+        return Ok(Plan::nothing());
+    };
+    tracing::warn!(member = %me, "this process was taken for lost, and is back");
+    let alive = Member {
+        state: MemberState::Alive,
+        ..member.value.clone()
+    };
+    Ok(Plan::commit(
+        Draft::new()
+            .unchanged::<Member>(&me, Some(member.version))
+            .put(&me, &alive)?,
+    ))
+}
+
+/// Another process, seen by the leader.
+pub(crate) fn reconcile(
+    id: MemberId,
+    cache: &Cache,
+    world: &World,
+    outcome: Option<&Outcome>,
+    now: Timestamp,
+) -> Result<Plan> {
+    let Some(member) = cache.members.get(&id) else {
+        return Ok(Plan::nothing());
+    };
+    let unchanged = || Draft::new().unchanged::<Member>(&id, Some(member.version));
+    let at = match member.state {
+        MemberState::Alive => {
+            if matches!(outcome, Some(Outcome::Gone)) {
+                tracing::warn!(member = %id, name = member.name, "a process of the cluster was lost");
+                let lost = Member {
+                    state: MemberState::Lost { at: now },
+                    ..member.value.clone()
+                };
+                return Ok(Plan::commit(unchanged().put(&id, &lost)?));
+            }
+            return Ok(match world.leases.get(&id) {
+                Some(runs_out) if now < *runs_out => Plan::wake_at(*runs_out),
+                _ => Plan::command(Command::CheckMember { member: id }),
+            });
+        }
+        MemberState::Left { at } | MemberState::Lost { at } => at,
+    };
+    let named = cache.node_owners.values().any(|o| o.member == id)
+        || cache.pool_owners.values().any(|o| o.member == id);
+    if now < at.plus(KEPT) || named {
+        return Ok(Plan::wake_at(now.plus(KEPT)));
+    }
+    Ok(Plan::commit(unchanged().delete::<Member>(&id)))
+}

@@ -1,0 +1,182 @@
+//! A process's leases: that it is alive, and that it leads.
+//!
+//! ```text
+//!   member/<member>   asked for again every third of its time to live, by every process
+//!   leader            likewise, by every process that may lead; the others wait for it to run out
+//! ```
+//! The time counts from **before** a request was sent, and a margin is taken off, so that the holder stops before the
+//! store lets another one in; and whatever it still commits as the leader requires the lease, so that even a process
+//! that was stopped in the middle of a commit can change nothing afterwards.
+//!
+//! Where the store lets in one process at a time ([`Store::exclusive`]), who held a lease before is gone: all processes
+//! then ask under one name, so the next one need not wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::model::{MemberId, Role};
+use crate::store::{Lease, LeaseAnswer, Store};
+
+/// The lease that the leader holds.
+const LEADER: &str = "leader";
+/// In a store that no other process can open, this long is short enough: nobody waits for it.
+const EXCLUSIVE_TTL: Duration = Duration::from_secs(3600);
+/// How long after another's lease should have run out it is asked for: clocks tick apart.
+pub(crate) const SLACK: Duration = Duration::from_millis(20);
+/// Between two tries while the store does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The lease of a member.
+pub(crate) fn member_lease(member: MemberId) -> String {
+    format!("member/{member}")
+}
+
+/// As whom a process asks for leases.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    pub(crate) name: String,
+    pub(crate) ttl: Duration,
+}
+
+impl Holder {
+    pub(crate) fn new(store: &dyn Store, member: MemberId, ttl: Duration) -> Self {
+        if store.exclusive() {
+            Self {
+                name: "the-only-one".to_owned(),
+                ttl: EXCLUSIVE_TTL,
+            }
+        } else {
+            Self {
+                name: member_lease(member),
+                ttl,
+            }
+        }
+    }
+}
+
+/// What a process is at this moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    alive: Option<Held>,
+    leads: Option<Held>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    lease: Lease,
+    until: Instant,
+}
+
+impl Standing {
+    /// The leader's lease, while it leads.
+    pub(crate) fn leads(&self) -> Option<&Lease> {
+        let held = self.leads.as_ref()?;
+        (Instant::now() < held.until).then_some(&held.lease)
+    }
+
+    /// Whether it may act for what it owns.
+    pub(crate) fn is_alive(&self) -> bool {
+        let held = self.alive.as_ref();
+        held.is_some_and(|held| Instant::now() < held.until)
+    }
+
+    /// Gives the leases back, so that the next process need not wait.
+    pub(crate) async fn leave(self, store: &dyn Store) {
+        for held in [self.leads, self.alive].into_iter().flatten() {
+            if let Err(error) = store.lease_release(&held.lease).await {
+                let lease = held.lease.name;
+                tracing::warn!(%error, lease, "a lease was not given back: it will run out");
+            }
+        }
+    }
+}
+
+/// Keeps the leases for as long as somebody listens.
+#[derive(Debug)]
+pub(crate) struct Session {
+    store: Arc<dyn Store>,
+    member: MemberId,
+    holder: Holder,
+    role: Role,
+    tell: watch::Sender<Standing>,
+}
+
+impl Session {
+    /// Asks for the leases a first time, so that a process which is alone begins as the leader.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        member: MemberId,
+        holder: Holder,
+        role: Role,
+    ) -> (Self, watch::Receiver<Standing>) {
+        let (tell, standing) = watch::channel(Standing::default());
+        let session = Self {
+            store,
+            member,
+            holder,
+            role,
+            tell,
+        };
+        session.ask().await;
+        (session, standing)
+    }
+
+    /// Runs until nobody listens any more. A nudge has it ask at once: a leader may have left.
+    #[expect(clippy::disallowed_methods, reason = "the runtime owns every timer")]
+    pub(crate) async fn run(self, nudge: Arc<Notify>) {
+        let mut pause = self.holder.ttl / 3;
+        loop {
+            tokio::select! {
+                () = self.tell.closed() => return,
+                () = nudge.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = self.ask().await;
+        }
+    }
+
+    /// Takes or keeps both leases; says when to ask again.
+    async fn ask(&self) -> Duration {
+        let mut again = self.holder.ttl / 3;
+        let before = self.tell.borrow().clone();
+        let alive = self
+            .lease(member_lease(self.member), before.alive, &mut again)
+            .await;
+        let leads = if self.role.leads() {
+            self.lease(LEADER.to_owned(), before.leads, &mut again)
+                .await
+        } else {
+            None
+        };
+        self.tell.send_replace(Standing { alive, leads });
+        again
+    }
+
+    async fn lease(
+        &self,
+        name: String,
+        before: Option<Held>,
+        again: &mut Duration,
+    ) -> Option<Held> {
+        let Holder { name: holder, ttl } = &self.holder;
+        let sent = Instant::now();
+        match self.store.lease_acquire(&name, holder, *ttl).await {
+            Ok(LeaseAnswer::Granted(lease)) => Some(Held {
+                lease,
+                until: sent + *ttl - *ttl / 10,
+            }),
+            Ok(LeaseAnswer::HeldBy { remaining, .. }) => {
+                *again = (*again).min(remaining + SLACK);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, lease = name, "a lease was not renewed");
+                *again = (*again).min(RETRY);
+                before
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The processes of a cluster, and which of them looks after what.
+//!
+//! ```text
+//!   member/<member>        the member, the leader    a process that was built over the records; ends as left or lost
+//!   owner/node/<node>      the owner, the leader     who looks after a host's domains, and what is done when nobody does
+//!   owner/pool/<pool>      the owner                 who looks after a pool's artefacts
+//! ```
+//! A member is alive while it holds the lease `member/<member>`. What an owner commits requires that its ownership record
+//! is as it was: whoever takes over writes that record, so the one before can write nothing more.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::MemberId;
+use crate::time::Timestamp;
+
+/// What a process does in the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It may lead: place VMs, grant claims, end operations. It looks after no host and no pool.
+    Controller,
+    /// It looks after its hosts and pools, and never leads.
+    Owner,
+    /// Both.
+    #[default]
+    Both,
+}
+
+impl Role {
+    /// Whether it may lead.
+    pub fn leads(self) -> bool {
+        self != Self::Owner
+    }
+
+    /// Whether it looks after its hosts and pools.
+    pub fn owns(self) -> bool {
+        self != Self::Controller
+    }
+}
+
+/// A process of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Which.
+    pub id: MemberId,
+    /// For people: where it runs.
+    pub name: String,
+    /// Its version of NovaCron.
+    pub version: String,
+    /// What it does.
+    pub role: Role,
+    /// When it was built.
+    pub joined_at: Timestamp,
+    /// Whether it is still there.
+    pub state: MemberState,
+}
+
+impl Member {
+    /// Whether it may own anything.
+    pub fn is_alive(&self) -> bool {
+        self.state == MemberState::Alive
+    }
+}
+
+/// Whether a process is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// As far as is known: its lease is held, or was a moment ago.
+    Alive,
+    /// It shut down, and said so.
+    Left {
+        /// When.
+        at: Timestamp,
+    },
+    /// Its lease ran out.
+    Lost {
+        /// When that was seen.
+        at: Timestamp,
+    },
+}
+
+/// Who looks after a node or a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ownership {
+    /// Who.
+    pub member: MemberId,
+    /// Since when.
+    pub since: Timestamp,
+}
