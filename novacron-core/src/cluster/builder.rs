@@ -228,17 +228,18 @@ impl Builder {
         } = self.names()?;
         crate::store::finished(&*store).await?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
+        let holder = Holder::new(&*store, &*self.ids, self.lease_ttl);
         let this = Joining {
             store: &*store,
             nodes: &nodes,
             pools: &pools,
             name: &self.process,
             role: self.role,
+            holder: &holder,
             clock: &*self.clock,
             ids: &*self.ids,
         };
         let member = this.join().await?;
-        let holder = Holder::new(&*store, member, self.lease_ttl);
         let (session, standing) =
             Session::open(Arc::clone(&store), member, holder.clone(), self.role).await;
         let nudge = Arc::new(Notify::new());

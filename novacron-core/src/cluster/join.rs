@@ -7,15 +7,19 @@
 //!   node/… pool/…      made if they are new
 //!   owner/…            taken, where nobody alive has it
 //! ```
-//! The first commit is conditional on the count and holds the member: whoever comes second counts again. What it cannot
-//! take now it takes when its owner is lost ([`crate::control`]).
+//! The lease of its number comes first, so that nobody takes the new process for lost. The first commit is conditional on
+//! the count and holds the member: whoever comes second counts again. What a process cannot take now it takes when the
+//! owner is lost ([`crate::control`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::builder::PoolsByName;
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
+use crate::control::runtime::wait;
+use crate::control::session::{Holder, member_lease};
 use crate::driver::Hypervisor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
@@ -24,8 +28,11 @@ use crate::model::{
 use crate::records::{
     ClusterRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record, put, unchanged,
 };
-use crate::store::{Key, ListOptions, MAX_OPS, Op, Precondition, Store};
+use crate::store::{Key, LeaseAnswer, ListOptions, MAX_OPS, Op, Precondition, Store};
 use crate::time::{Clock, IdSource};
+
+/// Between two tries at a number that another process is taking.
+const TURN: Duration = Duration::from_millis(50);
 
 /// What a process is called if nobody says.
 pub(super) fn process_name() -> String {
@@ -82,6 +89,7 @@ pub(super) struct Joining<'a> {
     pub(super) pools: &'a PoolsByName,
     pub(super) name: &'a str,
     pub(super) role: Role,
+    pub(super) holder: &'a Holder,
     pub(super) clock: &'a dyn Clock,
     pub(super) ids: &'a dyn IdSource,
 }
@@ -128,6 +136,16 @@ impl Joining<'_> {
             None => (0, Precondition::Absent(counter.clone())),
         };
         let now = self.clock.now();
+        let lease = member_lease(MemberId(last + 1));
+        let Holder { name, ttl } = self.holder;
+        let lease = match self.store.lease_acquire(&lease, name, *ttl).await? {
+            LeaseAnswer::Granted(lease) => lease,
+            LeaseAnswer::HeldBy { .. } => {
+                wait(Some(TURN)).await;
+                let message = "another process is joining under the same number";
+                return Err(Error::new(ErrorKind::Conflict, "cluster.join", message));
+            }
+        };
         let me = Member {
             id: MemberId(last + 1),
             name: self.name.to_owned(),
@@ -157,7 +175,10 @@ impl Joining<'_> {
             members.insert(member.id, member);
         }
         for chunk in steps.chunks(MAX_OPS) {
-            self.commit(chunk).await?;
+            if let Err(error) = self.commit(chunk).await {
+                self.store.lease_release(&lease).await?;
+                return Err(error);
+            }
         }
         Ok((me.id, members))
     }

@@ -342,12 +342,17 @@ impl Cache {
             }
             "grave" => drop(take!(graves, Grave)),
             "member" => {
-                let (id, _) = take!(members, Member);
+                let (id, old) = take!(members, Member);
                 wake.push(ObjectKey::Member(id));
-                let nodes = self.node_owners.iter().filter(|(_, o)| o.member == id);
-                wake.extend(nodes.map(|(node, _)| ObjectKey::Node(node.clone())));
-                let pools = self.pool_owners.iter().filter(|(_, o)| o.member == id);
-                wake.extend(pools.map(|(pool, _)| ObjectKey::Pool(pool.clone())));
+                let is_alive = self.members.get(&id).is_some_and(|m| m.is_alive());
+                if old.is_some_and(|old| old.is_alive()) != is_alive {
+                    for (node, _) in self.node_owners.iter().filter(|(_, o)| o.member == id) {
+                        self.wake_node(node, wake);
+                    }
+                    for (pool, _) in self.pool_owners.iter().filter(|(_, o)| o.member == id) {
+                        self.wake_pool(pool, wake);
+                    }
+                }
             }
             "owner" if key.as_str().starts_with("owner/node/") => {
                 let (id, _) = take!(node_owners, NodeOwner);

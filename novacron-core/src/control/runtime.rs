@@ -499,7 +499,7 @@ impl Drop for Runtime {
 
 /// Waits for the timer, or for ever.
 #[expect(clippy::disallowed_methods, reason = "the runtime owns every timer")]
-pub(super) async fn wait(after: Option<Duration>) {
+pub(crate) async fn wait(after: Option<Duration>) {
     match after {
         Some(after) => tokio::time::sleep(after).await,
         None => std::future::pending().await,

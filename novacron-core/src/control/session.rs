@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::model::{MemberId, Role};
 use crate::store::{Lease, LeaseAnswer, Store};
+use crate::time::IdSource;
 
 /// The lease that the leader holds.
 const LEADER: &str = "leader";
@@ -42,7 +44,7 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    pub(crate) fn new(store: &dyn Store, member: MemberId, ttl: Duration) -> Self {
+    pub(crate) fn new(store: &dyn Store, ids: &dyn IdSource, ttl: Duration) -> Self {
         if store.exclusive() {
             Self {
                 name: "the-only-one".to_owned(),
@@ -50,7 +52,7 @@ impl Holder {
             }
         } else {
             Self {
-                name: member_lease(member),
+                name: Uuid::from_u128(ids.bits()).to_string(),
                 ttl,
             }
         }

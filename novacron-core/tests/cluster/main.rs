@@ -19,6 +19,7 @@ mod gate;
 mod hosts;
 mod life;
 mod lists;
+mod processes;
 mod storage;
 mod strays;
 

@@ -1,0 +1,285 @@
+//! Several processes over one store: one leads, each looks after its own, and what one leaves another takes.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use novacron_core::model::{NodeId, NodeState, PoolId, Role};
+use novacron_core::sim::{SimHypervisor, SimStorage};
+use novacron_core::store::{
+    Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Page, Record, Revision, Store,
+    TxnId, TxnOutcome, WatchStream,
+};
+use novacron_core::{Cluster, Deadline, ErrorKind, Phase, Result, SeededIds};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::{Site, soon, spec};
+
+/// How long a process that says nothing counts as alive.
+const TTL: Duration = Duration::from_secs(10);
+
+/// A process's way to the store, which can be cut off.
+#[derive(Clone, Debug)]
+struct Line {
+    store: MemoryStore,
+    cut: watch::Sender<bool>,
+}
+
+impl Line {
+    /// Calls wait from now on, as those of a process that is stopped or cut off.
+    fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    fn mend(&self) {
+        self.cut.send_replace(false);
+    }
+
+    async fn pass(&self) {
+        let mut cut = self.cut.subscribe();
+        cut.wait_for(|cut| !cut).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl Store for Line {
+    fn exclusive(&self) -> bool {
+        self.store.exclusive()
+    }
+
+    async fn revision(&self) -> Result<Revision> {
+        self.pass().await;
+        self.store.revision().await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Record>> {
+        self.pass().await;
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page> {
+        self.pass().await;
+        self.store.list(prefix, options).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision> {
+        self.pass().await;
+        self.store.commit(commit).await
+    }
+
+    async fn outcome(&self, txn: TxnId) -> Result<TxnOutcome> {
+        self.pass().await;
+        self.store.outcome(txn).await
+    }
+
+    async fn watch(&self, prefixes: Vec<String>, after: Revision) -> Result<WatchStream> {
+        self.pass().await;
+        self.store.watch(prefixes, after).await
+    }
+
+    async fn compact(&self, before: Revision) -> Result<()> {
+        self.pass().await;
+        self.store.compact(before).await
+    }
+
+    async fn lease_acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseAnswer> {
+        self.pass().await;
+        self.store.lease_acquire(name, holder, ttl).await
+    }
+
+    async fn lease_renew(&self, lease: &Lease) -> Result<()> {
+        self.pass().await;
+        self.store.lease_renew(lease).await
+    }
+
+    async fn lease_release(&self, lease: &Lease) -> Result<()> {
+        self.pass().await;
+        self.store.lease_release(lease).await
+    }
+
+    async fn put_beat(&self, key: &Key, value: Option<Bytes>) -> Result<()> {
+        self.pass().await;
+        self.store.put_beat(key, value).await
+    }
+
+    async fn beats(&self, prefix: &str) -> Result<Vec<(Key, Bytes)>> {
+        self.pass().await;
+        self.store.beats(prefix).await
+    }
+}
+
+/// Several processes' common ground.
+struct Ground {
+    site: Site,
+    store: MemoryStore,
+    seed: u64,
+}
+
+impl Ground {
+    fn new(hosts: usize) -> Self {
+        let site = Site::new(hosts);
+        let store = MemoryStore::shared(std::sync::Arc::new(site.clock));
+        Self {
+            site,
+            store,
+            seed: 0,
+        }
+    }
+
+    /// A process that drives these hosts, and reaches the pool.
+    async fn process(&mut self, role: Role, hosts: &[usize]) -> (Cluster, Line) {
+        self.seed += 1;
+        let line = Line {
+            store: self.store.clone(),
+            cut: watch::Sender::new(false),
+        };
+        let mut builder = Cluster::builder("test")
+            .store(line.clone())
+            .clock(self.site.clock)
+            .ids(SeededIds::from_seed(self.seed))
+            .lease_ttl(TTL)
+            .role(role);
+        if role.owns() {
+            let pool = PoolId::new("shared").unwrap();
+            builder = builder.storage("shared", SimStorage::new(&self.site.world, pool));
+        }
+        for host in hosts {
+            let hypervisor = SimHypervisor::new(&self.site.world, self.site.world.hosts()[*host]);
+            builder = builder.node(format!("node-{host}"), hypervisor);
+        }
+        (builder.build().await.unwrap(), line)
+    }
+}
+
+fn node(n: usize) -> NodeId {
+    NodeId::new(format!("node-{n}")).unwrap()
+}
+
+/// Runs a VM on a node.
+async fn run(cluster: &Cluster, name: &str, at: usize) -> novacron_core::model::VmId {
+    let mut spec = spec(name);
+    spec.node = Some(node(at));
+    let vm = cluster.vms().create(spec).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    vm.id()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_process_looks_after_its_own_and_any_takes_requests() {
+    let mut ground = Ground::new(2);
+    let (leader, _) = ground.process(Role::Controller, &[]).await;
+    let (first, _) = ground.process(Role::Owner, &[0]).await;
+    let (second, _) = ground.process(Role::Owner, &[1]).await;
+    // Asked for at one process, placed by another, run by a third.
+    let a = run(&second, "a", 0).await;
+    let b = run(&first, "b", 1).await;
+    for (id, host) in [(a, 0), (b, 1)] {
+        let runs = ground.site.world.running(id);
+        assert_eq!(runs.len(), 1);
+        assert_eq!(runs[0].0, ground.site.world.hosts()[host]);
+    }
+    for cluster in [&leader, &first, &second] {
+        let vm = cluster.vms().by_id(a);
+        vm.stop().await.unwrap().wait(soon()).await.unwrap();
+        vm.start().await.unwrap().wait(soon()).await.unwrap();
+    }
+    for id in [a, b] {
+        let delete = leader.vms().by_id(id).delete().await.unwrap();
+        delete.wait(soon()).await.unwrap();
+    }
+    assert!(ground.site.world.violations().is_empty());
+    assert!(ground.site.world.artefacts().domains.is_empty());
+    assert!(ground.site.world.artefacts().volumes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_shuts_down_is_followed_at_once() {
+    let mut ground = Ground::new(2);
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    let (second, _) = ground.process(Role::Both, &[1]).await;
+    run(&second, "a", 1).await;
+    first.shutdown(soon()).await.unwrap();
+    let before = Instant::now();
+    run(&second, "b", 1).await;
+    assert!(
+        before.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_dies_is_followed_when_its_lease_has_run_out() {
+    let mut ground = Ground::new(2);
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    let (second, _) = ground.process(Role::Both, &[1]).await;
+    let on_first = run(&second, "a", 0).await;
+    drop(first);
+    let before = Instant::now();
+    run(&second, "b", 1).await;
+    assert!(before.elapsed() < TTL * 2, "{:?}", before.elapsed());
+    // Nobody can tell of what the dead process looked after, and it is started nowhere else.
+    let vm = second.vms().by_id(on_first);
+    let view = vm.wait_for(Phase::Unknown, soon()).await.unwrap();
+    assert!(view.reason.contains("is lost"), "{}", view.reason);
+    assert!(view.claim.unwrap().is_held());
+    let lost = second.nodes().get(&node(0)).await.unwrap().status.unwrap();
+    assert_eq!(lost.state, NodeState::Unreachable);
+    assert_eq!(ground.site.world.running(on_first).len(), 1);
+    // Its next process finds everything as it was.
+    let (_again, _) = ground.process(Role::Both, &[0]).await;
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+    assert!(ground.site.world.violations().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_owner_of_a_living_hypervisor_is_replaced_and_its_guests_go_on() {
+    let mut ground = Ground::new(2);
+    // Both drive the same hypervisors, as remote ones; the first has them.
+    let (first, _) = ground.process(Role::Both, &[0, 1]).await;
+    let (second, _) = ground.process(Role::Both, &[0, 1]).await;
+    let id = run(&second, "a", 0).await;
+    drop(first);
+    second.nodes().wait_available(soon()).await.unwrap();
+    let vm = second.vms().by_id(id);
+    vm.stop().await.unwrap().wait(soon()).await.unwrap();
+    assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+    vm.start().await.unwrap().wait(soon()).await.unwrap();
+    let third = run(&second, "b", 1).await;
+    assert_eq!(ground.site.world.running(third).len(), 1);
+    assert!(ground.site.world.violations().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_cut_off_writes_nothing_when_it_is_back() {
+    let mut ground = Ground::new(2);
+    let (first, line) = ground.process(Role::Both, &[0, 1]).await;
+    let (second, _) = ground.process(Role::Both, &[0, 1]).await;
+    let id = run(&first, "a", 0).await;
+    // What it decides now stays on the way for longer than its lease.
+    first.vms().by_id(id).stop().await.unwrap();
+    line.cut();
+    let vm = second.vms().by_id(id);
+    let stopped = vm.wait_for(Phase::Stopped, soon()).await.unwrap();
+    assert!(!stopped.claim.unwrap().is_held());
+    vm.start().await.unwrap().wait(soon()).await.unwrap();
+    let (_, after) = (line.mend(), ground.store.revision().await.unwrap());
+    // It learns that it leads no more, and is one of the processes again.
+    let back = first.vms().by_id(id);
+    back.wait_for(Phase::Running, soon()).await.unwrap();
+    let late = Deadline::after(TTL * 3);
+    let waited = back.wait_for(Phase::Stopped, late).await.unwrap_err();
+    assert_eq!(waited.kind(), ErrorKind::DeadlineExceeded);
+    assert!(
+        ground.store.revision().await.unwrap() > after,
+        "it is alive again"
+    );
+    assert_eq!(back.get().await.unwrap().run.unwrap().epoch.0, 2);
+    assert_eq!(ground.site.world.running(id).len(), 1);
+    assert!(ground.site.world.violations().is_empty());
+    // And may lead again.
+    drop(second);
+    run(&first, "b", 1).await;
+}
