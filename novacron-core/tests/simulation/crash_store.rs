@@ -14,7 +14,7 @@ use novacron_core::store::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// When a process dies, told by one of its commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,7 @@ impl Disk {
             commits: Arc::default(),
             dead: Arc::default(),
             doomed: Arc::default(),
+            cut: watch::Sender::new(false),
         }
     }
 
@@ -110,9 +111,20 @@ pub(crate) struct CrashStore {
     commits: Arc<AtomicU64>,
     dead: Arc<AtomicBool>,
     doomed: Arc<Notify>,
+    /// Whether the process is cut off: its calls wait.
+    cut: watch::Sender<bool>,
 }
 
 impl CrashStore {
+    /// Cuts the process off from the store, or lets it through again.
+    pub(crate) fn cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        *self.cut.borrow()
+    }
+
     /// How many commits there were.
     pub(crate) fn commits(&self) -> u64 {
         self.commits.load(Ordering::SeqCst)
@@ -132,8 +144,10 @@ impl CrashStore {
         }
     }
 
-    /// A dead process's calls never return.
+    /// A dead process's calls never return, and those of one that is cut off wait.
     async fn alive(&self) {
+        let mut cut = self.cut.subscribe();
+        cut.wait_for(|cut| !cut).await.unwrap();
         if self.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }

@@ -1,7 +1,8 @@
 //! The deterministic simulation: the real control loop, on one thread and a paused clock, in a world that is made up.
 //!
 //! [`systematic`]: every kind of request, with a crash at each of its commits, on drivers that do not fail.
-//! [`random`]: random requests, driver faults and crashes, from one seed. What must hold is in [`invariants`].
+//! [`random`]: random requests, driver faults and crashes, from one seed. [`many`]: the same with several processes, which
+//! die, are cut off, and come back. What must hold is in [`invariants`].
 //!
 //! | variable | |
 //! |---|---|
@@ -21,9 +22,12 @@
 
 mod crash_store;
 mod invariants;
+mod many;
 mod random;
 mod requests;
+mod seeds;
 mod seen;
+mod settling;
 mod site;
 mod stories;
 mod systematic;

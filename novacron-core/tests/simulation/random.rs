@@ -6,22 +6,23 @@
 //!   checks:  invariants/, one file each; then everything is deleted, and nothing may be left
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use novacron_core::MiB;
 use novacron_core::cluster::{CHANGES, Retention};
-use novacron_core::model::{ObjectRef, Power};
 use novacron_core::sim::{FaultPlan, Latency};
-use novacron_core::{Cluster, MiB, Phase};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, timeout};
 
 use crate::crash_store::Moment;
 use crate::invariants::{
-    converges, made_once, no_overcommit, nothing_lost, one_writer, operations_end, runs_once,
+    made_once, no_overcommit, nothing_lost, one_writer, operations_end, runs_once,
 };
-use crate::site::{Site, bury, every, node, pass, tell};
+use crate::seeds::{Outcome, seeds};
+use crate::settling::settle;
+use crate::site::{Site, bury, pass, tell};
 use crate::workload::Ledger;
 
 const HOSTS: usize = 3;
@@ -103,7 +104,7 @@ impl Simulation {
         self.ledger.resume(&cluster).await;
         nothing_lost::check(&cluster, &self.ledger).await?;
         made_once::check(&self.site.disk, &self.ledger)?;
-        self.settle(&cluster).await?;
+        settle(&mut self.ledger, &self.site, &cluster, HOSTS).await?;
         nothing_lost::check(&cluster, &self.ledger).await?;
         no_overcommit::check(&cluster, MEMORY).await?;
         self.site.delete_everything(&cluster).await?;
@@ -113,49 +114,6 @@ impl Simulation {
         runs_once::check(&self.site.world)?;
         one_writer::check(&self.site.world)
     }
-
-    /// Gives the loop time until desired equals observed. A user starts again what failed or powered itself off
-    /// meanwhile, and gives up what cannot be: a VM whose volume failed, or for which its node has no room.
-    async fn settle(&mut self, cluster: &Cluster) -> Result<(), String> {
-        for i in 0..HOSTS {
-            let open = cluster.nodes().set_schedulable(&node(i), true).await;
-            open.map_err(|e| e.to_string())?;
-        }
-        let mut last = Ok(());
-        for _ in 0..60 {
-            pass(Duration::from_secs(20)).await;
-            for view in every!(cluster.vms()) {
-                let vm = cluster.vms().by_id(view.vm.id);
-                let wanted = view.vm.power.state;
-                let hopeless = ["failed: ", "is gone", "too little memory"];
-                if hopeless.iter().any(|why| view.reason.contains(why)) {
-                    self.ledger.gone(&ObjectRef::Vm(vm.id()));
-                    vm.delete().await.map_err(|e| e.to_string())?;
-                } else if wanted != Power::Off
-                    && matches!(view.phase, Phase::Failed | Phase::Stopped)
-                {
-                    let again = match wanted {
-                        Power::On => vm.start().await,
-                        _ => vm.pause().await,
-                    };
-                    again.map_err(|e| e.to_string())?;
-                }
-            }
-            last = converges::check(cluster, &self.site.world).await;
-            if last.is_ok() {
-                break;
-            }
-        }
-        last.map_err(|e| format!("after healing: {e}"))
-    }
-}
-
-/// What became of a seed.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    result: Result<(), String>,
-    log: Vec<String>,
-    told: BTreeMap<String, u64>,
 }
 
 fn simulate(seed: u64) -> Outcome {
@@ -173,35 +131,8 @@ fn simulate(seed: u64) -> Outcome {
 
 #[test]
 fn every_seed_keeps_the_invariants() {
-    let one = std::env::var("NOVACRON_SIM_SEED").ok();
-    let one: Option<u64> = one.map(|seed| seed.parse().unwrap());
-    let seeds = match one {
-        Some(seed) => seed..seed + 1,
-        None => 0..std::env::var("NOVACRON_SIM_SEEDS").map_or(SEEDS, |n| n.parse().unwrap()),
-    };
-    let (mut failures, mut told) = (Vec::new(), BTreeMap::<String, u64>::new());
-    for seed in seeds.clone() {
-        let outcome = simulate(seed);
-        for (verb, times) in outcome.told {
-            *told.entry(verb).or_default() += times;
-        }
-        if let Err(reason) = outcome.result {
-            eprintln!("seed {seed}: {reason}");
-            let lines = if one.is_some() { 400 } else { 0 };
-            for line in &outcome.log[outcome.log.len().saturating_sub(lines)..] {
-                eprintln!("  {line}");
-            }
-            failures.push(seed);
-        }
-    }
-    let (all, failed) = (seeds.end - seeds.start, failures.len());
-    println!("simulated {all} seeds, {failed} failed; acknowledged {told:?}");
-    if let Some(seed) = failures.first() {
-        panic!(
-            "{failed} of {all} seeds failed; repeat the first one by\n  NOVACRON_SIM_SEED={seed} cargo test -p novacron-core --features conformance --test simulation -- --nocapture every_seed"
-        );
-    }
-    if all >= SEEDS {
+    let told = seeds("every_seed", SEEDS, simulate);
+    if let Some(told) = told {
         let made: BTreeSet<_> = told.keys().map(String::as_str).collect();
         assert_eq!(made, BTreeSet::from(CHANGES), "the changes that were made");
     }

@@ -59,7 +59,23 @@ fn pool() -> PoolId {
 }
 
 impl Site {
+    /// Of one process at a time.
     pub(crate) fn new(seed: u64, hosts: usize, memory: MiB, retention: Retention) -> Self {
+        Self::with(seed, hosts, memory, retention, MemoryStore::new)
+    }
+
+    /// Of many processes.
+    pub(crate) fn shared(seed: u64, hosts: usize, memory: MiB, retention: Retention) -> Self {
+        Self::with(seed, hosts, memory, retention, MemoryStore::shared)
+    }
+
+    fn with(
+        seed: u64,
+        hosts: usize,
+        memory: MiB,
+        retention: Retention,
+        store: fn(Arc<dyn novacron_core::Clock>) -> MemoryStore,
+    ) -> Self {
         let world = SimWorld::new(seed);
         for _ in 0..hosts {
             world.add_host(64, memory);
@@ -76,7 +92,7 @@ impl Site {
         let clock = TimerClock::starting_at(Timestamp::from_millis(1_700_000_000_000));
         let sync_every = std::env::var("NOVACRON_SIM_SYNC_EVERY").ok();
         let sync_every = sync_every.map(|n| n.parse().unwrap());
-        let disk = Disk::new(MemoryStore::new(Arc::new(clock)), sync_every);
+        let disk = Disk::new(store(Arc::new(clock)), sync_every);
         Self {
             world,
             disk,
@@ -85,8 +101,19 @@ impl Site {
         }
     }
 
-    /// Starts a process.
+    /// Starts a process that drives every host.
     pub(crate) async fn start(&self, store: CrashStore, seed: u64) -> Cluster {
+        let hosts = 0..self.world.hosts().len();
+        self.start_on(store, seed, hosts).await.unwrap()
+    }
+
+    /// Starts a process that drives these hosts.
+    pub(crate) async fn start_on(
+        &self,
+        store: CrashStore,
+        seed: u64,
+        hosts: impl IntoIterator<Item = usize>,
+    ) -> novacron_core::Result<Cluster> {
         let mut builder = Cluster::builder("sim")
             .store(store)
             .clock(self.clock)
@@ -94,13 +121,13 @@ impl Site {
             .resync(RESYNC)
             .retention(self.retention)
             .storage("shared", SimStorage::new(&self.world, pool()));
-        for (i, host) in self.world.hosts().into_iter().enumerate() {
-            let name = node(i).to_string();
+        for i in hosts {
+            let (name, host) = (node(i).to_string(), self.world.hosts()[i]);
             builder = builder
                 .node(name.clone(), SimHypervisor::new(&self.world, host))
                 .network(name, SimNetwork::new(&self.world, host));
         }
-        builder.build().await.unwrap()
+        builder.build().await
     }
 
     /// Deletes everything that users made, and waits until it is gone from the records and from the world.

@@ -1,0 +1,162 @@
+//! Random stories of many processes over one store: each drives a host of its own, and all of them a remote one.
+//!
+//! ```text
+//!   faults:  random requests to any process ∥ driver faults ∥ a slow disk
+//!            ∥ processes die at a random commit, are cut off from the store for a while, come back under new numbers
+//!   healing: every process is there and gets through; then as in [`random`](super::random)
+//! ```
+//! A process that is cut off goes on acting on its hosts, and believes for a while that it leads.
+
+use std::time::Duration;
+
+use novacron_core::cluster::Retention;
+use novacron_core::sim::{FaultPlan, Latency};
+use novacron_core::{Cluster, MiB};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, timeout};
+
+use crate::crash_store::{CrashStore, Moment};
+use crate::invariants::{
+    made_once, no_overcommit, nothing_lost, one_writer, operations_end, runs_once,
+};
+use crate::seeds::{Outcome, seeds};
+use crate::settling::settle;
+use crate::site::{Site, bury, pass, tell};
+use crate::workload::Ledger;
+
+const PROCESSES: usize = 3;
+/// The host that every process drives.
+const REMOTE: usize = PROCESSES;
+const MEMORY: MiB = MiB(48 * 1024);
+const SEEDS: u64 = 100;
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Process {
+    cluster: Option<Cluster>,
+    store: CrashStore,
+}
+
+struct Simulation {
+    rng: StdRng,
+    site: Site,
+    ledger: Ledger,
+    processes: Vec<Option<Process>>,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            site: Site::shared(seed, PROCESSES + 1, MEMORY, Retention::default()),
+            ledger: Ledger::default(),
+            processes: (0..PROCESSES).map(|_| None).collect(),
+        }
+    }
+
+    async fn start(&mut self, n: usize) {
+        let store = self.site.disk.connect();
+        let seed = self.rng.random();
+        let built = self.site.start_on(store.clone(), seed, [n, REMOTE]);
+        let cluster = timeout(SECOND * 60, built).await;
+        let cluster = cluster.ok().and_then(Result::ok);
+        self.processes[n] = Some(Process { cluster, store });
+    }
+
+    async fn kill(&mut self, n: usize) {
+        bury(self.processes[n].take().and_then(|p| p.cluster)).await;
+    }
+
+    /// What befalls a process.
+    async fn fate(&mut self) {
+        let n = self.rng.random_range(0..PROCESSES);
+        match (&self.processes[n], self.rng.random_range(0..5)) {
+            (None, _) => self.start(n).await,
+            (Some(p), 0) => {
+                let moment = match self.rng.random_range(0..3) {
+                    0 => Moment::Before,
+                    1 => Moment::After,
+                    _ => Moment::Amid,
+                };
+                p.store.dies_at(self.rng.random_range(1..20), moment);
+            }
+            (Some(_), 1) => self.kill(n).await,
+            (Some(p), 2) if p.store.is_cut() => p.store.cut(false),
+            (Some(p), 2 | 3) => p.store.cut(true),
+            (Some(p), _) => p.store.cut(false),
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), String> {
+        for n in 0..PROCESSES {
+            self.start(n).await;
+        }
+        self.site.world.set_latency(Latency {
+            call: Duration::ZERO..=SECOND * 2,
+            shutdown: Duration::ZERO..=SECOND * 20,
+        });
+        if self.rng.random_bool(0.7) {
+            self.site.world.faults(FaultPlan::everything());
+        }
+        let slow = self.rng.random_bool(0.5).then_some(SECOND);
+        self.site.disk.slow_down(self.rng.random(), slow);
+        let end = Instant::now() + SECOND * 200;
+        while Instant::now() < end {
+            pass(Duration::from_millis(self.rng.random_range(0..1500))).await;
+            if self.rng.random_bool(0.15) {
+                self.fate().await;
+            }
+            let n = self.rng.random_range(0..PROCESSES);
+            let Some(cluster) = self.processes[n].as_ref().and_then(|p| p.cluster.clone()) else {
+                continue;
+            };
+            let step = async {
+                self.ledger.resume(&cluster).await;
+                let (world, rng) = (&self.site.world, &mut self.rng);
+                self.ledger.step(&cluster, world, rng).await;
+            };
+            // One that is dead or cut off does not answer: another is asked.
+            let _ = timeout(SECOND * 5, step).await;
+            runs_once::check(&self.site.world)?;
+            one_writer::check(&self.site.world)?;
+        }
+        self.site.world.heal();
+        self.site.disk.slow_down(0, None);
+        for n in 0..PROCESSES {
+            self.kill(n).await;
+            self.start(n).await;
+        }
+        let cluster = self.processes[0].as_ref().and_then(|p| p.cluster.clone());
+        let cluster = cluster.ok_or("a process cannot be built")?;
+        self.ledger.resume(&cluster).await;
+        nothing_lost::check(&cluster, &self.ledger).await?;
+        made_once::check(&self.site.disk, &self.ledger)?;
+        settle(&mut self.ledger, &self.site, &cluster, PROCESSES + 1).await?;
+        nothing_lost::check(&cluster, &self.ledger).await?;
+        no_overcommit::check(&cluster, MEMORY).await?;
+        self.site.delete_everything(&cluster).await?;
+        // The longest deadline of an operation.
+        pass(Duration::from_secs(660)).await;
+        operations_end::check(&cluster).await?;
+        runs_once::check(&self.site.world)?;
+        one_writer::check(&self.site.world)
+    }
+}
+
+fn simulate(seed: u64) -> Outcome {
+    tell(async {
+        let mut simulation = Simulation::new(seed);
+        let result = timeout(Duration::from_secs(24 * 3600), simulation.run()).await;
+        let endless = || Err("it did not end within a simulated day".to_owned());
+        Outcome {
+            result: result.unwrap_or_else(|_| endless()),
+            log: simulation.site.log(),
+            told: simulation.ledger.told,
+        }
+    })
+}
+
+#[test]
+fn many_processes_keep_the_invariants() {
+    seeds("many_processes", SEEDS, simulate);
+}

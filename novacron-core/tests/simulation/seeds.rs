@@ -1,0 +1,50 @@
+//! Running a story for many seeds, or for the one that `NOVACRON_SIM_SEED` names.
+
+use std::collections::BTreeMap;
+
+/// What became of a seed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub result: Result<(), String>,
+    pub log: Vec<String>,
+    /// How many requests were acknowledged, by verb.
+    pub told: BTreeMap<String, u64>,
+}
+
+/// What all of them together were told, if they were at least `usual` many. Panics if one fails, with the command that
+/// repeats the first.
+pub(crate) fn seeds(
+    name: &str,
+    usual: u64,
+    simulate: fn(u64) -> Outcome,
+) -> Option<BTreeMap<String, u64>> {
+    let one = std::env::var("NOVACRON_SIM_SEED").ok();
+    let one: Option<u64> = one.map(|seed| seed.parse().unwrap());
+    let seeds = match one {
+        Some(seed) => seed..seed + 1,
+        None => 0..std::env::var("NOVACRON_SIM_SEEDS").map_or(usual, |n| n.parse().unwrap()),
+    };
+    let (mut failures, mut told) = (Vec::new(), BTreeMap::<String, u64>::new());
+    for seed in seeds.clone() {
+        let outcome = simulate(seed);
+        for (verb, times) in outcome.told {
+            *told.entry(verb).or_default() += times;
+        }
+        if let Err(reason) = outcome.result {
+            eprintln!("seed {seed}: {reason}");
+            let lines = if one.is_some() { 400 } else { 0 };
+            for line in &outcome.log[outcome.log.len().saturating_sub(lines)..] {
+                eprintln!("  {line}");
+            }
+            failures.push(seed);
+        }
+    }
+    let (all, failed) = (seeds.end - seeds.start, failures.len());
+    println!("simulated {all} seeds, {failed} failed; acknowledged {told:?}");
+    if let Some(seed) = failures.first() {
+        panic!(
+            "{failed} of {all} seeds failed; repeat the first one by\n  NOVACRON_SIM_SEED={seed} cargo test -p novacron-core --features conformance --test simulation -- --nocapture {name}"
+        );
+    }
+    (all >= usual).then_some(told)
+}
