@@ -90,6 +90,8 @@ pub(crate) struct Cache {
     restores_of: BTreeSet<(VolumeId, ActionId)>,
     snapshots_of: BTreeSet<(VolumeId, SnapshotId)>,
     ports_of: BTreeSet<(VmId, PortId)>,
+    /// What a node's owner bound there, or is about to.
+    ports_on: BTreeSet<(NodeId, PortId)>,
 }
 
 /// Sets or removes a record; returns the value before.
@@ -291,6 +293,12 @@ impl Cache {
             }
             "port-status" => {
                 let (id, old) = take!(port_status, PortStatus);
+                if let Some(old) = &old {
+                    self.ports_on.remove(&(old.node.clone(), id));
+                }
+                if let Some(new) = self.port_status.get(&id) {
+                    self.ports_on.insert((new.node.clone(), id));
+                }
                 for status in [old.as_ref(), self.port_status.get(&id).map(|s| &s.value)]
                     .into_iter()
                     .flatten()
@@ -384,6 +392,8 @@ impl Cache {
     /// Everything that the node's owner looks after.
     pub(crate) fn wake_node(&self, id: &NodeId, wake: &mut Vec<ObjectKey>) {
         wake.push(ObjectKey::Node(id.clone()));
+        let lowest = PortId::from_uuid(Uuid::nil());
+        wake.extend(seconds(&self.ports_on, id.clone(), lowest).map(ObjectKey::Port));
         for (vm, _) in self.runs_on(id) {
             wake.push(ObjectKey::Run(id.clone(), vm));
             wake.extend(self.ports_of(vm).map(ObjectKey::Port));

@@ -30,7 +30,14 @@ pub(crate) fn part_of(key: &ObjectKey, cache: &Cache) -> Option<Part> {
         | ObjectKey::Operation(_)
         | ObjectKey::Retention
         | ObjectKey::Member(_) => Some(Part::Leader),
-        ObjectKey::Node(node) | ObjectKey::Run(node, _) => Some(Part::Node(node.clone())),
+        ObjectKey::Node(node) | ObjectKey::Run(node, _) => {
+            let part = Part::Node(node.clone());
+            // What is to be said of a node that nobody looks after, the leader says.
+            Some(match owner(&part, cache) {
+                Some(_) => part,
+                None => Part::Leader,
+            })
+        }
         ObjectKey::Pool(pool) => Some(Part::Pool(pool.clone())),
         ObjectKey::Image(image) => Some(Part::Pool(cache.images.get(image)?.pool.clone())),
         ObjectKey::Volume(volume) => of_volume(*volume, cache),
@@ -80,7 +87,7 @@ pub(crate) fn owner(part: &Part, cache: &Cache) -> Option<MemberId> {
     alive.then_some(member)
 }
 
-/// What a commit of the part's keeper requires, if that is `me`. What a node without an owner needs is the leader's part.
+/// What a commit of the part's keeper requires, if that is `me`.
 pub(crate) fn guard(
     part: &Part,
     me: MemberId,
@@ -97,7 +104,6 @@ pub(crate) fn guard(
             Some(Precondition::At(PoolOwner::key(pool), version))
         }
         Part::Leader => standing.leads().map(lease),
-        Part::Node(_) if owner(part, cache).is_none() => standing.leads().map(lease),
         Part::Node(_) | Part::Pool(_) => None,
     }
 }

@@ -85,6 +85,8 @@ pub(crate) fn reconcile(
             state,
         };
         Draft::new()
+            // It goes with its VM, and then nobody would remove the status.
+            .unchanged::<Port>(&id, spec.map(|p| p.version))
             .unchanged::<PortStatus>(&id, version)
             .put(&id, &next)
     };

@@ -325,7 +325,7 @@ impl Runtime {
             return Ok(Plan::nothing());
         };
         let standing = self.parts.standing.borrow().clone();
-        if standing.is_alive() && part::owner(&part, &cache) != Some(me) {
+        if standing.is_alive() && part::owner(&part, &cache).is_none() {
             match key {
                 ObjectKey::Member(id) if *id == me => return member::own(me, &cache),
                 ObjectKey::Node(id) if self.parts.drivers.nodes.contains_key(id) => {
