@@ -317,7 +317,8 @@ impl Builder {
             let message = format!("{:?}; must be at least {MIN_TTL:?}", self.lease_ttl);
             problems.push(problem("lease_ttl", message));
         }
-        if !self.role.owns() && !(self.nodes.is_empty() && self.pools.is_empty()) {
+        let looks_after_something = !self.nodes.is_empty() || !self.pools.is_empty();
+        if !self.role.owns() && looks_after_something {
             let message = "a controller looks after no node and no pool, and some were given";
             problems.push(problem("role", message));
         }

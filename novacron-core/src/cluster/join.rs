@@ -20,10 +20,10 @@ use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::control::runtime::wait;
 use crate::control::session::{Holder, member_lease};
-use crate::driver::Hypervisor;
+use crate::driver::{Call, Hypervisor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, Ownership, Pool, Role,
+    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool, Role,
 };
 use crate::records::{
     ClusterRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record, put, unchanged,
@@ -33,6 +33,8 @@ use crate::time::{Clock, IdSource};
 
 /// Between two tries at a number that another process is taking.
 const TURN: Duration = Duration::from_millis(50);
+/// How long a host is asked which one it is.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// What a process is called if nobody says.
 pub(super) fn process_name() -> String {
@@ -112,8 +114,44 @@ impl Joining<'_> {
             match self.come_with(me, &members).await {
                 // Another process took something, or a user changed it.
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
-                result => break result.map(|()| me),
+                Ok(()) => return Ok(me),
+                Err(error) => {
+                    self.leave(me).await?;
+                    return Err(error);
+                }
             }
+        }
+    }
+
+    /// What has joined and cannot stay is gone at once.
+    async fn leave(&self, me: MemberId) -> Result<()> {
+        let lease = member_lease(me);
+        let Holder { name, ttl } = self.holder;
+        match self.store.lease_acquire(&lease, name, *ttl).await? {
+            LeaseAnswer::Granted(lease) => self.store.lease_release(&lease).await,
+            LeaseAnswer::HeldBy { .. } => Ok(()),
+        }
+    }
+
+    /// Whether a node that a living process looks after is the host that this process was given under that name.
+    async fn same_host(&self, id: &NodeId, hypervisor: &dyn Hypervisor) -> Result<()> {
+        let Some(status) = self.store.get(&NodeStatus::key(id)).await? else {
+            return Ok(());
+        };
+        let theirs = from_record::<NodeStatus>(&status)?.host.map(|h| h.host);
+        // One that does not answer is no error here: connecting is supervised, later.
+        let ours = hypervisor.probe(Call::within(PROBE)).await.ok();
+        match (theirs, ours.map(|h| h.host)) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                let message = format!(
+                    "node {id} is host {theirs}, which a living process looks after; this process was given host {ours} under that name"
+                );
+                Err(
+                    Error::new(ErrorKind::FailedPrecondition, "cluster.join", message)
+                        .with("node", id),
+                )
+            }
+            _ => Ok(()),
         }
     }
 
@@ -186,7 +224,7 @@ impl Joining<'_> {
     /// Writes nodes and pools that are new, and takes what nobody alive has.
     async fn come_with(&self, me: MemberId, members: &BTreeMap<MemberId, Member>) -> Result<()> {
         let mut steps = Vec::new();
-        for id in self.nodes.keys() {
+        for (id, hypervisor) in self.nodes {
             if self.store.get(&Node::key(id)).await?.is_none() {
                 let node = Node {
                     id: id.clone(),
@@ -194,7 +232,10 @@ impl Joining<'_> {
                 };
                 steps.push((unchanged::<Node>(id, None), put(id, &node)?));
             }
-            steps.extend(self.take::<NodeOwner>(id, me, members).await?);
+            match self.take::<NodeOwner>(id, me, members).await? {
+                Some(step) => steps.push(step),
+                None => self.same_host(id, &**hypervisor).await?,
+            }
         }
         for (id, (scope, _)) in self.pools {
             let pool = Pool {

@@ -16,6 +16,7 @@ mod events;
 mod images;
 mod join;
 mod json;
+mod members;
 mod networks;
 mod nodes;
 mod object;
@@ -40,6 +41,7 @@ pub use crate::control::retention::Retention;
 pub use builder::Builder;
 pub use images::{ImageHandle, ImageSpec, ImageView, Images};
 pub use json::spec_from_json;
+pub use members::Members;
 pub use networks::{NetworkHandle, Networks};
 pub use nodes::{NodeView, Nodes};
 pub use operations::OperationHandle;
@@ -201,6 +203,11 @@ impl Cluster {
     /// Nodes.
     pub fn nodes(&self) -> Nodes {
         Nodes(self.clone())
+    }
+
+    /// The processes of the cluster.
+    pub fn members(&self) -> Members {
+        Members(self.clone())
     }
 
     /// Storage pools.

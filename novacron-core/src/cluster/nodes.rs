@@ -9,7 +9,9 @@ use crate::control::cache::Cache;
 use crate::control::part::{self, Part};
 use crate::control::plan::{Draft, ObjectKey};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Node, NodeId, NodeState, NodeStatus, ObjectRef, OperationKind, Versioned};
+use crate::model::{
+    MemberId, Node, NodeId, NodeState, NodeStatus, ObjectRef, OperationKind, Versioned,
+};
 use crate::time::Deadline;
 
 /// The cluster's nodes.
@@ -23,6 +25,8 @@ pub struct NodeView {
     pub node: Versioned<Node>,
     /// What is; none before it was first looked at.
     pub status: Option<NodeStatus>,
+    /// The living process that looks after it.
+    pub owner: Option<MemberId>,
 }
 
 fn view(node: &Versioned<Node>, cache: &Cache) -> NodeView {
@@ -30,6 +34,7 @@ fn view(node: &Versioned<Node>, cache: &Cache) -> NodeView {
     NodeView {
         node: node.clone(),
         status: status.map(|s| s.value.clone()),
+        owner: part::owner(&Part::Node(node.id.clone()), cache),
     }
 }
 

@@ -58,4 +58,5 @@ pub(crate) mod start;
 pub(crate) mod storage;
 pub(crate) mod vm;
 pub(crate) mod waiters;
+mod wake;
 pub(crate) mod world;

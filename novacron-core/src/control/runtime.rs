@@ -351,7 +351,7 @@ impl Runtime {
         let (cluster, resync, me) = (self.parts.cluster, self.parts.resync, self.parts.member);
         let look = storage::Look {
             cluster,
-            cache: cache,
+            cache,
             outcome: self.outcomes.get(key),
             failing: self.queue.failing(key, now),
             now,

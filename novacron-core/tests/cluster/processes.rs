@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use novacron_core::model::{NodeId, NodeState, PoolId, Role};
+use futures::StreamExt;
+use novacron_core::cluster::ListRequest;
+use novacron_core::model::{MemberId, NodeId, NodeState, PoolId, Role};
 use novacron_core::sim::{SimHypervisor, SimStorage};
 use novacron_core::store::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Page, Record, Revision, Store,
@@ -154,6 +156,41 @@ impl Ground {
 
 fn node(n: usize) -> NodeId {
     NodeId::new(format!("node-{n}")).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_a_living_process_has_for_another_host_is_refused() {
+    let mut ground = Ground::new(2);
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    first.nodes().wait_available(soon()).await.unwrap();
+    let other = SimHypervisor::new(&ground.site.world, ground.site.world.hosts()[1]);
+    let refused = Cluster::builder("test")
+        .store(ground.store.clone())
+        .clock(ground.site.clock)
+        .ids(SeededIds::from_seed(9))
+        .node("node-0", other)
+        .build()
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
+    assert!(refused.message().contains("under that name"), "{refused}");
+    // Who was refused is soon known to be gone; who is there is told.
+    let gone = async || {
+        let members = first
+            .members()
+            .list(&ListRequest::new())
+            .await
+            .unwrap()
+            .items;
+        let states: Vec<_> = members.iter().map(|m| (m.id, m.is_alive())).collect();
+        states == [(first.members().me(), true), (MemberId(2), false)]
+    };
+    let mut changes = first.watch(None).await.unwrap();
+    while !gone().await {
+        changes.next().await.unwrap().unwrap();
+    }
+    let node = first.nodes().get(&node(0)).await.unwrap();
+    assert_eq!(node.owner, Some(first.members().me()));
 }
 
 /// Runs a VM on a node.
