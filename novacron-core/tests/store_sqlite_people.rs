@@ -113,13 +113,13 @@ async fn people_can_read_it_with_the_shell_while_a_cluster_runs() {
         "1",
     );
 
-    store
-        .lease_acquire("leader", "host-a", Duration::from_secs(10))
-        .await
-        .unwrap();
     expect(
         "SELECT name, holder, token FROM lease_holders",
-        "leader|host-a|1",
+        "leader|the-only-one|1\nmember/1|the-only-one|1",
+    );
+    expect(
+        "SELECT id, role, state, name <> '' FROM members",
+        "1|both|alive|1",
     );
     for view in shell(&path, "SELECT name FROM sqlite_schema WHERE type = 'view'").lines() {
         let rows = shell(&path, &format!("SELECT * FROM {view}"));

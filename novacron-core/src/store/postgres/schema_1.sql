@@ -34,6 +34,8 @@ CREATE TABLE {schema}.records (
 CREATE INDEX records_by_version ON {schema}.records (version);
 
 CREATE TABLE {schema}.cluster         PARTITION OF {schema}.records FOR VALUES IN ('cluster');
+CREATE TABLE {schema}.members         PARTITION OF {schema}.records FOR VALUES IN ('member');
+CREATE TABLE {schema}.owners          PARTITION OF {schema}.records FOR VALUES IN ('owner');
 CREATE TABLE {schema}.nodes           PARTITION OF {schema}.records FOR VALUES IN ('node');
 CREATE TABLE {schema}.node_status     PARTITION OF {schema}.records FOR VALUES IN ('node-status');
 CREATE TABLE {schema}.pools           PARTITION OF {schema}.records FOR VALUES IN ('pool');

@@ -27,6 +27,12 @@ CREATE VIEW transactions AS
            strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch') AS decided_at
     FROM txns;
 
+-- The processes of the cluster. `state` is a word, or an object with the time.
+CREATE VIEW members AS
+    SELECT json_extract(body, '$.id') AS id, json_extract(body, '$.name') AS name, json_extract(body, '$.role') AS role,
+           json_extract(body, '$.version') AS version, json_extract(body, '$.state') AS state
+    FROM bodies WHERE key >= 'member/' AND key < 'member0';
+
 CREATE VIEW nodes AS
     SELECT substr(node.key, 6) AS name, json_extract(status.body, '$.state') AS state,
            json_extract(node.body, '$.schedulable') AS schedulable,
