@@ -2,8 +2,10 @@
 //! sees of it is what docs/guides/postgresql.md says.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/postgres.rs"]
-mod postgres;
+mod support {
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+}
 
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use novacron_core::model::{DiskSource, PoolId};
 use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
 use novacron_core::store::{PostgresStore, Store};
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, Result, VmSpec};
-use postgres::Server;
+use support::postgres::Server;
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(30))
