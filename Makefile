@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core doc msrv semver publish
+.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd
@@ -111,6 +111,11 @@ sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the s
 bench-core: deps ## the numbers of docs/SPECIFICATION.md for the core; ONLY=overhead for one part
 	cargo fetch --locked
 	cargo run --locked --release -p novacron-benches --bin bench-core -- $(ONLY)
+
+bench-cluster: MORE_TOOLS := etcd:etcd-server etcdctl:etcd-client
+bench-cluster: deps ## the numbers of docs/SPECIFICATION.md for the stores; ONLY=watch for one part
+	cargo fetch --locked
+	cargo run --locked --release -p novacron-benches --bin bench-cluster -- $(ONLY)
 
 doc: ## the API's documentation
 	cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
