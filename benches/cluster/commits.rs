@@ -110,11 +110,12 @@ impl Client for OfStore {
 /// Writes records, a hundred in a commit.
 pub(crate) async fn fill(store: &dyn Store, count: usize, value: &str) -> Result<()> {
     let ids = SeededIds::from_os();
-    let value = bytes::Bytes::from(value.to_owned());
     for first in (0..count).step_by(100) {
         let mut commit = Commit::new(TxnId(Uuid::from_u128(ids.bits())));
         for n in first..count.min(first + 100) {
-            commit.push(Op::Put(Key::new(format!("vm/{n}"))?, value.clone()));
+            // Each has its own copy, as records have.
+            let value = value.to_owned().into();
+            commit.push(Op::Put(Key::new(format!("vm/{n}"))?, value));
         }
         store.commit(commit).await?;
     }

@@ -58,16 +58,13 @@ async fn sqlite() -> Result<()> {
     let sqlite = SqliteStore::open(folder.path().join("novacron.db")).await?;
     fill(&sqlite, KEYS, &value()).await?;
     let store: Arc<dyn Store> = Arc::new(sqlite.clone());
-    for clients in CLIENTS {
-        compare(
-            "sqlite",
-            "rusqlite",
-            clients,
-            async || drive(clients, ROUND, |_| OfStore::new(&store)).await,
-            async || drive(clients, ROUND, |_| raw.client()).await,
-        )
-        .await?;
-    }
+    compare(
+        "sqlite",
+        "rusqlite",
+        async |clients| drive(clients, ROUND, |_| OfStore::new(&store)).await,
+        async |clients| drive(clients, ROUND, |_| raw.client()).await,
+    )
+    .await?;
     sqlite.close().await?;
     Ok(())
 }
@@ -88,16 +85,13 @@ async fn postgres() -> Result<()> {
     let postgres = postgres_store(&server, "novacron").await?;
     fill(&postgres, KEYS, &value()).await?;
     let store: Arc<dyn Store> = Arc::new(postgres.clone());
-    for clients in CLIENTS {
-        compare(
-            "postgres",
-            "pgbench",
-            clients,
-            async || drive(clients, ROUND, |_| OfStore::new(&store)).await,
-            async || pgbench::drive(&server, "plain", clients, ROUND).await,
-        )
-        .await?;
-    }
+    compare(
+        "postgres",
+        "pgbench",
+        async |clients| drive(clients, ROUND, |_| OfStore::new(&store)).await,
+        async |clients| pgbench::drive(&server, "plain", clients, ROUND).await,
+    )
+    .await?;
     postgres.close().await?;
     Ok(())
 }
@@ -110,57 +104,50 @@ async fn etcd() -> Result<()> {
     }
     let store: Arc<dyn Store> = Arc::new(etcd.connect().await);
     fill(&*store, KEYS, &value()).await?;
+    compare(
+        "etcd",
+        "grpc",
+        async |clients| drive(clients, ROUND, |_| OfStore::new(&store)).await,
+        async |clients| drive(clients, ROUND, |_| raw.client()).await,
+    )
+    .await
+}
+
+/// Lets both take turns, after a round each that is not counted (files grow to their size), and prints what they reached.
+async fn compare(
+    name: &str,
+    other: &str,
+    store: impl AsyncFn(usize) -> Result<Round>,
+    own: impl AsyncFn(usize) -> Result<Round>,
+) -> Result<()> {
+    store(16).await?;
+    own(16).await?;
     for clients in CLIENTS {
-        compare(
-            "etcd",
-            "grpc",
-            clients,
-            async || drive(clients, ROUND, |_| OfStore::new(&store)).await,
-            async || drive(clients, ROUND, |_| raw.client()).await,
-        )
-        .await?;
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            // Neither is always the first.
+            if round % 2 == 0 {
+                ours.push(store(clients).await?);
+                theirs.push(own(clients).await?);
+            } else {
+                theirs.push(own(clients).await?);
+                ours.push(store(clients).await?);
+            }
+        }
+        tell(name, clients, &ours);
+        tell(other, clients, &theirs);
+        let ratios = ours.iter().zip(&theirs).map(|(a, b)| a.rate / b.rate);
+        let ratios = Samples::new(ratios.collect());
+        remark(&format!("ratios of the rounds: {}", ratios.spread()));
+        let figure = format!("{name}-to-{other}-{clients}");
+        promised(&figure, ratios.median(), "ratio", ">= 0.8");
     }
     Ok(())
 }
 
-/// Lets both take turns, and prints what they reached.
-async fn compare(
-    name: &str,
-    other: &str,
-    clients: usize,
-    store: impl AsyncFn() -> Result<Round>,
-    own: impl AsyncFn() -> Result<Round>,
-) -> Result<()> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        // Neither is always the first.
-        if round % 2 == 0 {
-            ours.push(store().await?);
-            theirs.push(own().await?);
-        } else {
-            theirs.push(own().await?);
-            ours.push(store().await?);
-        }
-    }
-    let of = |rounds: &[Round], what: fn(&Round) -> f64| {
-        Samples::new(rounds.iter().map(what).collect()).median()
-    };
-    let ratios = ours.iter().zip(&theirs).map(|(a, b)| a.rate / b.rate);
-    let ratios = Samples::new(ratios.collect());
-    for (who, rounds) in [(name, &ours), (other, &theirs)] {
-        reported(
-            &format!("{who}-commits-{clients}"),
-            of(rounds, |r| r.rate),
-            "commits/s",
-        );
-        reported(&format!("{who}-p99-{clients}"), of(rounds, |r| r.p99), "ms");
-    }
-    remark(&format!("ratios of the rounds: {}", ratios.spread()));
-    promised(
-        &format!("{name}-to-{other}-{clients}"),
-        ratios.median(),
-        "ratio",
-        ">= 0.8",
-    );
-    Ok(())
+fn tell(name: &str, clients: usize, rounds: &[Round]) {
+    let median = |what: fn(&Round) -> f64| Samples::new(rounds.iter().map(what).collect()).median();
+    let (rate, p99) = (median(|round| round.rate), median(|round| round.p99));
+    reported(&format!("{name}-commits-{clients}"), rate, "commits/s");
+    reported(&format!("{name}-p99-{clients}"), p99, "ms");
 }
