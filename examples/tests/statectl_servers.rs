@@ -6,51 +6,23 @@ mod support {
     pub(crate) mod etcd;
     pub(crate) mod postgres;
     pub(crate) mod process;
+    pub(crate) mod world;
 }
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use novacron_core::model::{DiskSource, PoolId};
-use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
 use novacron_core::store::SqliteStore;
-use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, VmSpec};
+use novacron_core::{Cluster, Phase};
 use support::etcd::Etcd;
 use support::postgres::{PASSWORD, Server};
+use support::world::{World, named, soon};
 
-fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(60))
-}
-
-/// A world of one host, which outlives the clusters that are built on it.
-struct World {
-    world: SimWorld,
-    host: SimHypervisor,
-    pool: PoolId,
-}
-
-impl World {
-    fn new() -> Self {
-        let world = SimWorld::new(1);
-        let pool = PoolId::new("shared").unwrap();
-        world.add_pool(pool.clone(), Bytes::gib(100));
-        let host = SimHypervisor::new(&world, world.add_host(8, MiB(16_384)));
-        Self { world, host, pool }
-    }
-
-    async fn cluster(&self, database: &Path) -> (Cluster, SqliteStore) {
-        let store = SqliteStore::open(database).await.unwrap();
-        let cluster = Cluster::builder("prod")
-            .store(store.clone())
-            .node("alpha", self.host.clone())
-            .storage("shared", SimStorage::new(&self.world, self.pool.clone()))
-            .build()
-            .await
-            .unwrap();
-        cluster.nodes().wait_available(soon()).await.unwrap();
-        (cluster, store)
-    }
+async fn cluster(world: &World, database: &Path) -> (Cluster, SqliteStore) {
+    let store = SqliteStore::open(database).await.unwrap();
+    let cluster = world.cluster("prod", store.clone()).await.unwrap();
+    cluster.nodes().wait_available(soon()).await.unwrap();
+    (cluster, store)
 }
 
 /// Runs it, checks its exit code, and returns what it said.
@@ -72,14 +44,10 @@ async fn the_state_of_a_cluster_moves_through_every_store() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let world = World::new();
-    let (cluster, store) = world.cluster(&dir.join("a.db")).await;
+    let (cluster, store) = cluster(&world, &dir.join("a.db")).await;
     let mut ids = Vec::new();
     for name in ["web-1", "web-2", "web-3"] {
-        let root = DiskSource::Blank {
-            size: Bytes::gib(1),
-            pool: None,
-        };
-        let mut spec = VmSpec::new(name).memory(MiB(512)).disk("root", root);
+        let mut spec = named(name);
         // What is not plain in JSON: a NUL, quotes, other alphabets.
         let note = "\u{0} \"\\ ä 漢 \u{1f600}".to_owned();
         spec.annotations.insert("note".to_owned(), note);
@@ -107,10 +75,7 @@ async fn the_state_of_a_cluster_moves_through_every_store() {
         assert!(compared.contains("equal"), "{compared}");
     }
     // And the other way round.
-    let (back, further) = (
-        "etcd".to_owned() + &etcd["etcd".len()..] + "back/",
-        format!("{place}?schema=back"),
-    );
+    let (back, further) = (format!("{etcd}back/"), format!("{place}?schema=back"));
     let hops = ["sqlite:b.db", &back, &further, "sqlite:c.db"];
     for hop in hops.windows(2) {
         statectl(dir, 0, &["copy", hop[0], hop[1]]);
@@ -119,7 +84,7 @@ async fn the_state_of_a_cluster_moves_through_every_store() {
     assert!(compared.contains("equal"), "{compared}");
 
     // A cluster over what came back finds its VMs.
-    let (cluster, store) = world.cluster(&dir.join("c.db")).await;
+    let (cluster, store) = cluster(&world, &dir.join("c.db")).await;
     for (id, phase) in ids
         .into_iter()
         .zip([Phase::Running, Phase::Running, Phase::Stopped])
