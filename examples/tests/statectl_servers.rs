@@ -18,7 +18,7 @@ use support::etcd::Etcd;
 use support::postgres::{PASSWORD, Server};
 use support::world::{World, named, soon};
 
-async fn cluster(world: &World, database: &Path) -> (Cluster, SqliteStore) {
+async fn build(world: &World, database: &Path) -> (Cluster, SqliteStore) {
     let store = SqliteStore::open(database).await.unwrap();
     let cluster = world.cluster("prod", store.clone()).await.unwrap();
     cluster.nodes().wait_available(soon()).await.unwrap();
@@ -44,7 +44,7 @@ async fn the_state_of_a_cluster_moves_through_every_store() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let world = World::new();
-    let (cluster, store) = cluster(&world, &dir.join("a.db")).await;
+    let (cluster, store) = build(&world, &dir.join("a.db")).await;
     let mut ids = Vec::new();
     for name in ["web-1", "web-2", "web-3"] {
         let mut spec = named(name);
@@ -84,7 +84,7 @@ async fn the_state_of_a_cluster_moves_through_every_store() {
     assert!(compared.contains("equal"), "{compared}");
 
     // A cluster over what came back finds its VMs.
-    let (cluster, store) = cluster(&world, &dir.join("c.db")).await;
+    let (cluster, store) = build(&world, &dir.join("c.db")).await;
     for (id, phase) in ids
         .into_iter()
         .zip([Phase::Running, Phase::Running, Phase::Stopped])
