@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core doc msrv semver publish
+.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
-CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd
+CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd
 # What is published, and with it packaged by `make verify`.
 UNPUBLISHED := --exclude novacron-examples --exclude novacron-benches
 
@@ -75,7 +75,7 @@ verify: ## format, lints, docs, tidiness, licences, links, packages; writes noth
 	cargo clippy --locked -p novacron-core --no-default-features --features postgres -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance,postgres --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p novacron-examples --all-targets --features etcd -- -D warnings
+	cargo clippy --locked -p novacron-examples --all-targets --features etcd,postgres -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
 	cargo test --locked -p novacron-core --test tidy
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
@@ -111,6 +111,11 @@ sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the s
 bench-core: deps ## the numbers of docs/SPECIFICATION.md for the core; ONLY=overhead for one part
 	cargo fetch --locked
 	cargo run --locked --release -p novacron-benches --bin bench-core -- $(ONLY)
+
+bench-cluster: MORE_TOOLS := etcd:etcd-server etcdctl:etcd-client
+bench-cluster: deps ## the numbers of docs/SPECIFICATION.md for the stores; ONLY=watch for one part
+	cargo fetch --locked
+	cargo run --locked --release -p novacron-benches --bin bench-cluster -- $(ONLY)
 
 doc: ## the API's documentation
 	cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)

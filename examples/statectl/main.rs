@@ -15,15 +15,15 @@ mod url;
 use std::path::Path;
 use std::process::ExitCode;
 
-use novacron_core::store::{DumpSummary, Store, diff, dump, load};
+use novacron_core::store::{DumpSummary, Store, check_dump, diff, dump, load};
 use novacron_core::{Result, SeededIds};
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt as _, BufReader, BufWriter};
 
-use self::url::Opened;
-
 const USAGE: &str = "usage: statectl dump <store> <file> | load <file> <store> | copy <store> <store> | diff <store> <store>
-stores: sqlite:<path>, etcd://<host:port>[,<host:port>…][/<prefix>] (built with --features etcd)";
+stores: sqlite:<path>
+        postgres://<user>@<host>[,<host>…]/<database>[?schema=<schema>] (built with --features postgres)
+        etcd://<host:port>[,<host:port>…][/<prefix>] (built with --features etcd)";
 
 enum Failed {
     /// The command line is wrong.
@@ -68,32 +68,32 @@ async fn run(arguments: &[&str]) -> Result<(), Failed> {
         ["dump", store, file] => {
             let store = url::existing(store).await?;
             let dumped = write(&*store.store, Path::new(file)).await;
-            close(store).await?;
+            store.close().await?;
             tell("dumped", dumped?);
         }
         ["load", file, store] => {
             // Before the store is opened, which may make it.
             let mut file = read(Path::new(file)).await?;
+            check_dump(&mut file).await?;
             let store = url::open(store).await?;
             let loaded = load(&*store.store, &mut file, &SeededIds::from_os()).await;
-            close(store).await?;
+            store.close().await?;
             tell("loaded", loaded?);
         }
         ["copy", from, to] => {
             let folder = tempfile::tempdir()
                 .map_err(|error| Failed::Io("a temporary folder".to_owned(), error))?;
             let file = folder.path().join("state");
-            let (from, to) = (url::existing(from).await?, url::open(to).await?);
-            let copied = copy(&*from.store, &*to.store, &file).await;
-            close(from).await?;
-            close(to).await?;
+            let from = url::existing(from).await?;
+            let copied = copy(&*from.store, to, &file).await;
+            from.close().await?;
             tell("copied", copied?);
         }
         ["diff", first, second] => {
             let (first, second) = (url::existing(first).await?, url::existing(second).await?);
             let differences = diff(&*first.store, &*second.store).await;
-            close(first).await?;
-            close(second).await?;
+            first.close().await?;
+            second.close().await?;
             return show(&differences?);
         }
         _ => return Err(Failed::Usage),
@@ -101,10 +101,19 @@ async fn run(arguments: &[&str]) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn copy(from: &dyn Store, to: &dyn Store, file: &Path) -> Result<DumpSummary, Failed> {
+/// The other store is opened, and with that perhaps made, when the dump is whole.
+async fn copy(from: &dyn Store, to: &str, file: &Path) -> Result<DumpSummary, Failed> {
     write(from, file).await?;
-    let loaded = load(to, &mut read(file).await?, &SeededIds::from_os()).await?;
-    show(&diff(from, to).await?)?;
+    let mut dumped = read(file).await?;
+    let to = url::open(to).await?;
+    let copied = async {
+        let loaded = load(&*to.store, &mut dumped, &SeededIds::from_os()).await?;
+        Ok::<_, novacron_core::Error>((loaded, diff(from, &*to.store).await?))
+    };
+    let copied = copied.await;
+    to.close().await?;
+    let (loaded, differences) = copied?;
+    show(&differences)?;
     Ok(loaded)
 }
 
@@ -125,13 +134,6 @@ async fn read(path: &Path) -> Result<BufReader<File>, Failed> {
     let file = File::open(path).await;
     file.map(BufReader::new)
         .map_err(|error| Failed::Io(path.display().to_string(), error))
-}
-
-async fn close(store: Opened) -> Result<()> {
-    match store.sqlite {
-        Some(sqlite) => sqlite.close().await,
-        None => Ok(()),
-    }
 }
 
 #[expect(clippy::print_stdout, reason = "the output of a program for people")]

@@ -60,6 +60,12 @@ async fn the_state_moves_from_one_database_to_another() {
     assert!(!dir.join("d.db").exists());
     std::fs::write(dir.join("broken"), "hello\n").unwrap();
     assert!(expect(dir, 3, &["load", "broken", "sqlite:e.db"]).contains("no dump"));
+    // A dump that is good at its begin only, as one that was cut off.
+    let whole = std::fs::read_to_string(dir.join("state")).unwrap();
+    let cut = whole.lines().take(2).collect::<Vec<_>>().join("\n") + "\n";
+    std::fs::write(dir.join("cut"), cut).unwrap();
+    assert!(expect(dir, 3, &["load", "cut", "sqlite:e.db"]).contains("cut off"));
+    assert!(!dir.join("e.db").exists());
     assert!(expect(dir, 3, &["dump", "what", "state"]).contains("no URL"));
     assert!(expect(dir, 2, &["dump"]).contains("usage"));
 }

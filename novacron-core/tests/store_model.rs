@@ -2,21 +2,23 @@
 #![cfg(any(feature = "sqlite", feature = "postgres"))]
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/model.rs"]
-mod model;
-#[cfg(feature = "postgres")]
-#[path = "support/postgres.rs"]
-mod postgres;
+mod support {
+    pub(crate) mod model;
+    #[cfg(feature = "postgres")]
+    pub(crate) mod postgres;
+    #[cfg(feature = "postgres")]
+    pub(crate) mod process;
+}
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::{Pair, Step, Subject, step};
 use novacron_core::conformance::ManualClock;
 use novacron_core::store::Store;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use support::model::{Pair, Step, Subject, step};
 
 fn run(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -137,7 +139,7 @@ mod sqlite_store {
 mod postgres_store {
     use novacron_core::store::{PostgresOptions, PostgresStore};
 
-    use super::postgres::{Server, schema};
+    use super::support::postgres::{Server, schema};
     use super::*;
 
     struct Postgres {

@@ -1,8 +1,10 @@
 //! PostgresStore against the suite that every Store runs, on a real server.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/postgres.rs"]
-mod postgres;
+mod support {
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+}
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use novacron_core::conformance::store::StoreFixture;
 use novacron_core::store::{PostgresOptions, PostgresStore, Store};
-use postgres::Server;
+use support::postgres::Server;
 
 struct Fixture {
     options: PostgresOptions,
@@ -19,7 +21,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(change: impl FnOnce(&mut PostgresOptions)) -> Self {
-        let mut options = Server::shared().options(&postgres::schema());
+        let mut options = Server::shared().options(&support::postgres::schema());
         change(&mut options);
         Self {
             options,

@@ -2,58 +2,16 @@
 //! sees of it is what docs/guides/postgresql.md says.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/postgres.rs"]
-mod postgres;
-
-use std::time::Duration;
-
-use novacron_core::model::{DiskSource, PoolId};
-use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
-use novacron_core::store::{PostgresStore, Store};
-use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, Result, VmSpec};
-use postgres::Server;
-
-fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(30))
+mod support {
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+    pub(crate) mod world;
 }
 
-/// A world of one host, which outlives the clusters that are built on it.
-struct World {
-    world: SimWorld,
-    alpha: SimHypervisor,
-    pool: PoolId,
-}
-
-impl World {
-    fn new() -> Self {
-        let world = SimWorld::new(1);
-        let pool = PoolId::new("shared").unwrap();
-        world.add_pool(pool.clone(), Bytes::gib(100));
-        let alpha = SimHypervisor::new(&world, world.add_host(8, MiB(16_384)));
-        Self { world, alpha, pool }
-    }
-
-    async fn cluster(&self, name: &str, store: PostgresStore) -> Result<Cluster> {
-        Cluster::builder(name)
-            .store(store)
-            .node("alpha", self.alpha.clone())
-            .storage("shared", SimStorage::new(&self.world, self.pool.clone()))
-            .build()
-            .await
-    }
-}
-
-fn spec() -> VmSpec {
-    named("web-1")
-}
-
-fn named(name: &str) -> VmSpec {
-    let root = DiskSource::Blank {
-        size: Bytes::gib(1),
-        pool: None,
-    };
-    VmSpec::new(name).memory(MiB(512)).disk("root", root)
-}
+use novacron_core::store::Store;
+use novacron_core::{ErrorKind, Phase};
+use support::postgres::Server;
+use support::world::{World, named, soon};
 
 #[tokio::test]
 async fn a_cluster_lives_on_when_its_process_starts_anew() {
@@ -62,7 +20,7 @@ async fn a_cluster_lives_on_when_its_process_starts_anew() {
     let store = server.store("novacron").await;
     let cluster = world.cluster("prod", store).await.unwrap();
     cluster.nodes().wait_available(soon()).await.unwrap();
-    let vm = cluster.vms().create(spec()).await.unwrap();
+    let vm = cluster.vms().create(named("web-1")).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     let id = vm.id();
     // Dropped without a shutdown, as by a crash.
@@ -154,7 +112,7 @@ async fn two_clusters_share_a_database_under_two_schemas() {
         .unwrap();
     one.nodes().wait_available(soon()).await.unwrap();
     two.nodes().wait_available(soon()).await.unwrap();
-    let vm = one.vms().create(spec()).await.unwrap();
+    let vm = one.vms().create(named("web-1")).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     let missing = two.vms().by_name("web-1").await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);

@@ -8,27 +8,26 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "faults come at some time")]
 
-#[path = "support/postgres.rs"]
-mod postgres;
-#[path = "support/proxy.rs"]
-mod proxy;
+mod support {
+    pub(crate) mod history;
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+    pub(crate) mod proxy;
+}
 
-use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use novacron_core::ErrorKind;
-use novacron_core::conformance::store::{Checked, Load};
+use novacron_core::conformance::store::Checked;
 use novacron_core::store::{
-    Change, Commit, Key, Op, PostgresOptions, PostgresStore, Revision, Store, TxnId, TxnOutcome,
-    WatchEvent,
+    Commit, Key, Op, PostgresOptions, PostgresStore, Revision, Store, TxnId, TxnOutcome, WatchEvent,
 };
-use postgres::{PASSWORD, Server};
-use proxy::{Mode, Proxy};
 use secrecy::SecretString;
+use support::history;
+use support::postgres::{PASSWORD, Server};
+use support::proxy::Proxy;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -41,106 +40,15 @@ fn commit(n: u128) -> Commit {
     commit
 }
 
-type Told = BTreeMap<Revision, Vec<Change>>;
-
-/// What a watch of everything tells until it has passed `until`; it begins again where it was when the store has to.
-async fn told(store: &PostgresStore, until: impl Future<Output = Revision>) -> Told {
-    let (mut told, mut after) = (Told::new(), Revision(0));
-    let mut until = std::pin::pin!(until);
-    let mut end = None;
-    loop {
-        let Ok(mut watch) = store.watch(vec![String::new()], after).await else {
-            sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        loop {
-            if end.is_some_and(|end| after >= end) {
-                return told;
-            }
-            let event = tokio::select! {
-                event = watch.next() => event,
-                revision = &mut until, if end.is_none() => {
-                    end = Some(revision);
-                    continue;
-                }
-            };
-            match event {
-                Some(Ok(WatchEvent::Commit { revision, changes })) => {
-                    assert!(
-                        revision > after || told.contains_key(&revision),
-                        "out of order: {revision}"
-                    );
-                    told.insert(revision, changes.to_vec());
-                    after = after.max(revision);
-                }
-                Some(Ok(WatchEvent::Bookmark(revision))) => after = after.max(revision),
-                Some(Err(_)) | None => break,
-            }
-        }
-    }
-}
-
-/// Runs clients on two stores (as of two processes) while `fault` does its work again and again.
+/// As [`history::under`], on two stores with these options.
 async fn under<F: Future<Output = ()>>(
-    options: [PostgresOptions; 2],
+    options: PostgresOptions,
     calls: usize,
     fault: impl Fn() -> F,
 ) -> Checked {
-    let mut stores: Vec<PostgresStore> = Vec::new();
-    for options in options {
-        stores.push(PostgresStore::connect(options).await.unwrap());
-    }
-    let handles: Vec<Arc<dyn Store>> = stores
-        .iter()
-        .map(|store| Arc::new(store.clone()) as Arc<dyn Store>)
-        .collect();
-    let (tell, last) = tokio::sync::oneshot::channel();
-    let watcher = stores[1].clone();
-    let watching = tokio::spawn(async move { told(&watcher, async { last.await.unwrap() }).await });
-    let (over, count) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let load = async {
-        let load = Load {
-            clients: 8,
-            calls,
-            seed: 11,
-        };
-        let history = load.run(&handles).await;
-        over.store(true, Ordering::SeqCst);
-        history
-    };
-    let faults = async {
-        while !over.load(Ordering::SeqCst) {
-            fault().await;
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-    };
-    let (history, ()) = timeout(4 * LONG, futures::future::join(load, faults))
-        .await
-        .unwrap();
-
-    let settled = async {
-        while history.settle(&*handles[0]).await.is_err() {
-            sleep(Duration::from_millis(100)).await;
-        }
-    };
-    timeout(LONG, settled).await.unwrap();
-    let checked = history
-        .check()
-        .unwrap_or_else(|violation| panic!("{violation}"));
-
-    // What was told live, by a watch that went through all this, is what there is.
-    let revision = stores[0].revision().await.unwrap();
-    tell.send(revision).unwrap();
-    let live = timeout(LONG, watching).await.unwrap().unwrap();
-    let afterwards = told(&stores[0], async { revision }).await;
-    assert_eq!(live, afterwards);
-    let count = count.into_inner();
-    println!("{count} faults, {checked:?}");
-    assert!(
-        count >= 3 && checked.commits > 100,
-        "{count} faults, {checked:?}"
-    );
-    checked
+    let one = PostgresStore::connect(options.clone()).await.unwrap();
+    let other = PostgresStore::connect(options).await.unwrap();
+    history::under([Arc::new(one), Arc::new(other)], calls, fault).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +56,7 @@ async fn a_server_that_is_killed_and_restarted_loses_nothing() {
     let server = Arc::new(Mutex::new(Server::start(false, &[])));
     let mut options = server.lock().await.options("nc");
     options.deadline = Duration::from_secs(2);
-    under([options.clone(), options], 500, || async {
+    under(options, 500, || async {
         sleep(Duration::from_millis(200)).await;
         let mut server = Arc::clone(&server).lock_owned().await;
         tokio::task::spawn_blocking(move || {
@@ -166,7 +74,7 @@ async fn a_server_that_stands_still_leaves_outcomes_unknown_and_settles_them() {
     let server = Server::start(false, &[]);
     let mut options = server.options("nc");
     options.deadline = Duration::from_millis(500);
-    let checked = under([options.clone(), options], 120, || async {
+    let checked = under(options, 120, || async {
         sleep(Duration::from_millis(200)).await;
         server.pause();
         sleep(Duration::from_millis(900)).await;
@@ -195,16 +103,16 @@ async fn through_proxy(schema: &str) -> (Server, Proxy, PostgresOptions) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_cut_anywhere_change_nothing() {
     let (_server, proxy, options) = through_proxy("nc").await;
-    under([options.clone(), options], 120, || async {
-        proxy.set(Mode::CutAtRandom);
+    under(options, 120, || async {
+        proxy.cut_at_random();
         sleep(Duration::from_millis(700)).await;
-        proxy.set(Mode::LoseAnswers);
+        proxy.lose_answers();
         sleep(Duration::from_millis(50)).await;
-        proxy.set(Mode::Pass);
+        proxy.release();
         sleep(Duration::from_millis(100)).await;
     })
     .await;
-    proxy.set(Mode::Pass);
+    proxy.release();
 }
 
 /// The answer to a commit is lost; the store asks again by itself, and it is applied once.
@@ -213,10 +121,10 @@ async fn a_commit_whose_answer_is_lost_is_told_all_the_same() {
     let (_server, proxy, options) = through_proxy("nc").await;
     let store = PostgresStore::connect(options).await.unwrap();
     store.commit(commit(1)).await.unwrap();
-    proxy.set(Mode::LoseAnswers);
+    proxy.lose_answers();
     let (revision, ()) = futures::join!(store.commit(commit(2)), async {
         sleep(Duration::from_millis(300)).await;
-        proxy.set(Mode::Pass);
+        proxy.release();
     });
     assert_eq!(revision.unwrap(), Revision(2));
     assert_eq!(store.revision().await.unwrap(), Revision(2));
@@ -230,10 +138,10 @@ async fn a_commit_whose_answer_stays_lost_is_of_unknown_outcome() {
     let (_server, proxy, options) = through_proxy("nc").await;
     let store = PostgresStore::connect(options).await.unwrap();
     store.commit(commit(1)).await.unwrap();
-    proxy.set(Mode::LoseAnswers);
+    proxy.lose_answers();
     let (error, ()) = futures::join!(store.commit(commit(2)), async {
         sleep(Duration::from_millis(100)).await;
-        proxy.set(Mode::Refuse);
+        proxy.cut();
     });
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
@@ -245,7 +153,7 @@ async fn a_commit_whose_answer_stays_lost_is_of_unknown_outcome() {
     assert_eq!(unsent.kind(), ErrorKind::Unavailable, "{unsent}");
     assert!(unsent.context().any(|(name, _)| name == "last"), "{unsent}");
 
-    proxy.set(Mode::Pass);
+    proxy.release();
     let outcome = store.outcome(commit(2).txn).await.unwrap();
     assert_eq!(outcome, TxnOutcome::Committed(Revision(2)));
     assert_eq!(

@@ -2,8 +2,10 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::disallowed_methods, reason = "faults come at some time")]
 
-#[path = "support/postgres.rs"]
-mod postgres;
+mod support {
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+}
 
 use std::fs;
 use std::process::Command;
@@ -14,8 +16,8 @@ use novacron_core::store::{
     Commit, Key, Op, PostgresOptions, PostgresStore, PostgresTls, Revision, Store, TxnId,
 };
 use novacron_core::{Error, ErrorKind};
-use postgres::{PASSWORD, Server};
 use secrecy::SecretString;
+use support::postgres::{PASSWORD, Server};
 use uuid::Uuid;
 
 fn commit(n: u128, key: &str, value: impl Into<Bytes>) -> Commit {

@@ -31,6 +31,7 @@ mod memory;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+pub(crate) mod value;
 mod watch;
 
 use std::fmt;
@@ -44,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub(crate) use dump::finished;
-pub use dump::{Difference, DumpSummary, diff, dump, load};
+pub use dump::{Difference, DumpSummary, check_dump, diff, dump, load};
 #[cfg(feature = "etcd")]
 pub use etcd::{EtcdOptions, EtcdStore, EtcdTls, EtcdUser};
 pub use key::Key;

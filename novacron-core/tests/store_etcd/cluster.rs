@@ -7,7 +7,7 @@ use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
 use novacron_core::store::EtcdStore;
 use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, VmSpec};
 
-use super::server::{Etcd, Setup};
+use super::support::etcd::{Etcd, Setup};
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))

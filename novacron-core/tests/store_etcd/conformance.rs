@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use novacron_core::conformance::store::{self as suite, StoreFixture};
 use novacron_core::store::Store;
 
-use super::server::{Etcd, Setup};
 use super::shared::pass;
+use super::support::etcd::{Etcd, Setup};
 
 struct Fixture {
     etcd: Mutex<Etcd>,

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use novacron_core::conformance::store::{self as suite, StoreFixture};
 use novacron_core::store::{EtcdOptions, EtcdStore, Store};
 
-use super::proxy::Proxy;
-use super::server::Etcd;
 use super::shared::pass;
+use super::support::etcd::Etcd;
+use super::support::proxy::Proxy;
 
 struct Fixture {
     etcd: Arc<Mutex<Etcd>>,
@@ -22,7 +22,7 @@ struct Fixture {
 impl Fixture {
     async fn new() -> Self {
         let etcd = Etcd::start();
-        let proxy = Arc::new(Proxy::start(etcd.port(0)).await);
+        let proxy = Arc::new(Proxy::to(etcd.port(0)).await);
         let etcd = Arc::new(Mutex::new(etcd));
         let trouble = tokio::spawn(trouble(Arc::clone(&etcd), Arc::clone(&proxy)));
         let trouble = trouble.abort_handle();

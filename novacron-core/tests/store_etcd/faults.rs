@@ -9,9 +9,9 @@ use novacron_core::store::{
     EtcdOptions, EtcdStore, LeaseAnswer, ListOptions, Revision, Store, TxnOutcome,
 };
 
-use super::proxy::Proxy;
-use super::server::{Etcd, Setup};
 use super::shared::{create, key, pass, put, told, value};
+use super::support::etcd::{Etcd, Setup};
+use super::support::proxy::Proxy;
 
 /// A store that gives up soon.
 async fn hasty(endpoints: Vec<String>, timeout: Duration) -> EtcdStore {
@@ -109,7 +109,7 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
 async fn a_commit_whose_answer_is_cut_off_is_applied_once() {
     let etcd = Etcd::start();
     let direct = etcd.connect().await;
-    let proxy = Proxy::start(etcd.port(0)).await;
+    let proxy = Proxy::to(etcd.port(0)).await;
     let store = hasty(vec![proxy.endpoint()], Duration::from_secs(6)).await;
     store.commit(put("vm/a", 0)).await.unwrap();
     for round in 0..10 {
@@ -134,7 +134,7 @@ async fn a_commit_whose_answer_is_cut_off_is_applied_once() {
 #[tokio::test]
 async fn a_commit_that_is_cut_off_on_its_way_is_sent_again() {
     let etcd = Etcd::start();
-    let proxy = Proxy::start(etcd.port(0)).await;
+    let proxy = Proxy::to(etcd.port(0)).await;
     let store = hasty(vec![proxy.endpoint()], Duration::from_secs(6)).await;
     store.commit(put("vm/a", 0)).await.unwrap();
     proxy.hold_requests();
@@ -155,7 +155,7 @@ async fn a_commit_that_is_cut_off_on_its_way_is_sent_again() {
 async fn an_unknown_outcome_is_told_and_found_out_later() {
     let etcd = Etcd::start();
     let direct = etcd.connect().await;
-    let proxy = Proxy::start(etcd.port(0)).await;
+    let proxy = Proxy::to(etcd.port(0)).await;
     let store = hasty(vec![proxy.endpoint()], Duration::from_secs(2)).await;
     store.commit(put("vm/start", 0)).await.unwrap();
 
@@ -202,7 +202,7 @@ async fn an_unknown_outcome_is_told_and_found_out_later() {
 async fn a_conflict_rules_out_the_attempt_that_is_still_on_its_way() {
     let etcd = Etcd::start();
     let direct = etcd.connect().await;
-    let proxy = Proxy::start(etcd.port(0)).await;
+    let proxy = Proxy::to(etcd.port(0)).await;
     let both = vec![proxy.endpoint(), etcd.endpoint(0)];
     let store = hasty(both, Duration::from_secs(3)).await;
     store.commit(put("vm/start", 0)).await.unwrap();
@@ -326,7 +326,7 @@ async fn an_etcd_that_others_compact_hurts_no_idle_store() {
 async fn a_watch_that_missed_compacted_commits_is_told_to_list_again() {
     let etcd = Etcd::start();
     let direct = etcd.connect().await;
-    let proxy = Proxy::start(etcd.port(0)).await;
+    let proxy = Proxy::to(etcd.port(0)).await;
     let store = hasty(vec![proxy.endpoint()], Duration::from_secs(3)).await;
     let first = store.commit(put("vm/a", 0)).await.unwrap();
     let mut watch = store.watch(vec![String::new()], first).await.unwrap();

@@ -8,8 +8,8 @@ use futures::StreamExt as _;
 use novacron_core::SystemClock;
 use novacron_core::store::{Commit, ListOptions, MemoryStore, Op, SqliteStore, Store, WatchEvent};
 
-use super::server::{Etcd, Setup};
 use super::shared::{key, put, txn, value};
+use super::support::etcd::{Etcd, Setup};
 
 fn record(i: usize) -> String {
     format!(

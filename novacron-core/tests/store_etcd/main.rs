@@ -11,10 +11,17 @@ mod conformance;
 mod disturbed;
 mod faults;
 mod figures;
+mod history;
 mod members;
 mod model;
 mod moving;
-mod proxy;
 mod refusals;
-mod server;
 mod shared;
+
+#[path = "../support"]
+mod support {
+    pub(crate) mod etcd;
+    pub(crate) mod history;
+    pub(crate) mod process;
+    pub(crate) mod proxy;
+}

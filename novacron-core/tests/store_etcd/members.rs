@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use novacron_core::ErrorKind;
 use novacron_core::store::{EtcdStore, LeaseAnswer, Revision, Store};
 
-use super::server::{Etcd, Setup};
 use super::shared::{key, pass, put, told};
+use super::support::etcd::{Etcd, Setup};
 
 async fn three() -> (Etcd, EtcdStore) {
     let etcd = Etcd::start_with(3, &Setup::default());

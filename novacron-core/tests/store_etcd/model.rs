@@ -15,8 +15,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::server::Etcd;
 use super::shared::{key, read_until, value};
+use super::support::etcd::Etcd;
 
 const KEYS: &[&str] = &["vm", "vm/a", "vm/a/x", "vm/b", "vm-x/a", "run/n/a", "vmx"];
 const PREFIXES: &[&str] = &["", "v", "vm", "vm/", "vm/a", "run/", "x", "vm_"];

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use novacron_core::store::{Commit, EtcdStore, MemoryStore, Op, Revision, Store, diff, dump, load};
 use novacron_core::{ErrorKind, SeededIds, SystemClock};
 
-use super::server::{Etcd, Setup};
 use super::shared::{key, put, txn, value};
+use super::support::etcd::{Etcd, Setup};
 
 #[tokio::test]
 async fn the_state_moves_into_etcd_and_out_of_it() {

@@ -9,8 +9,8 @@ use novacron_core::store::{
 use novacron_core::{Error, ErrorKind};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use super::server::{Etcd, Setup};
 use super::shared::{key, pass, put, told, value};
+use super::support::etcd::{Etcd, Setup};
 
 const PASSWORD: &str = "correct horse";
 

@@ -2,9 +2,9 @@
 //! and, if asked, on a port of the loopback. It dies with the test, however that ends.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +12,8 @@ use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use novacron_core::store::{PostgresOptions, PostgresStore};
+
+use super::process::free_port;
 
 /// The password of `postgres` and of every role that a test makes.
 pub(crate) const PASSWORD: &str = "correct-horse-battery";
@@ -71,15 +73,7 @@ impl Server {
             template.display(),
             folder.display()
         );
-        let port = if tcp {
-            TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port()
-        } else {
-            5432
-        };
+        let port = if tcp { free_port() } else { 5432 };
         let settings = settings.iter().map(ToString::to_string).collect();
         let mut server = Self {
             folder,
@@ -96,7 +90,7 @@ impl Server {
     /// A standby that follows this one, on a socket of its own.
     pub(crate) fn standby(&self, settings: &[&str]) -> Self {
         let folder = PathBuf::from(format!("{}-standby", self.folder.display()));
-        let output = unprivileged(&bin("pg_basebackup"))
+        let output = unprivileged(bin("pg_basebackup"))
             .arg("-h")
             .arg(&self.folder)
             .args([
@@ -140,7 +134,7 @@ impl Server {
         loop {
             self.postmaster = Some(self.spawn());
             while Instant::now() < end {
-                let ready = unprivileged(&bin("pg_isready"))
+                let ready = unprivileged(bin("pg_isready"))
                     .arg("-q")
                     .arg("-h")
                     .arg(&self.folder)
@@ -163,9 +157,9 @@ impl Server {
 
     fn spawn(&self) -> Postmaster {
         let mut command = match self.file_bytes {
-            None => unprivileged(&bin("postgres")),
+            None => unprivileged(bin("postgres")),
             Some(bytes) => {
-                let mut command = unprivileged(Path::new("prlimit"));
+                let mut command = unprivileged("prlimit");
                 command.arg(format!("--fsize={bytes}")).arg(bin("postgres"));
                 command
             }
@@ -358,7 +352,7 @@ fn template() -> PathBuf {
         .unwrap()
         .write_all(PASSWORD.as_bytes())
         .unwrap();
-    let output = unprivileged(&bin("initdb"))
+    let output = unprivileged(bin("initdb"))
         .arg("-D")
         .arg(&draft)
         .arg("--pwfile")
@@ -398,7 +392,7 @@ fn template() -> PathBuf {
 }
 
 /// A program of the newest PostgreSQL here.
-fn bin(name: &str) -> PathBuf {
+pub(crate) fn bin(name: &str) -> PathBuf {
     let version = |path: &PathBuf| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
     let found = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let found = found.filter_map(|entry| Some(entry.ok()?.path()));
@@ -415,14 +409,10 @@ fn install() -> &'static str {
     "PostgreSQL is not installed; run: make deps (or: apt-get install postgresql)"
 }
 
-/// A command that dies with its parent, and that is no root: PostgreSQL refuses that.
-fn unprivileged(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]);
-    if rustix::process::getuid().is_root() {
-        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
-    }
-    command.arg(program).current_dir("/").env("LC_ALL", "C");
+/// A command in a folder that its user may enter, with messages in English.
+fn unprivileged(program: impl AsRef<OsStr>) -> Command {
+    let mut command = super::process::unprivileged(program);
+    command.current_dir("/").env("LC_ALL", "C");
     command
 }
 

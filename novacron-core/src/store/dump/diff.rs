@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::Pages;
 use crate::error::Result;
-use crate::store::{Key, Record, Store};
+use crate::store::{Key, Record, Store, value};
 
 /// A record that two stores do not both have alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Difference {
     OnlyFirst(Key),
     /// Only the second store has it.
     OnlySecond(Key),
-    /// Both have it, with different values.
+    /// Both have it, with values that are not equal as JSON.
     Value(Key),
 }
 
@@ -50,7 +50,7 @@ pub async fn diff(first: &dyn Store, second: &dyn Store) -> Result<Vec<Differenc
             }
             Some(Ordering::Equal) => {
                 if let (Some(a), Some(b)) = (a.take(), b.take())
-                    && a.value != b.value
+                    && !value::equal(&a.value, &b.value)
                 {
                     differences.push(Difference::Value(a.key));
                 }

@@ -8,7 +8,7 @@ use super::{DumpSummary, LOADING, Pages, Pair, loading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
     Commit, ListOptions, MAX_COMMIT_BYTES, MAX_OPS, Op, Precondition, Revision, Store, TxnId,
-    TxnOutcome,
+    TxnOutcome, value,
 };
 use crate::time::IdSource;
 
@@ -27,7 +27,7 @@ pub async fn load<R>(store: &dyn Store, from: &mut R, ids: &dyn IdSource) -> Res
 where
     R: AsyncBufRead + AsyncSeek + Unpin + Send,
 {
-    let expected = check(from).await?;
+    let expected = check_dump(from).await?;
     let guard = begin(store, ids).await?;
 
     rewind(from).await?;
@@ -55,8 +55,15 @@ where
     Ok(expected)
 }
 
-/// Reads a dump to its end.
-async fn check<R: AsyncBufRead + AsyncSeek + Unpin + Send>(from: &mut R) -> Result<DumpSummary> {
+/// Reads a dump to its end, as [`load`] does before it writes anything: format, order, count and checksum are right.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for a file that is no dump, is cut off, damaged, or newer than this build,
+/// [`ErrorKind::Unavailable`] when it cannot be read.
+pub async fn check_dump<R>(from: &mut R) -> Result<DumpSummary>
+where
+    R: AsyncBufRead + AsyncSeek + Unpin + Send,
+{
     rewind(from).await?;
     let mut dump = Reader::open(from).await?;
     while let Some((key, _)) = dump.next().await? {
@@ -147,7 +154,13 @@ async fn compare<R: AsyncBufRead + Unpin + Send>(store: &dyn Store, from: &mut R
             found = pages.next().await?.map(|r| (r.key, r.value));
         }
         let expected = dump.next().await?;
-        if found != expected {
+        let alike = match (&found, &expected) {
+            (Some((key, value)), Some((other, wanted))) => {
+                key == other && value::equal(value, wanted)
+            }
+            (found, expected) => found.is_none() && expected.is_none(),
+        };
+        if !alike {
             let key =
                 |pair: Option<Pair>| pair.map_or("none".to_owned(), |(key, _)| key.to_string());
             let error =

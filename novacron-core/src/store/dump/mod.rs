@@ -9,7 +9,7 @@
 //! three times: it is checked whole before anything is written, loaded, and compared with what the store then has. It
 //! begins by putting the record `loading/state` and ends by removing it, and every commit between requires it: a
 //! cluster refuses a store that has it, and a load that was cut off is begun again by calling [`load`] again. [`diff`]
-//! compares two stores.
+//! compares two stores. Values are compared as JSON, since a store may keep them in a form of its own.
 //!
 //! Records get the revisions of the store that they are loaded into. Leases, beats and outcomes stay behind: they are
 //! about processes that run, and a cluster must be shut down before its state moves, or it would have two.
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 pub use self::diff::{Difference, diff};
-pub use self::load::load;
+pub use self::load::{check_dump, load};
 
 use super::crc::{START, crc};
 use super::{Key, ListOptions, Record, Revision, Store};

@@ -263,12 +263,15 @@ async fn check_parts(client: &Client, options: &PostgresOptions) -> Result<()> {
 const _: () = assert!(crate::store::OUTCOMES_KEPT.as_secs() == 3600);
 
 #[cfg(test)]
-#[path = "../../../tests/support/postgres.rs"]
-mod test_server;
+#[path = "../../../tests/support"]
+mod support {
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+}
 
 #[cfg(test)]
 mod tests {
-    use super::test_server::Server;
+    use super::support::postgres::Server;
     use super::*;
 
     #[test]

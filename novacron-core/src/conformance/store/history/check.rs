@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 
 use bytes::Bytes;
-use serde_json::Value;
 
 use super::{Recorded, Saw};
-use crate::store::{Commit, Key, Op, Precondition, Record, Revision, TxnId, TxnOutcome};
+use crate::store::{Commit, Key, Op, Precondition, Record, Revision, TxnId, TxnOutcome, value};
 
 /// What a history had in it that could be explained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -317,10 +316,7 @@ fn same(written: Option<(Revision, &Bytes)>, seen: Option<&Record>) -> bool {
     match (written, seen) {
         (None, None) => true,
         (Some((version, value)), Some(seen)) => {
-            let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
-            let equal =
-                *value == seen.value || json(value).is_some_and(|it| Some(it) == json(&seen.value));
-            version == seen.version && equal
+            version == seen.version && value::equal(value, &seen.value)
         }
         _ => false,
     }

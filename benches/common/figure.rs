@@ -4,56 +4,68 @@
 use std::time::Duration;
 
 /// Prints what is promised, beside its goal.
-pub(crate) fn promised(name: &str, value: f64, unit: &str, goal: &str) {
+pub fn promised(name: &str, value: f64, unit: &str, goal: &str) {
     println!("figure {name} {value:.3} {unit} goal {goal}");
 }
 
 /// Prints what is only reported.
-pub(crate) fn reported(name: &str, value: f64, unit: &str) {
+pub fn reported(name: &str, value: f64, unit: &str) {
     println!("figure {name} {value:.3} {unit}");
 }
 
 /// Prints a remark.
-pub(crate) fn remark(text: &str) {
+pub fn remark(text: &str) {
     println!("# {text}");
 }
 
 /// The samples, smallest first.
 #[derive(Debug)]
-pub(crate) struct Samples(Vec<f64>);
+pub struct Samples(Vec<f64>);
 
 impl Samples {
-    pub(crate) fn new(mut samples: Vec<f64>) -> Self {
+    /// Sorts them.
+    #[must_use]
+    pub fn new(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         Self(samples)
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
     /// The sample below which `percent` of them lie.
-    pub(crate) fn percentile(&self, percent: usize) -> f64 {
+    #[must_use]
+    pub fn percentile(&self, percent: usize) -> f64 {
         let last = self.0.len().saturating_sub(1);
         let at = (self.0.len() * percent / 100).min(last);
         self.0.get(at).copied().unwrap_or(f64::NAN)
     }
 
-    pub(crate) fn median(&self) -> f64 {
+    /// The one in the middle.
+    #[must_use]
+    pub fn median(&self) -> f64 {
         self.percentile(50)
     }
 
     /// `min … median … max`, to see the spread.
-    pub(crate) fn spread(&self) -> String {
+    #[must_use]
+    pub fn spread(&self) -> String {
         let [least, middle, most] = [0, 50, 100].map(|p| self.percentile(p));
         format!("{least:.3} … {middle:.3} … {most:.3} of {}", self.count())
     }
 }
 
-pub(crate) fn millis(time: Duration) -> f64 {
+/// In milliseconds.
+#[must_use]
+pub fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-pub(crate) fn micros(time: Duration) -> f64 {
+/// In microseconds.
+#[must_use]
+pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }

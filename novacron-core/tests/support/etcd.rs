@@ -2,9 +2,10 @@
 //!
 //! Each server is a child of its own that is ended by its own process id: when [`Etcd`] is dropped, also by a panic, and
 //! by the kernel (`setpriv --pdeathsig`) when the test's process is killed.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use novacron_core::store::{EtcdOptions, EtcdStore};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use super::process::{dying, free_port, nap};
 
 /// How a server is started beside its defaults.
 #[derive(Clone, Default)]
@@ -107,8 +110,8 @@ impl Etcd {
             .append(true)
             .open(self.folder.path().join(format!("n{i}.log")))
             .unwrap();
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "etcd", "--name", &format!("n{i}")])
+        let child = dying("etcd")
+            .args(["--name", &format!("n{i}")])
             .arg("--data-dir")
             .arg(self.folder.path().join(format!("n{i}")))
             .args(["--listen-client-urls", &client])
@@ -240,20 +243,4 @@ impl Drop for Etcd {
             let _ = child.wait();
         }
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a process is awaited that tells nobody"
-)]
-fn nap(time: Duration) {
-    std::thread::sleep(time);
 }
