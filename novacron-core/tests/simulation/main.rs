@@ -21,13 +21,13 @@
 )]
 
 mod crash_store;
+mod healing;
 mod invariants;
 mod many;
 mod random;
 mod requests;
 mod seeds;
 mod seen;
-mod settling;
 mod site;
 mod stories;
 mod systematic;

@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use tokio::time::error::Elapsed;
+
+use crate::site::Site;
+use crate::workload::Ledger;
+
 /// What became of a seed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -9,6 +14,21 @@ pub(crate) struct Outcome {
     pub log: Vec<String>,
     /// How many requests were acknowledged, by verb.
     pub told: BTreeMap<String, u64>,
+}
+
+impl Outcome {
+    pub(crate) fn of(
+        result: Result<Result<(), String>, Elapsed>,
+        site: &Site,
+        ledger: Ledger,
+    ) -> Self {
+        let endless = |_| Err("it did not end within a simulated day".to_owned());
+        Self {
+            result: result.unwrap_or_else(endless),
+            log: site.log(),
+            told: ledger.told,
+        }
+    }
 }
 
 /// What all of them together were told, if they were at least `usual` many. Panics if one fails, with the command that

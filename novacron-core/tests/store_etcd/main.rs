@@ -10,7 +10,6 @@ mod cluster;
 mod conformance;
 mod disturbed;
 mod faults;
-mod figures;
 mod history;
 mod members;
 mod model;

@@ -1,23 +1,42 @@
-//! The healing phase of a story.
+//! The end of a story: nothing goes wrong any more, and everything must come right.
 
 use std::time::Duration;
 
 use novacron_core::model::{ObjectRef, Power};
-use novacron_core::{Cluster, Phase};
+use novacron_core::{Cluster, MiB, Phase};
 
-use crate::invariants::converges;
+use crate::invariants::{
+    converges, made_once, no_overcommit, nothing_lost, one_writer, operations_end, runs_once,
+};
 use crate::site::{Site, every, node, pass};
 use crate::workload::Ledger;
 
-/// Gives the loop time until desired equals observed. A user starts again what failed or powered itself off
-/// meanwhile, and gives up what cannot be: a VM whose volume failed, or for which its node has no room.
-pub(crate) async fn settle(
+/// What got no answer is sent again, the loop gets time, and the rules are checked; then everything is deleted, and nothing
+/// may be left.
+pub(crate) async fn heal(
     ledger: &mut Ledger,
     site: &Site,
     cluster: &Cluster,
-    hosts: usize,
+    memory: MiB,
 ) -> Result<(), String> {
-    for i in 0..hosts {
+    ledger.resume(cluster).await;
+    nothing_lost::check(cluster, ledger).await?;
+    made_once::check(&site.disk, ledger)?;
+    settle(ledger, site, cluster).await?;
+    nothing_lost::check(cluster, ledger).await?;
+    no_overcommit::check(cluster, memory).await?;
+    site.delete_everything(cluster).await?;
+    // The longest deadline of an operation.
+    pass(Duration::from_secs(660)).await;
+    operations_end::check(cluster).await?;
+    runs_once::check(&site.world)?;
+    one_writer::check(&site.world)
+}
+
+/// Gives the loop time until desired equals observed. A user starts again what failed or powered itself off
+/// meanwhile, and gives up what cannot be: a VM whose volume failed, or for which its node has no room.
+async fn settle(ledger: &mut Ledger, site: &Site, cluster: &Cluster) -> Result<(), String> {
+    for i in 0..site.world.hosts().len() {
         let open = cluster.nodes().set_schedulable(&node(i), true).await;
         open.map_err(|e| e.to_string())?;
     }
