@@ -16,8 +16,8 @@ use crate::control::runtime::{Parts, Runtime};
 use crate::control::session::{Holder, Session};
 use crate::control::waiters::Waiters;
 use crate::driver::{
-    AllowAll, Authorizer, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler, SecretSource,
-    StorageBackend,
+    AllowAll, Authorizer, Fence, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler,
+    SecretSource, StorageBackend,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{Name, NodeId, PoolId, PoolScope, Role};
@@ -41,6 +41,7 @@ struct Named {
     nodes: BTreeMap<NodeId, Arc<dyn Hypervisor>>,
     networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pools: PoolsByName,
+    fences: BTreeMap<NodeId, Arc<dyn Fence>>,
 }
 
 /// Builds a [`Cluster`]. Names are checked when it is built, all at once.
@@ -51,6 +52,7 @@ pub struct Builder {
     nodes: Vec<(String, Arc<dyn Hypervisor>)>,
     networks: Vec<(String, Arc<dyn NetworkDriver>)>,
     pools: Vec<NamedPool>,
+    fences: Vec<(String, Arc<dyn Fence>)>,
     scheduler: Arc<dyn Scheduler>,
     authorizer: Arc<dyn Authorizer>,
     secrets: Arc<dyn SecretSource>,
@@ -72,6 +74,7 @@ impl Builder {
             nodes: Vec::new(),
             networks: Vec::new(),
             pools: Vec::new(),
+            fences: Vec::new(),
             scheduler: Arc::new(FirstFit::default()),
             authorizer: Arc::new(AllowAll),
             secrets: Arc::new(NoSecrets),
@@ -126,6 +129,14 @@ impl Builder {
         let nodes = nodes.into_iter().map(Into::into).collect();
         self.pools
             .push((name.into(), Some(nodes), Arc::new(backend)));
+        self
+    }
+
+    /// How a node is fenced when its owner is lost and nobody else drives it: then its VMs are started elsewhere. It need
+    /// not be a node of this process: every process that may lead is given the fences of all nodes.
+    #[must_use]
+    pub fn fence(mut self, node: impl Into<String>, fence: impl Fence) -> Self {
+        self.fences.push((node.into(), Arc::new(fence)));
         self
     }
 
@@ -225,6 +236,7 @@ impl Builder {
             nodes,
             networks,
             pools,
+            fences,
         } = self.names()?;
         crate::store::finished(&*store).await?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
@@ -251,6 +263,7 @@ impl Builder {
             secrets: self.secrets,
             nodes,
             networks,
+            fences,
             pools: pools
                 .into_iter()
                 .map(|(id, (_, backend))| (id, backend))
@@ -351,6 +364,17 @@ impl Builder {
                 )),
             }
         }
+        let mut fences = BTreeMap::new();
+        for (text, fence) in &self.fences {
+            let message = match NodeId::new(text) {
+                Ok(id) => match fences.insert(id, Arc::clone(fence)) {
+                    None => continue,
+                    Some(_) => format!("node {text:?} was given two"),
+                },
+                Err(e) => e.message().to_owned(),
+            };
+            problems.push(problem("fence", message));
+        }
         let mut pools = BTreeMap::new();
         for (text, scope, backend) in &self.pools {
             let scope = match scope {
@@ -387,6 +411,7 @@ impl Builder {
                 nodes,
                 networks,
                 pools,
+                fences,
             }),
             _ => Err(Error::invalid("cluster.build", problems)),
         }

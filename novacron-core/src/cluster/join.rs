@@ -275,6 +275,7 @@ impl Joining<'_> {
         let ownership = Ownership {
             member: me,
             since: self.clock.now(),
+            fenced: None,
         };
         let was = unchanged::<T>(id, stored.map(|record| record.version));
         Ok(Some((was, put(id, &T::from(ownership))?)))

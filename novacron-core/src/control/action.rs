@@ -51,7 +51,10 @@ pub(crate) fn reconcile(
                 retryable: false,
             }) => refuse(reason),
             Some(Outcome::Failed { .. }) => write(ActionStatus::Unknown { at: now }),
-            Some(Outcome::Bound(_) | Outcome::Detached(_) | Outcome::Undone(_)) | None => {
+            Some(
+                Outcome::Bound(_) | Outcome::Fenced(_) | Outcome::Detached(_) | Outcome::Undone(_),
+            )
+            | None => {
                 let claim = cache.claims.get(&action.vm);
                 let at = claim.and_then(|c| {
                     let node = c.place.node()?.clone();

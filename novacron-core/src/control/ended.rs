@@ -130,6 +130,9 @@ impl Runtime {
         match (&command, result) {
             (Command::Observe { node }, result) => self.take_observation(node, result, now),
             (Command::Inventory { pool }, result) => self.take_inventory(pool, result, now),
+            (Command::Fence(_), Ok(Report::Fenced(receipt))) => {
+                self.outcomes.insert(key.clone(), Outcome::Fenced(receipt));
+            }
             (Command::CheckMember { .. }, Ok(Report::Lease(None))) => {
                 self.outcomes.insert(key.clone(), Outcome::Gone);
             }
@@ -219,7 +222,9 @@ impl Runtime {
             _ => {}
         }
         // A host or a pool has its own rhythm, so that no failure there delays the next look at it.
-        if failed && !matches!(key, ObjectKey::Node(_) | ObjectKey::Pool(_)) {
+        let own_rhythm = matches!(key, ObjectKey::Node(_) | ObjectKey::Pool(_))
+            && !matches!(command, Command::Fence(_));
+        if failed && !own_rhythm {
             self.queue.release_later(&key, now);
         } else {
             self.queue.succeeded(&key);

@@ -14,12 +14,13 @@ use super::plan::{Command, ObjectKey};
 use super::session::{self, Holder};
 use super::{retention, start};
 use crate::driver::{
-    Artefact, AttachRequest, Call, Domain, DomainId, Hypervisor, HypervisorNetworks, NetworkDriver,
-    PoolInfo, PortArtefact, SecretSource, StorageBackend,
+    Artefact, AttachRequest, Call, Domain, DomainId, Fence, Hypervisor, HypervisorNetworks,
+    NetworkDriver, PoolInfo, PortArtefact, SecretSource, StorageBackend,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Bytes, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof, Verb,
+    Bytes, FenceReceipt, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof,
+    Verb,
 };
 use crate::store::{Key, LeaseAnswer, Store};
 use crate::time::{Clock, Deadline, IdSource};
@@ -35,6 +36,8 @@ pub(crate) struct Drivers {
     /// Those nodes' networks; a node that is not named has [`HypervisorNetworks`].
     pub(crate) networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
+    /// How nodes are fenced, also those that this process does not drive.
+    pub(crate) fences: BTreeMap<NodeId, Arc<dyn Fence>>,
     pub(crate) cache: Arc<RwLock<Cache>>,
     /// As whom this process asks for leases.
     pub(crate) holder: Holder,
@@ -108,6 +111,7 @@ pub(crate) enum Report {
     /// The host, its domains, and what its network holds, if that answers.
     Observed(HostInfo, Vec<Domain>, Option<Vec<PortArtefact>>),
     Bound(PortBinding),
+    Fenced(FenceReceipt),
     /// For how long another process still holds its lease; none if it has run out.
     Lease(Option<Duration>),
     Inventory(PoolInfo, Vec<Artefact>),
@@ -322,6 +326,14 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             let backend = drivers.pool(pool)?;
             let (info, list) = tokio::try_join!(backend.probe(call), backend.list(call))?;
             Ok(Report::Inventory(info, list))
+        }
+        Command::Fence(target) => {
+            let fence = drivers.fences.get(&target.node).ok_or_else(|| {
+                let message = "this process does not know how to fence the node";
+                Error::new(ErrorKind::Unavailable, "node.fence", message)
+            })?;
+            tracing::warn!(node = %target.node, host = %target.host, "a host is being fenced");
+            fence.fence(call, target).await.map(Report::Fenced)
         }
         Command::CheckMember { member } => {
             let Holder { name, ttl } = &drivers.holder;

@@ -27,6 +27,7 @@
 //! | [`pool`] | pool owner | the same of a pool |
 //! | [`operation`] | leader | every operation ends |
 //! | [`member`] | leader | a process whose lease ran out is known to be lost |
+//! | [`failover`] | leader | of a node that nobody looks after it is said what is known, and it is fenced where that helps |
 //! | [`ownership`] | every process | what nobody looks after, and it can, it takes |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
@@ -37,6 +38,7 @@ mod changes;
 pub(crate) mod commit;
 mod ended;
 pub(crate) mod executor;
+mod failover;
 pub(crate) mod member;
 mod network;
 pub(crate) mod node;

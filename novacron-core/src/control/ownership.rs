@@ -38,6 +38,7 @@ where
     let ownership = Ownership {
         member: me,
         since: now,
+        fenced: None,
     };
     Ok(Plan::commit(
         Draft::new()

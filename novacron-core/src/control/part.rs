@@ -43,11 +43,14 @@ pub(crate) fn part_of(key: &ObjectKey, cache: &Cache) -> Option<Part> {
         ObjectKey::Volume(volume) => of_volume(*volume, cache),
         ObjectKey::Snapshot(snapshot) => of_volume(cache.snapshots.get(snapshot)?.volume, cache),
         ObjectKey::Port(port) => {
-            let bound = cache.port_status.get(port).map(|s| s.node.clone());
+            let status = cache.port_status.get(port);
             let vm = cache.ports.get(port).map(|p| p.vm);
-            let started = || cache.claims.get(&vm?)?.place.node().cloned();
-            // One that nothing is bound for is only removed.
-            Some(bound.or_else(started).map_or(Part::Leader, Part::Node))
+            let claim = vm.and_then(|vm| cache.claims.get(&vm));
+            let user = claim.filter(|c| c.is_held()).and_then(|c| c.place.node());
+            // One that nobody uses, and whose node nobody looks after, is only removed from the records.
+            let node = user.or(status.map(|s| &s.node)).cloned().map(Part::Node);
+            let kept = node.filter(|node| user.is_some() || owner(node, cache).is_some());
+            Some(kept.unwrap_or(Part::Leader))
         }
         ObjectKey::Action(action) => {
             let action = cache.actions.get(action)?;

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::retention::Cutoffs;
 use crate::driver::{
-    AttachRequest, CreateVolume, DomainId, NicAttachment, PortRequest, Rejected, StopMode,
+    AttachRequest, CreateVolume, DomainId, FenceTarget, NicAttachment, PortRequest, Rejected,
+    StopMode,
 };
 use crate::error::Result;
 use crate::model::{
-    ActionId, Assignment, Bytes, Epoch, HostBoot, ImageId, MemberId, Meta, Name, NetworkId, NodeId,
-    ObjectRef, OperationId, PoolId, PortBinding, PortId, SnapshotId, Verb, Versioned, VmId,
-    VolumeId,
+    ActionId, Assignment, Bytes, Epoch, FenceReceipt, HostBoot, ImageId, MemberId, Meta, Name,
+    NetworkId, NodeId, ObjectRef, OperationId, PoolId, PortBinding, PortId, SnapshotId, Verb,
+    Versioned, VmId, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -172,6 +173,8 @@ pub(crate) const BUDGET: Duration = Duration::from_secs(300);
 pub(crate) enum Outcome {
     /// It did, with this size if it has one.
     Done(Option<Bytes>),
+    /// It fenced a host.
+    Fenced(FenceReceipt),
     /// It bound a port.
     Bound(PortBinding),
     /// It removed the object.
@@ -291,6 +294,8 @@ pub(crate) enum Command {
     Inventory {
         pool: PoolId,
     },
+    /// Make certain that a host whose owner was lost runs nothing.
+    Fence(FenceTarget),
     /// Ask whether a process's lease has run out.
     CheckMember {
         member: MemberId,
@@ -327,6 +332,7 @@ impl Command {
             | Self::DropSnapshot { .. }
             | Self::Delete { .. }
             | Self::Detach { .. }
+            | Self::Fence(_)
             | Self::Forget(_) => 120,
             Self::Create { .. } => 3600,
         })

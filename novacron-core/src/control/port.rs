@@ -9,6 +9,7 @@
 //! VM wants the port before the old binding was released, the new binding takes its place; what that leaves on another
 //! node is swept there ([`super::node`]).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::cache::Cache;
@@ -68,6 +69,7 @@ pub(crate) fn reconcile(
     cache: &Cache,
     outcome: Option<&Outcome>,
     failing: Duration,
+    owned: &BTreeSet<NodeId>,
 ) -> Result<Plan> {
     let spec = cache.ports.get(&id);
     let status = cache.port_status.get(&id);
@@ -136,11 +138,14 @@ pub(crate) fn reconcile(
         (Some(status), _) if in_use(id, status, cache) => Ok(Plan::nothing()),
         (_, Some(user)) => Ok(Plan::commit(write(&user, PortState::Binding)?)),
         (Some(status), None) => Ok(match outcome {
-            Some(Outcome::Gone) => Plan::commit(
-                Draft::new()
-                    .unchanged::<PortStatus>(&id, version)
-                    .delete::<PortStatus>(&id),
-            ),
+            // What it leaves on a node that nobody looks after is swept when somebody does.
+            outcome if matches!(outcome, Some(Outcome::Gone)) || !owned.contains(&status.node) => {
+                Plan::commit(
+                    Draft::new()
+                        .unchanged::<PortStatus>(&id, version)
+                        .delete::<PortStatus>(&id),
+                )
+            }
             _ => Plan::command(Command::ReleasePort {
                 node: status.node.clone(),
                 port: id,

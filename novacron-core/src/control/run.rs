@@ -19,6 +19,8 @@ use crate::model::{
     Assignment, ClusterId, Exit, HostBoot, HostInfo, NodeId, ObjectRef, PoolId, Power, Run,
     StopProof, Versioned, VmId, VolumeId,
 };
+use crate::records::{self, NodeOwner};
+use crate::store::Precondition;
 use crate::time::Timestamp;
 
 /// Tries at a start whose outcome was unknown, before the run is given up.
@@ -40,6 +42,17 @@ pub(crate) fn unowned(
     let Some(run) = cache.runs.get(&at) else {
         return Ok(Plan::nothing());
     };
+    // What was begun before the host was fenced is over.
+    if let Some(receipt) = cache.node_owners.get(node).and_then(|o| o.fenced.clone())
+        && run.phase.may_be_confirmed_stopped()
+    {
+        return advance(run, RunEvent::Ended, cache, now, |run| {
+            let detail = format!("its host was lost, and fenced by {}", receipt.method);
+            run.exit.get_or_insert(Exit::Crashed { detail });
+            run.proof = Some(StopProof::Fenced { receipt, at: now });
+        })
+        .map(|plan| plan.requiring(owner_unchanged(node, cache)));
+    }
     let event = match run.phase {
         RunPhase::Stopped | RunPhase::Unknown => return Ok(Plan::nothing()),
         RunPhase::Assigned => RunEvent::Abandon,
@@ -56,6 +69,11 @@ pub(crate) fn unowned(
             run.exit = Some(Exit::Requested);
         }
     })
+}
+
+/// Nobody has taken the node.
+fn owner_unchanged(node: &NodeId, cache: &Cache) -> Precondition {
+    records::unchanged::<NodeOwner>(node, cache.node_owners.get(node).map(|o| o.version))
 }
 
 /// What a look at a run is made of.

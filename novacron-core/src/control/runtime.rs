@@ -27,7 +27,8 @@ use super::session::Standing;
 use super::waiters::Waiters;
 use super::world::World;
 use super::{
-    action, member, network, node, operation, ownership, pool, port, retention, run, storage, vm,
+    action, failover, member, network, node, operation, ownership, pool, port, retention, run,
+    storage, vm,
 };
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
@@ -368,7 +369,14 @@ impl Runtime {
             ObjectKey::Node(id) if self.owned.nodes.contains(id) => {
                 node::reconcile(id, cluster, me, cache, &self.world, resync, now)
             }
-            ObjectKey::Node(id) => node::unowned(id, cache, self.parts.grace, now),
+            ObjectKey::Node(id) => failover::reconcile(
+                id,
+                cache,
+                self.parts.grace,
+                self.parts.drivers.fences.contains_key(id),
+                self.outcomes.get(key),
+                now,
+            ),
             ObjectKey::Run(node, vm) if !self.owned.nodes.contains(node) => {
                 run::unowned(node, *vm, cache, self.parts.grace, now)
             }
@@ -401,6 +409,7 @@ impl Runtime {
                 cache,
                 self.outcomes.get(key),
                 self.queue.failing(key, now),
+                &self.owned.nodes,
             ),
             ObjectKey::Network(id) => network::reconcile(*id, cache),
             ObjectKey::Operation(id) => {

@@ -286,6 +286,7 @@ impl Look<'_> {
             }
             Outcome::Failed { .. }
             | Outcome::Gone
+            | Outcome::Fenced(_)
             | Outcome::Bound(_)
             | Outcome::Detached(_)
             | Outcome::Undone(_) => None,

@@ -19,8 +19,8 @@ use crate::error::Result;
 use crate::lifecycle::RunPhase;
 use crate::model::{
     AssignedDisk, AssignedPort, Assignment, Claim, Decision, Epoch, Exit, NetworkKind, NodeId,
-    ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StorageState, Versioned, Vm,
-    VmId, Volume, VolumeClaim, VolumeId,
+    ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof, StorageState,
+    Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
 };
 use crate::records::{self, Grave, VolumeStatus};
 use crate::time::Timestamp;
@@ -69,7 +69,10 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
             exit.is_failure()
                 || (vm.restart == RestartPolicy::Always && *exit == Exit::GuestShutdown)
         };
+        // That its host was lost is nothing that the VM did: it is started again at once.
+        let host_lost = matches!(proof, StopProof::Fenced { .. });
         released.failures = match &run.exit {
+            _ if host_lost => 0,
             Some(exit) if unwanted(exit) && lasted < STABLE => claim.failures + 1,
             Some(exit) if exit.is_failure() => 1,
             _ => 0,

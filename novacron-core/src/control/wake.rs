@@ -44,6 +44,11 @@ impl Cache {
         wake.extend(self.operations.keys().map(|id| ObjectKey::Operation(*id)));
         wake.extend(self.actions.keys().map(|id| ObjectKey::Action(*id)));
         wake.extend(self.ports.keys().map(|id| ObjectKey::Port(*id)));
+        // For those on nodes that nobody looks after.
+        let runs = self.runs.keys();
+        wake.extend(runs.map(|(node, vm)| ObjectKey::Run(node.clone(), *vm)));
+        let bound = self.port_status.keys();
+        wake.extend(bound.map(|id| ObjectKey::Port(*id)));
     }
 
     pub(super) fn wake_vm(&self, vm: VmId, wake: &mut Vec<ObjectKey>) {

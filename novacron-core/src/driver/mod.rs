@@ -14,6 +14,7 @@ mod authorizer;
 mod block_export;
 mod changed_blocks;
 pub mod cloud;
+mod fence;
 mod hypervisor;
 mod memory_snapshots;
 mod migration;
@@ -26,6 +27,7 @@ mod strategy;
 pub use authorizer::{AllowAll, Authorizer};
 pub use block_export::{BlockExport, ExportDisk, ExportRequest, ExportedDisk};
 pub use changed_blocks::{ChangedBlocks, Extent};
+pub use fence::{Fence, FenceTarget};
 pub use hypervisor::{
     AgentOutput, Console, ConsoleStart, ConsoleStream, Consoles, DiskAttachment, DiskPivot,
     DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress,
@@ -103,6 +105,7 @@ mod tests {
         ),
         Box<dyn SecretSource>,
         Box<dyn Authorizer>,
+        Box<dyn Fence>,
     );
 
     fn _object_safe(_: &_Held) {}

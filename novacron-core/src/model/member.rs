@@ -89,4 +89,17 @@ pub struct Ownership {
     pub member: MemberId,
     /// Since when.
     pub since: Timestamp,
+    /// Of a node whose owner was lost: what proves that its host runs nothing of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<FenceReceipt>,
+}
+
+/// What a fence says it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FenceReceipt {
+    /// How, as `redfish` or `ipmi`.
+    pub method: String,
+    /// For people: what was done, and what was seen afterwards.
+    pub detail: String,
 }

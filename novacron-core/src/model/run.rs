@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ids::{HostId, NodeId, PlaceId, VmId, VolumeId};
+use super::member::FenceReceipt;
 use super::network::{MacAddr, NetworkKind, PortForward};
 use super::storage::VolumeFormat;
 use super::vm::{Machine, PowerRequest};
@@ -51,6 +52,13 @@ pub enum StopProof {
     },
     /// It was never started: released before the first command.
     NeverStarted,
+    /// The host was fenced after its owner was lost.
+    Fenced {
+        /// What the fence said.
+        receipt: FenceReceipt,
+        /// When this was concluded.
+        at: Timestamp,
+    },
     /// An operator's word.
     Operator {
         /// Whose.
@@ -64,7 +72,7 @@ impl StopProof {
     /// Whether the epoch's owner had no part in it, so that its volumes may still be attached.
     pub(crate) fn leaves_volumes(&self) -> bool {
         match self {
-            Self::Operator { .. } => true,
+            Self::Operator { .. } | Self::Fenced { .. } => true,
             Self::DriverConfirmed { .. } | Self::HostRebooted { .. } | Self::NeverStarted => false,
         }
     }

@@ -238,6 +238,7 @@ impl State {
     fn reach(&self, op: &'static str, place: &Place) -> Result<u64> {
         let out = match place {
             Place::Host(host) => self.hosts.get(host).map(|h| h.outage),
+            Place::Power(host) => self.hosts.get(host).map(|_| None),
             Place::Pool(pool) => self.pools.get(pool).map(|p| p.outage),
         };
         match out {
@@ -254,7 +255,7 @@ impl State {
     fn boots(&self, place: &Place) -> u64 {
         match place {
             Place::Host(host) => self.hosts.get(host).map_or(0, |h| h.boots),
-            Place::Pool(_) => 0,
+            Place::Pool(_) | Place::Power(_) => 0,
         }
     }
 }

@@ -19,6 +19,7 @@
 mod call;
 mod devices;
 mod faults;
+mod fence;
 mod guests;
 mod hypervisor;
 mod network;
@@ -29,6 +30,7 @@ mod storage;
 mod world;
 
 pub use faults::{FaultPlan, Latency};
+pub use fence::SimFence;
 pub use hypervisor::SimHypervisor;
 pub use network::SimNetwork;
 pub use observe::{LogEntry, SimArtefacts, SimDomainRef, SimVolumeRef, Violation, ViolationKind};

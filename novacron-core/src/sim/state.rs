@@ -24,6 +24,8 @@ pub(super) type Deed = Box<dyn FnOnce(&mut State) + Send>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Host(HostId),
+    /// A host's power switch, which answers also when the host does not.
+    Power(HostId),
     Pool(PoolId),
 }
 

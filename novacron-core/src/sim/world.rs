@@ -218,6 +218,7 @@ impl State {
         match place {
             Place::Host(host) => self.hosts.get_mut(host).map(|h| h.outage = serial),
             Place::Pool(pool) => self.pools.get_mut(pool).map(|p| p.outage = serial),
+            Place::Power(_) => None,
         };
         self.note(|| format!("{place:?} answers: {}", !out));
         serial
@@ -266,6 +267,7 @@ impl State {
         let outage = match place {
             Place::Host(host) => self.hosts.get_mut(host).map(|h| &mut h.outage),
             Place::Pool(pool) => self.pools.get_mut(pool).map(|p| &mut p.outage),
+            Place::Power(_) => None,
         };
         if let Some(outage) = outage.filter(|o| **o == serial) {
             *outage = None;

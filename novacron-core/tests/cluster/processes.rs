@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use novacron_core::cluster::ListRequest;
-use novacron_core::model::{MemberId, NodeId, NodeState, PoolId, Role};
-use novacron_core::sim::{SimHypervisor, SimStorage};
+use novacron_core::model::{MemberId, NetworkKind, NicSpec, NodeId, NodeState, PoolId, Role};
+use novacron_core::sim::{SimFence, SimHypervisor, SimStorage};
 use novacron_core::store::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Page, Record, Revision, Store,
     TxnId, TxnOutcome, WatchStream,
@@ -116,6 +116,8 @@ struct Ground {
     site: Site,
     store: MemoryStore,
     seed: u64,
+    /// How many hosts can be fenced.
+    fenced: usize,
 }
 
 impl Ground {
@@ -126,6 +128,7 @@ impl Ground {
             site,
             store,
             seed: 0,
+            fenced: 0,
         }
     }
 
@@ -145,6 +148,19 @@ impl Ground {
         if role.owns() {
             let pool = PoolId::new("shared").unwrap();
             builder = builder.storage("shared", SimStorage::new(&self.site.world, pool));
+        }
+        if role.leads() {
+            for (n, host) in self
+                .site
+                .world
+                .hosts()
+                .into_iter()
+                .enumerate()
+                .take(self.fenced)
+            {
+                let fence = SimFence::new(&self.site.world, host);
+                builder = builder.fence(format!("node-{n}"), fence);
+            }
         }
         for host in hosts {
             let hypervisor = SimHypervisor::new(&self.site.world, self.site.world.hosts()[*host]);
@@ -319,4 +335,77 @@ async fn a_leader_that_was_cut_off_writes_nothing_when_it_is_back() {
     // And may lead again.
     drop(second);
     run(&first, "b", 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_hosts_vms_come_back_elsewhere_once_it_is_fenced() {
+    let mut ground = Ground::new(2);
+    ground.fenced = 2;
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    let (second, _) = ground.process(Role::Both, &[1]).await;
+    let nic = second
+        .networks()
+        .create("lan", NetworkKind::User)
+        .await
+        .unwrap();
+    let spec = spec("a").nic(NicSpec {
+        network: nic.id(),
+        mac: None,
+        forwards: Vec::new(),
+    });
+    first.nodes().wait_available(soon()).await.unwrap();
+    second
+        .nodes()
+        .set_schedulable(&node(1), false)
+        .await
+        .unwrap();
+    let vm = second.vms().create(spec).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    second
+        .nodes()
+        .set_schedulable(&node(1), true)
+        .await
+        .unwrap();
+    drop(first);
+    let moved = async || {
+        vm.get()
+            .await
+            .unwrap()
+            .run
+            .is_some_and(|r| r.node == node(1))
+    };
+    let mut changes = second.watch(None).await.unwrap();
+    while !moved().await {
+        changes.next().await.unwrap().unwrap();
+    }
+    let view = vm.wait_for(Phase::Running, soon()).await.unwrap();
+    assert_eq!(view.run.unwrap().epoch.0, 2);
+    let runs = ground.site.world.running(vm.id());
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0].0, ground.site.world.hosts()[1]);
+    // The host comes back: it finds its claim gone, and is used again.
+    let (again, _) = ground.process(Role::Both, &[0]).await;
+    again.nodes().wait_available(soon()).await.unwrap();
+    run(&again, "b", 0).await;
+    for name in ["a", "b"] {
+        let vm = again.vms().by_name(name).await.unwrap();
+        vm.delete().await.unwrap().wait(soon()).await.unwrap();
+    }
+    assert!(ground.site.world.artefacts().domains.is_empty());
+    assert!(ground.site.world.violations().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_shut_down_is_not_fenced() {
+    let mut ground = Ground::new(2);
+    ground.fenced = 2;
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    let (second, _) = ground.process(Role::Both, &[1]).await;
+    let id = run(&second, "a", 0).await;
+    first.shutdown(soon()).await.unwrap();
+    let vm = second.vms().by_id(id);
+    let view = vm.wait_for(Phase::Unknown, soon()).await.unwrap();
+    assert!(view.reason.contains("was shut down"), "{}", view.reason);
+    let _ = vm.wait_for(Phase::Running, soon()).await.unwrap_err();
+    assert_eq!(ground.site.world.running(id).len(), 1);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use novacron_core::cluster::{ListRequest, Retention};
 use novacron_core::model::{NodeId, PoolId};
-use novacron_core::sim::{SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
+use novacron_core::sim::{SimFence, SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
 use novacron_core::store::MemoryStore;
 use novacron_core::{Bytes, Cluster, MiB, SeededIds, TimerClock, Timestamp};
 
@@ -121,6 +121,9 @@ impl Site {
             .resync(RESYNC)
             .retention(self.retention)
             .storage("shared", SimStorage::new(&self.world, pool()));
+        for (i, host) in self.world.hosts().into_iter().enumerate() {
+            builder = builder.fence(node(i).to_string(), SimFence::new(&self.world, host));
+        }
         for i in hosts {
             let (name, host) = (node(i).to_string(), self.world.hosts()[i]);
             builder = builder
