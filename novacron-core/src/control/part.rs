@@ -10,7 +10,7 @@
 use super::cache::Cache;
 use super::plan::ObjectKey;
 use super::session::Standing;
-use crate::model::{MemberId, NodeId, PoolId, Verb, VolumeId};
+use crate::model::{MemberId, NodeId, Ownership, PoolId, Verb, VolumeId};
 use crate::records::{NodeOwner, PoolOwner, Stored};
 use crate::store::{Lease, Precondition};
 
@@ -81,13 +81,19 @@ fn of_volume(id: VolumeId, cache: &Cache) -> Option<Part> {
 
 /// The living process that looks after a node or a pool. Who leads is known to the store alone.
 pub(crate) fn owner(part: &Part, cache: &Cache) -> Option<MemberId> {
-    let member = match part {
+    let owner: &Ownership = match part {
         Part::Leader => return None,
-        Part::Node(node) => cache.node_owners.get(node)?.member,
-        Part::Pool(pool) => cache.pool_owners.get(pool)?.member,
+        Part::Node(node) => cache.node_owners.get(node)?,
+        Part::Pool(pool) => cache.pool_owners.get(pool)?,
     };
-    let alive = cache.members.get(&member).is_some_and(|m| m.is_alive());
-    alive.then_some(member)
+    is_kept(owner, cache).then_some(owner.member)
+}
+
+/// Whether the owner is alive. One that was taken for lost, and whose host was fenced, must take it anew: what it is given
+/// from then on is not covered by that receipt.
+pub(super) fn is_kept(owner: &Ownership, cache: &Cache) -> bool {
+    let member = cache.members.get(&owner.member);
+    owner.fenced.is_none() && member.is_some_and(|m| m.is_alive())
 }
 
 /// What a commit of the part's keeper requires, if that is `me`.

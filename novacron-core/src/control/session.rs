@@ -132,6 +132,7 @@ impl Session {
         let mut pause = self.holder.ttl / 3;
         loop {
             tokio::select! {
+                biased;
                 () = self.tell.closed() => return,
                 () = nudge.notified() => {}
                 () = tokio::time::sleep(pause) => {}

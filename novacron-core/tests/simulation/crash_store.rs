@@ -14,7 +14,7 @@ use novacron_core::store::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// When a process dies, told by one of its commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,8 @@ impl Disk {
             commits: Arc::default(),
             dead: Arc::default(),
             doomed: Arc::default(),
-            cut: watch::Sender::new(false),
+            cut: Arc::default(),
+            mended: Arc::default(),
         }
     }
 
@@ -111,18 +112,22 @@ pub(crate) struct CrashStore {
     commits: Arc<AtomicU64>,
     dead: Arc<AtomicBool>,
     doomed: Arc<Notify>,
-    /// Whether the process is cut off: its calls wait.
-    cut: watch::Sender<bool>,
+    /// Whether the process is cut off: its calls wait, and go on in the order in which they came.
+    cut: Arc<AtomicBool>,
+    mended: Arc<Notify>,
 }
 
 impl CrashStore {
     /// Cuts the process off from the store, or lets it through again.
     pub(crate) fn cut(&self, cut: bool) {
-        self.cut.send_replace(cut);
+        self.cut.store(cut, Ordering::SeqCst);
+        if !cut {
+            self.mended.notify_waiters();
+        }
     }
 
     pub(crate) fn is_cut(&self) -> bool {
-        *self.cut.borrow()
+        self.cut.load(Ordering::SeqCst)
     }
 
     /// How many commits there were.
@@ -146,8 +151,13 @@ impl CrashStore {
 
     /// A dead process's calls never return, and those of one that is cut off wait.
     async fn alive(&self) {
-        let mut cut = self.cut.subscribe();
-        cut.wait_for(|cut| !cut).await.unwrap();
+        loop {
+            let mended = self.mended.notified();
+            if !self.is_cut() {
+                break;
+            }
+            mended.await;
+        }
         if self.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
