@@ -7,9 +7,10 @@ use super::super::request::{problem, refuse};
 use super::{VmHandle, attachable};
 use crate::control::cache::Cache;
 use crate::control::operation::phase_of;
+use crate::control::part::{self, Part};
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::{Phase, RunEvent};
+use crate::lifecycle::{Phase, RunEvent, RunPhase};
 use crate::model::{
     Action, ActionId, Disk, Exit, NodeId, OperationKind, Power, PowerRequest, Run, Snapshot,
     SnapshotId, StopProof, Verb, Vm, Volume, VolumeId,
@@ -224,19 +225,24 @@ impl VmHandle {
     /// **A wrong word can let the VM run twice.** It is for a host that is lost for good and cannot prove anything.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] unless its run is unknown, or in the middle of a start
-    /// or a stop.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] unless its run is unknown, in the middle of a stop, or in
+    /// the middle of a start on a node that no process looks after.
     pub async fn confirm_stopped(&self) -> Result<OperationHandle> {
         const VERB: &str = "vm.confirm-stopped";
         let now = self.inner().clock.now();
         let principal = self.cluster.options().principal.clone();
         self.cluster
             .change::<Vm>(VERB, self.id, &(), |vm, draft, cache| {
+                // A start that its owner carries out at this moment would overtake the word.
+                let being_started = |run: &Run| {
+                    run.phase == RunPhase::Starting
+                        && part::owner(&Part::Node(run.node.clone()), cache).is_some()
+                };
                 let run = cache
                     .run_of(vm.id)
-                    .filter(|r| r.phase.may_be_confirmed_stopped());
+                    .filter(|r| r.phase.may_be_confirmed_stopped() && !being_started(r));
                 let Some(run) = run else {
-                    let message = "only a VM that is unknown, starting or stopping can be confirmed as stopped";
+                    let message = "only a VM that is unknown or stopping, or whose start nobody carries out, can be confirmed as stopped";
                     return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                 };
                 let mut next = run.value.clone();
