@@ -74,7 +74,7 @@ async fn a_server_that_stands_still_leaves_outcomes_unknown_and_settles_them() {
     let server = Server::start(false, &[]);
     let mut options = server.options("nc");
     options.deadline = Duration::from_millis(500);
-    let checked = under(options, 120, || async {
+    let checked = under(options, 300, || async {
         sleep(Duration::from_millis(200)).await;
         server.pause();
         sleep(Duration::from_millis(900)).await;

@@ -140,9 +140,11 @@ async fn relay(
     let ((asked, tell), (told, ask)) = (client.into_split(), server.into_split());
     let (requests, answers) = (mode.clone(), mode.clone());
     tokio::select! {
+        // First, so that what is held back does not pass when its connection is cut.
+        biased;
+        _ = mode.wait_for(|mode| mode.generation != generation) => {}
         () = pipe(asked, ask, requests, |mode| mode.requests, count) => {}
         () = pipe(told, tell, answers, |mode| mode.answers, count) => {}
-        _ = mode.wait_for(|mode| mode.generation != generation) => {}
     }
 }
 
