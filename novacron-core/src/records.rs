@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `cluster/self` `cluster/members` | builder | [`ClusterRecord`]; counts the processes built over these records |
 //! | `member/<member>` | the process itself; leader (that it is lost, forgets) | a process of the cluster |
-//! | `owner/node/<node>` `owner/pool/<pool>` | whoever takes it | which process looks after it |
+//! | `owner/node/<node>` `owner/pool/<pool>` | whoever takes it; leader (that its host is fenced) | which process looks after it |
 //! | `node/<node>` `pool/<pool>` | builder; API (whether a node takes new VMs) | what should be |
 //! | `vm/…` `volume/…` `image/…` `snapshot/…` `network/…` `port/…` `action/…` | API | what should be |
 //! | `name/<project>/<kind>/<name>` | API | the object's id: uniqueness is the Store's |

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   member/<member>        the member, the leader    a process that was built over the records; ends as left or lost
-//!   owner/node/<node>      the owner, the leader     who looks after a host's domains, and what is done when nobody does
+//!   owner/node/<node>      the owner, the leader     who looks after a host's domains; that it was fenced when nobody did
 //!   owner/pool/<pool>      the owner                 who looks after a pool's artefacts
 //! ```
 //! A member is alive while it holds the lease `member/<member>`. What an owner commits requires that its ownership record
