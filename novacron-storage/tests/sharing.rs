@@ -171,6 +171,36 @@ async fn what_one_host_does_the_other_sees() {
     assert!(t.left().is_empty());
 }
 
+/// Two hosts make and remove one artefact, over and over: each call has its answer, and nothing is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hosts_may_make_and_remove_one_at_once() {
+    let t = Fixture::new().await;
+    let other = LocalStorage::open(t.pool.dir()).await.unwrap();
+    for round in 0..40 {
+        let id = ArtefactId::Volume(t.volume());
+        let request = t.request(id, 65_536, VolumeFormat::Raw, CreateSource::Blank);
+        let (here, there, gone) = tokio::join!(
+            t.pool.create(call(), &request),
+            other.create(call(), &request),
+            async {
+                match round % 2 {
+                    0 => Ok(()),
+                    _ => other.delete(call(), id).await,
+                }
+            }
+        );
+        gone.unwrap();
+        for made in [here, there] {
+            match made {
+                Ok(_) => {}
+                Err(e) => assert_eq!((round % 2, e.kind()), (1, ErrorKind::Conflict), "{e}"),
+            }
+        }
+        t.pool.delete(call(), id).await.unwrap();
+        assert!(t.left().is_empty(), "{:?}", t.left());
+    }
+}
+
 #[tokio::test]
 async fn an_export_is_one_version_and_keeps_removal_waiting() {
     let t = Fixture::new().await;

@@ -1,7 +1,7 @@
 //! Making a volume or an image.
 //!
 //! ```text
-//! <uuid>.<cluster>.part ──rename──► <uuid>/ (half made) ──layer, synced──► volume.json (made)
+//! <uuid>.<cluster>.<call>.part ──rename──► <uuid>/ (half made) ──layer, synced──► volume.json (made)
 //! ```
 //! A failure removes the directory again. A crash leaves it half made: the same call begins anew, `delete` removes it.
 

@@ -5,10 +5,11 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use novacron_core::driver::{Artefact, ArtefactId};
 use novacron_core::model::{self, ClusterId, ImageId, VolumeId};
-use novacron_core::{Error, ErrorKind, Result};
+use novacron_core::{Error, ErrorKind, IdSource as _, Result, SeededIds};
 
 use crate::failure::of_io;
 
@@ -27,6 +28,7 @@ pub(super) const SOURCE: &str = "source";
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     root: PathBuf,
+    names: Arc<SeededIds>,
 }
 
 /// A directory of an artefact.
@@ -54,7 +56,8 @@ impl Layout {
             .canonicalize()
             .map_err(fail("cannot find the pool's folder"))?;
         sync_dir(OP, &root)?;
-        Ok(Self { root })
+        let names = Arc::new(SeededIds::from_os());
+        Ok(Self { root, names })
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -73,10 +76,12 @@ impl Layout {
         self.kind(id).join(uuid_of(id))
     }
 
-    /// The directory's name while it is being made or removed.
-    pub(super) fn part(&self, id: ArtefactId, cluster: ClusterId) -> PathBuf {
+    /// A name for the directory while it is being made or removed: another for each call, so that calls at the same
+    /// moment, of other hosts too, never write into one directory.
+    fn part(&self, id: ArtefactId, cluster: ClusterId) -> PathBuf {
+        let call = self.names.bits();
         self.kind(id)
-            .join(format!("{}.{cluster}.part", uuid_of(id)))
+            .join(format!("{}.{cluster}.{call:032x}.part", uuid_of(id)))
     }
 
     /// Every directory of an artefact that is being made or removed.
@@ -158,12 +163,14 @@ fn uuid_of(id: ArtefactId) -> String {
     }
 }
 
-/// `<uuid>` or `<uuid>.<cluster>.part`; anything else is not ours.
+/// `<uuid>` or `<uuid>.<cluster>.<call>.part`; anything else is not ours.
 fn parse_name(name: &OsStr, like: ArtefactId) -> Option<(ArtefactId, Option<ClusterId>)> {
     let name = name.to_str()?;
     let (uuid, cluster) = match name.strip_suffix(".part") {
         Some(rest) => {
-            let (uuid, cluster) = rest.split_once('.')?;
+            let (uuid, rest) = rest.split_once('.')?;
+            let (cluster, call) = rest.split_once('.')?;
+            u128::from_str_radix(call, 16).ok()?;
             (uuid, Some(cluster.parse::<ClusterId>().ok()?))
         }
         None => (name, None),
@@ -230,24 +237,20 @@ pub(super) fn begin(
     cluster: ClusterId,
 ) -> Result<PathBuf> {
     let dir = layout.dir(id);
-    let part = layout.part(id, cluster);
-    let fail = |what: &'static str| {
-        let part = part.clone();
-        move |e| of_io(op, what, &part, e)
-    };
     // More than one round only when another process makes or removes the same one.
     for _ in 0..16 {
         if dir.is_dir() {
             return Ok(dir);
         }
-        match fs::DirBuilder::new().mode(0o711).create(&part) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                remove_tree(op, &part)?;
-                continue;
-            }
-            Err(e) => return Err(fail("cannot make the folder")(e)),
-        }
+        let part = layout.part(id, cluster);
+        let fail = |what: &'static str| {
+            let part = part.clone();
+            move |e| of_io(op, what, &part, e)
+        };
+        fs::DirBuilder::new()
+            .mode(0o711)
+            .create(&part)
+            .map_err(fail("cannot make the folder"))?;
         crate::crash::point("create.part-made");
         let filled = new_file(op, &part.join(CLUSTER)).and_then(|mut file| {
             writeln!(file, "{cluster}")
@@ -259,7 +262,7 @@ pub(super) fn begin(
         });
         match filled {
             Ok(()) => {}
-            // Another process took it for a leftover.
+            // Another call removes the artefact.
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
             Err(e) => {
                 let _ = remove_tree(op, &part);
@@ -294,7 +297,6 @@ pub(super) fn unname(
 ) -> Result<PathBuf> {
     let dir = layout.dir(id);
     let part = layout.part(id, cluster);
-    remove_tree(op, &part)?;
     match fs::rename(&dir, &part) {
         Ok(()) => sync_dir(op, &layout.kind(id))?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -306,10 +308,15 @@ pub(super) fn unname(
 
 /// Removes a directory and what is in it, durably; one that is not there is no error.
 pub(super) fn remove_tree(op: &'static str, dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Ok(()) => dir.parent().map_or(Ok(()), |above| sync_dir(op, above)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(of_io(op, "cannot remove the folder", dir, e)),
+    // A call that is filling the directory puts three files there at most.
+    let mut rounds = 0..4;
+    loop {
+        match fs::remove_dir_all(dir) {
+            Ok(()) => return dir.parent().map_or(Ok(()), |above| sync_dir(op, above)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && rounds.next().is_some() => {}
+            Err(e) => return Err(of_io(op, "cannot remove the folder", dir, e)),
+        }
     }
 }
 
@@ -323,13 +330,14 @@ mod tests {
         let uuid = "018b0000-0000-7000-8000-000000000001";
         let parse = |name: &str| parse_name(OsStr::new(name), like);
         assert!(matches!(parse(uuid), Some((ArtefactId::Volume(_), None))));
-        let part = format!("{uuid}.{uuid}.part");
+        let part = format!("{uuid}.{uuid}.00000000000000000000000000000007.part");
         assert!(matches!(parse(&part), Some((_, Some(_)))));
         for foreign in [
             "lost+found",
             "018B0000-0000-7000-8000-000000000001",
             "018b0000000070008000000000000001",
             "018b0000-0000-7000-8000-000000000001.part",
+            "018b0000-0000-7000-8000-000000000001.018b0000-0000-7000-8000-000000000001.part",
             "..",
         ] {
             assert!(parse(foreign).is_none(), "{foreign}");
