@@ -8,7 +8,8 @@
 //!                        base.qcow2     the first layer (or base.raw)
 //!                        <snapshot>.qcow2      the layer above a snapshot
 //!                        <snapshot>-<n>.qcow2  the layer above a snapshot that was restored
-//!   <uuid>.<cluster>.<call>.part/       being made or being removed; `list` shows it, `delete` removes it
+//! <dir>/parts/volumes/, <dir>/parts/images/    being made or being removed; `list` shows it, `delete` removes it
+//!   <uuid>.<cluster>.<call>/
 //! ```
 //! A change makes new files beside the old ones, syncs them, then replaces `volume.json` by an atomic rename; files
 //! that it does not name are swept by the next change. A directory without `volume.json` is half made. A linked clone
