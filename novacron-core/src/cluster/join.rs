@@ -229,6 +229,8 @@ impl Joining<'_> {
                 let node = Node {
                     id: id.clone(),
                     schedulable: true,
+                    evacuation: None,
+                    generation: 1,
                 };
                 steps.push((unchanged::<Node>(id, None), put(id, &node)?));
             }

@@ -98,7 +98,7 @@ fn default_project() -> Name {
 /// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
 /// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
 /// [`Audit`](crate::model::Audit) record says.
-pub const CHANGES: [&str; 35] = [
+pub const CHANGES: [&str; 37] = [
     "image.create",
     "image.delete",
     "image.set-annotations",
@@ -107,6 +107,8 @@ pub const CHANGES: [&str; 35] = [
     "network.delete",
     "network.set-annotations",
     "network.set-labels",
+    "node.evacuate",
+    "node.remove",
     "node.set-schedulable",
     "operation.cancel",
     "snapshot.create",

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
+use super::index::Index;
 use super::plan::ObjectKey;
 use crate::driver::Rejected;
 use crate::error::Error;
@@ -80,6 +81,7 @@ pub(crate) struct Cache {
     pub(crate) no_place: BTreeMap<VmId, Rejected>,
     /// Why the last command of an object failed. No record: it is tried again by every process.
     pub(crate) trouble: BTreeMap<ObjectKey, String>,
+    pub(crate) index: Index,
     /// Operations that have not ended, by what they change.
     open_operations: BTreeSet<(ObjectRef, OperationId)>,
     actions_of: BTreeSet<(VmId, ActionId)>,
@@ -177,6 +179,7 @@ impl Cache {
                     self.users_of_volume
                         .extend(vm.machine.disks.iter().map(|d| (d.volume, id)));
                 }
+                self.reindex(id, wake);
                 self.wake_vm(id, wake);
             }
             "claim" if key.as_str().starts_with("claim/vm/") => {
@@ -191,8 +194,10 @@ impl Cache {
                 {
                     if let Some(node) = place.node() {
                         wake.push(ObjectKey::Run(node.clone(), id));
+                        self.wake_operations(&ObjectRef::Node(node.clone()), wake);
                     }
                 }
+                self.reindex(id, wake);
                 self.wake_vm(id, wake);
             }
             "claim" => {
@@ -214,6 +219,7 @@ impl Cache {
             "run" => {
                 let ((node, vm), _) = take!(runs, Run);
                 wake.push(ObjectKey::Run(node, vm));
+                self.reindex(vm, wake);
                 self.wake_vm(vm, wake);
                 for disk in self.vms.get(&vm).iter().flat_map(|vm| &vm.machine.disks) {
                     wake.push(ObjectKey::Volume(disk.volume));
@@ -308,8 +314,18 @@ impl Cache {
                 }
                 wake.push(ObjectKey::Port(id));
             }
-            "node" => wake.push(ObjectKey::Node(take!(nodes, Node).0)),
-            "node-status" => wake.push(ObjectKey::Node(take!(node_status, NodeStatus).0)),
+            "node" => {
+                let (id, _) = take!(nodes, Node);
+                self.wake_placed(&id, wake);
+                wake.push(ObjectKey::Node(id));
+            }
+            "node-status" => {
+                let (id, old) = take!(node_status, NodeStatus);
+                if old.map(|s| s.state) != self.node_status.get(&id).map(|s| s.state) {
+                    self.wake_placed(&id, wake);
+                }
+                wake.push(ObjectKey::Node(id));
+            }
             "pool" => wake.push(ObjectKey::Pool(take!(pools, Pool).0)),
             // Nothing is decided by it.
             "pool-status" => drop(take!(pool_status, PoolStatus)),
@@ -364,6 +380,10 @@ impl Cache {
             }
             "owner" if key.as_str().starts_with("owner/node/") => {
                 let (id, _) = take!(node_owners, NodeOwner);
+                let there: Vec<VmId> = self.runs_on(&id).map(|(vm, _)| vm).collect();
+                for vm in there {
+                    self.reindex(vm, wake);
+                }
                 self.wake_node(&id, wake);
             }
             "owner" => {

@@ -19,6 +19,7 @@
 //! | reconciler | role | makes true |
 //! |---|---|---|
 //! | [`vm`] | leader | every VM that should be on has a place, a claim and an assignment; none has two |
+//! | [`evacuate`] | leader | a VM that is to leave its node has room elsewhere, then goes there |
 //! | [`run`] | owner | the domain follows the assignment; the run tells what is |
 //! | [`port`] | owner | every port of a start is bound on its node before the domain is made, and released after it |
 //! | [`storage`], [`snapshot`] | pool owner | volumes, images and snapshots exist as they should |
@@ -37,8 +38,10 @@ pub(crate) mod cache;
 mod changes;
 pub(crate) mod commit;
 mod ended;
+pub(crate) mod evacuate;
 pub(crate) mod executor;
 mod failover;
+pub(crate) mod index;
 pub(crate) mod member;
 mod network;
 pub(crate) mod node;

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::cache::Cache;
 use super::commit::{commit_settled, finish};
 use super::executor::{Completion, Drivers, execute};
+use super::index::Limits;
 use super::panics::{caught, caught_now};
 use super::part::{self, Part};
 use super::placing::Placing;
@@ -63,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) retention: Retention,
     /// How long a node may be without an owner before its guests count as out of sight.
     pub(crate) grace: Duration,
+    pub(crate) limits: Limits,
     /// This process.
     pub(crate) member: MemberId,
     pub(crate) standing: watch::Receiver<Standing>,
@@ -420,7 +422,8 @@ impl Runtime {
             }
             ObjectKey::Vm(id) => {
                 let placing = &mut self.placing;
-                let plan = vm::reconcile(*id, cache, now, &mut |request| {
+                let granted = placing.recoveries();
+                let plan = vm::reconcile(*id, cache, granted, now, &mut |request| {
                     placing.decide(*id, request, cache)
                 });
                 let commits = plan.as_ref().is_ok_and(|plan| plan.commit.is_some());

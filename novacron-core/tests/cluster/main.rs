@@ -13,6 +13,7 @@ mod any_json;
 mod bad_input;
 mod cancel;
 mod door;
+mod evacuate;
 mod failing_parts;
 mod forgetting;
 mod gate;
