@@ -321,7 +321,8 @@ impl Cache {
             }
             "node-status" => {
                 let (id, old) = take!(node_status, NodeStatus);
-                if old.map(|s| s.state) != self.node_status.get(&id).map(|s| s.state) {
+                let new = self.node_status.get(&id);
+                if old.map(|s| (s.state, s.member)) != new.map(|s| (s.state, s.member)) {
                     self.wake_placed(&id, wake);
                 }
                 wake.push(ObjectKey::Node(id));
