@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   cluster/self       made with the first build, compared with every later one
+//!   cluster/level      made with the first build; a build that does not know it is refused
 //!   cluster/members    counted up, so that no two processes have one number
 //!   member/<number>    this process; in a store that one process has at a time, those before are marked as lost
 //!   node/… pool/…      made if they are new
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::builder::PoolsByName;
+use super::upgrade;
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::control::runtime::wait;
@@ -26,7 +28,8 @@ use crate::model::{
     ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool, Role,
 };
 use crate::records::{
-    ClusterRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record, put, unchanged,
+    ClusterRecord, LEVEL, LevelRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record,
+    level_key, members_key, put, unchanged,
 };
 use crate::store::{Key, LeaseAnswer, ListOptions, MAX_OPS, Op, Precondition, Store};
 use crate::time::{Clock, IdSource};
@@ -165,7 +168,9 @@ impl Joining<'_> {
 
     /// This process's number, and every process there was.
     async fn count_in(&self) -> Result<(MemberId, BTreeMap<MemberId, Member>)> {
-        let counter = Key::of_parts(&[&"cluster", &"members"]);
+        let (level, no_level) = upgrade::read(self.store).await?;
+        upgrade::check(level.unwrap_or(LEVEL))?;
+        let counter = members_key();
         let (last, counted): (u64, _) = match self.store.get(&counter).await? {
             Some(record) => {
                 let counted = Precondition::At(counter.clone(), record.version);
@@ -188,6 +193,7 @@ impl Joining<'_> {
             id: MemberId(last + 1),
             name: self.name.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            level: LEVEL,
             role: self.role,
             joined_at: now,
             state: MemberState::Alive,
@@ -196,6 +202,14 @@ impl Joining<'_> {
             (counted, Op::Put(counter, encode(&me.id.0)?)),
             (unchanged::<Member>(&me.id, None), put(&me.id, &me)?),
         ];
+        if level.is_none() {
+            let first = LevelRecord {
+                level: LEVEL,
+                by: me.name.clone(),
+                at: now,
+            };
+            steps.push((no_level, Op::Put(level_key(), encode(&first)?)));
+        }
         let mut members = BTreeMap::from([(me.id, me.clone())]);
         let everyone = ListOptions {
             limit: usize::MAX,

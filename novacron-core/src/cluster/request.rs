@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cluster, Inner, OperationHandle};
+use super::{Cluster, Inner, OperationHandle, upgrade};
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -335,6 +335,7 @@ impl Inner {
             kind,
             mut draft,
         } = change;
+        upgrade::allows(self.peek(|cache| cache.level), &draft, verb)?;
         if let Some(key) = remembered_key(options) {
             let remembered = Remembered {
                 verb: verb.to_owned(),

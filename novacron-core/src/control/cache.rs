@@ -16,12 +16,13 @@ use crate::model::{
     Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
 };
 use crate::records::{
-    self, Grave, ImageStatus, NodeOwner, PoolOwner, SnapshotStatus, Stored, VolumeStatus,
+    self, Grave, ImageStatus, LevelRecord, NodeOwner, PoolOwner, Reason, SnapshotStatus, Stored,
+    VolumeStatus,
 };
 use crate::store::{Change, Key, Revision};
 
 /// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
-pub(crate) const PREFIXES: [&str; 23] = [
+pub(crate) const PREFIXES: [&str; 25] = [
     "vm/",
     "claim/",
     "assignment/",
@@ -45,6 +46,8 @@ pub(crate) const PREFIXES: [&str; 23] = [
     "grave/",
     "member/",
     "owner/",
+    "reason/",
+    "cluster/level",
 ];
 
 pub(crate) type Table<K, V> = BTreeMap<K, Versioned<V>>;
@@ -77,11 +80,16 @@ pub(crate) struct Cache {
     pub(crate) members: Table<MemberId, Member>,
     pub(crate) node_owners: Table<NodeId, NodeOwner>,
     pub(crate) pool_owners: Table<PoolId, PoolOwner>,
+    pub(crate) reasons: Table<(String, MemberId), Reason>,
+    /// What is in the store and cannot be read, and why.
+    pub(crate) damaged: BTreeMap<Key, String>,
     /// What the scheduler last said to a VM that waits for a place. No record: it is asked again by every process.
     pub(crate) no_place: BTreeMap<VmId, Rejected>,
     /// Why the last command of an object failed. No record: it is tried again by every process.
     pub(crate) trouble: BTreeMap<ObjectKey, String>,
     pub(crate) index: Index,
+    /// The cluster's feature level.
+    pub(crate) level: u32,
     /// Operations that have not ended, by what they change.
     open_operations: BTreeSet<(ObjectRef, OperationId)>,
     actions_of: BTreeSet<(VmId, ActionId)>,
@@ -121,7 +129,9 @@ impl Cache {
     ) -> Result<(), Error> {
         let key = &change.key;
         let result = self.apply_known(key, change, revision, wake);
-        if result.is_err() {
+        self.damaged.remove(key);
+        if let (Err(error), true) = (&result, change.value.is_some()) {
+            self.damaged.insert(key.clone(), error.report());
             // What is damaged is treated as absent, so that nothing acts on an old value of it.
             let gone = Change {
                 key: key.clone(),
@@ -366,6 +376,11 @@ impl Cache {
                 wake.push(ObjectKey::Action(id));
             }
             "grave" => drop(take!(graves, Grave)),
+            "cluster" => {
+                let read = |v| records::decode::<LevelRecord>(key, v).map(|r| r.level);
+                self.level = change.value.as_deref().map(read).transpose()?.unwrap_or(1);
+            }
+            "reason" => drop(take!(reasons, Reason)),
             "member" => {
                 let (id, old) = take!(members, Member);
                 wake.push(ObjectKey::Member(id));
@@ -413,7 +428,9 @@ impl Cache {
     /// Whether the object is in the records.
     pub(crate) fn has(&self, key: &ObjectKey) -> bool {
         match key {
-            ObjectKey::Node(_) | ObjectKey::Pool(_) | ObjectKey::Retention => true,
+            ObjectKey::Node(_) | ObjectKey::Pool(_) | ObjectKey::Retention | ObjectKey::Reasons => {
+                true
+            }
             ObjectKey::Network(id) => self.networks.contains_key(id),
             ObjectKey::Image(id) => self.images.contains_key(id),
             ObjectKey::Volume(id) => self.volumes.contains_key(id),

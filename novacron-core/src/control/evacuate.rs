@@ -178,7 +178,7 @@ pub(crate) fn remaining(node: &NodeId, cache: &Cache) -> Option<String> {
         let why = match (&claim.moving_to, obstacle(vm, node, run)) {
             (Some(to), _) => format!("is moving to {to}"),
             (None, Some(why)) => format!("stays: {why}"),
-            (None, None) => match cache.no_place.get(&id) {
+            (None, None) => match cache.why_no_place(id) {
                 Some(rejected) => format!("stays: {rejected}"),
                 None => format!("is {}, and waits for its turn", run.phase),
             },

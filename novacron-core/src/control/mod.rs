@@ -30,6 +30,7 @@
 //! | [`member`] | leader | a process whose lease ran out is known to be lost |
 //! | [`failover`] | leader | of a node that nobody looks after it is said what is known, and it is fenced where that helps |
 //! | [`ownership`] | every process | what nobody looks after, and it can, it takes |
+//! | [`reasons`] | every process | the others know why what it looks after does not get on |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
 
@@ -54,6 +55,7 @@ pub(crate) mod plan;
 mod pool;
 pub(crate) mod port;
 pub(crate) mod queue;
+pub(crate) mod reasons;
 pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod runtime;

@@ -47,8 +47,7 @@ pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String
             Err(Waiting::Failed(why)) => (Phase::Failed, why),
             _ => {
                 let why = cache.before(vm.id, 0, now);
-                let no_place = || cache.no_place.get(&vm.id).map(ToString::to_string);
-                let why = why.or_else(no_place);
+                let why = why.or_else(|| cache.why_no_place(vm.id));
                 (
                     Phase::Pending,
                     why.unwrap_or_else(|| "waiting for a place".to_owned()),
@@ -164,7 +163,7 @@ fn not_gone(vm: &Vm, cache: &Cache) -> String {
     let volumes = made.map(|d| ObjectKey::Volume(d.volume));
     let mut parts = volumes.chain(cache.ports_of(vm.id).map(ObjectKey::Port));
     parts
-        .find_map(|part| cache.trouble.get(&part).cloned())
+        .find_map(|part| cache.why(&part).map(str::to_owned))
         .unwrap_or_default()
 }
 
@@ -224,7 +223,7 @@ pub(crate) fn standing(
         OperationKind::Update { generation } => *generation,
         _ => 1,
     };
-    let trouble = |key| cache.trouble.get(&key).map(String::as_str);
+    let trouble = |key| cache.why(&key);
     match &operation.target {
         ObjectRef::Vm(vm) => on_vm(*vm, kind, cache, now),
         ObjectRef::Volume(volume) => {

@@ -23,6 +23,7 @@ mod lists;
 mod processes;
 mod storage;
 mod strays;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::sync::Arc;
