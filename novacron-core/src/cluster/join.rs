@@ -5,7 +5,7 @@
 //!   cluster/level      made with the first build; a build that does not know it is refused
 //!   cluster/members    counted up, so that no two processes have one number
 //!   member/<number>    this process; in a store that one process has at a time, those before are marked as lost
-//!   node/… pool/…      made if they are new
+//!   node/… pool/…      made if they are new; another host, another pool under a name that is known is refused
 //!   owner/…            taken, where nobody alive has it
 //! ```
 //! The lease of its number comes first, so that nobody takes the new process for lost. The first commit is conditional on
@@ -22,10 +22,11 @@ use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::control::runtime::wait;
 use crate::control::session::{Holder, member_lease};
-use crate::driver::{Call, Hypervisor};
+use crate::driver::{Call, Hypervisor, StorageBackend};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool, Role,
+    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool,
+    PoolId, PoolStatus, Role,
 };
 use crate::records::{
     ClusterRecord, LEVEL, LevelRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record,
@@ -158,6 +159,26 @@ impl Joining<'_> {
         }
     }
 
+    /// Whether the pool is the one that the records know under that name.
+    async fn same_pool(&self, id: &PoolId, backend: &dyn StorageBackend) -> Result<()> {
+        let Some(status) = self.store.get(&PoolStatus::key(id)).await? else {
+            return Ok(());
+        };
+        let known = from_record::<PoolStatus>(&status)?.identity;
+        // One that does not answer is no error here.
+        let ours = backend.probe(Call::within(PROBE)).await.ok();
+        match (known, ours.and_then(|info| info.identity)) {
+            (Some(known), Some(ours)) if known != ours => {
+                let message = format!(
+                    "pool {id} is {known}, and this process was given {ours} under that name: is its file system mounted, is it another cluster's store?"
+                );
+                let error = Error::new(ErrorKind::FailedPrecondition, "cluster.join", message);
+                Err(error.with("pool", id))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn commit(&self, steps: &[Step]) -> Result<()> {
         let mut draft = Draft::new();
         (draft.requires, draft.ops) = steps.iter().cloned().unzip();
@@ -253,7 +274,8 @@ impl Joining<'_> {
                 None => self.same_host(id, &**hypervisor).await?,
             }
         }
-        for (id, (scope, _)) in self.pools {
+        for (id, (scope, backend)) in self.pools {
+            self.same_pool(id, &**backend).await?;
             let pool = Pool {
                 id: id.clone(),
                 scope: scope.clone(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use novacron_core::cluster::{Evidence, ListRequest, OperationHandle, VmHandle};
 use novacron_core::driver::FirstFit;
-use novacron_core::model::{NodeId, OperationState, PoolId, Power, Returning, StopProof, VmId};
+use novacron_core::model::{
+    NodeId, NodeState, OperationState, PoolId, Power, Returning, StopProof, VmId,
+};
 use novacron_core::sim::{SimFence, SimHypervisor, SimStorage};
 use novacron_core::{Cluster, Deadline, ErrorKind, MiB, Phase, RequestOptions, SeededIds, VmSpec};
 
@@ -278,6 +280,41 @@ async fn a_host_that_is_down_is_evacuated_by_an_operators_word() {
     cluster.nodes().wait_available(soon()).await.unwrap();
     assert_eq!(site.world.running(vm.id()).len(), 1);
     assert!(site.world.violations().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_comes_back_ends_its_copies_before_it_is_reported() {
+    let mut site = Site::new(2);
+    let cluster = site.start().await;
+    let mut vms = Vec::new();
+    for n in 0..4 {
+        vms.push(runs_on(&cluster, spec(&format!("web-{n}")), 0).await);
+    }
+    let host = site.world.hosts()[0];
+    site.world.set_reachable(host, false);
+    for vm in &vms {
+        vm.wait_for(Phase::Unknown, soon()).await.unwrap();
+    }
+    // The operator is wrong: they run on.
+    let (zero, nodes) = (node(0), cluster.nodes());
+    let word = nodes.evacuate(&zero, Evidence::HostDown, Returning::Stay);
+    word.await.unwrap().wait(soon()).await.unwrap();
+    for vm in &vms {
+        arrives(&cluster, vm, 1).await;
+        assert_eq!(site.world.running(vm.id()).len(), 2, "the word was wrong");
+    }
+    let mut changes = cluster.watch(None).await.unwrap();
+    site.world.set_reachable(host, true);
+    loop {
+        let status = nodes.get(&zero).await.unwrap().status.unwrap();
+        if status.state == NodeState::Available {
+            break;
+        }
+        changes.next().await.unwrap().unwrap();
+    }
+    for vm in &vms {
+        assert_eq!(site.world.running(vm.id()).len(), 1);
+    }
 }
 
 /// The order in which the VMs were granted their second start.

@@ -14,6 +14,8 @@ use novacron_core::{Error, ErrorKind, IdSource as _, Result, SeededIds};
 
 use crate::failure::of_io;
 
+/// The pool's own id.
+const IDENTITY: &str = "pool";
 /// The record of what is in an artefact's directory.
 pub(super) const RECORD: &str = "volume.json";
 /// Whose an artefact is.
@@ -47,9 +49,47 @@ impl Layout {
         let root = dir
             .canonicalize()
             .map_err(fail("cannot find the pool's folder"))?;
-        sync_dir(OP, &root)?;
         let names = Arc::new(SeededIds::from_os());
-        Ok(Self { root, names })
+        let layout = Self { root, names };
+        layout.identify(OP)?;
+        sync_dir(OP, &layout.root)?;
+        Ok(layout)
+    }
+
+    /// The pool's own id, as its folder says it; made if it says none.
+    fn identify(&self, op: &'static str) -> Result<()> {
+        let file = self.root.join(IDENTITY);
+        if file.exists() {
+            return self.identity(op).map(drop);
+        }
+        let id = uuid::Uuid::from_u128(self.names.bits());
+        let part = self.root.join("parts").join(format!("{id}.pool"));
+        let fail = |what: &'static str| of_io_at(op, what, &file);
+        new_file(op, &part)?
+            .write_all(format!("{id}\n").as_bytes())
+            .map_err(fail("cannot write the pool's id"))?;
+        sync_file(op, &part)?;
+        // Of several that open a new pool at once, one gives it its id.
+        match fs::hard_link(&part, &file) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(fail("cannot name the pool's id")(e)),
+        }
+        fs::remove_file(&part).map_err(fail("cannot remove the pool's id"))?;
+        self.identity(op).map(drop)
+    }
+
+    /// The pool's own id.
+    pub(super) fn identity(&self, op: &'static str) -> Result<uuid::Uuid> {
+        let file = self.root.join(IDENTITY);
+        let text = fs::read_to_string(&file).map_err(of_io_at(
+            op,
+            "cannot read the pool's id: is its file system mounted?",
+            &file,
+        ))?;
+        text.trim().parse().map_err(|_| {
+            Error::new(ErrorKind::Corrupt, op, "the pool's id is none").with("path", file.display())
+        })
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -135,6 +175,14 @@ impl Layout {
 const VOLUME: ArtefactId = ArtefactId::Volume(VolumeId::from_uuid(uuid::Uuid::nil()));
 /// Any image.
 const IMAGE: ArtefactId = ArtefactId::Image(ImageId::from_uuid(uuid::Uuid::nil()));
+
+fn of_io_at<'a>(
+    op: &'static str,
+    what: &'static str,
+    path: &'a Path,
+) -> impl Fn(io::Error) -> Error + 'a {
+    move |e| of_io(op, what, path, e)
+}
 
 fn kind_of(id: ArtefactId) -> &'static str {
     match id {
