@@ -182,8 +182,8 @@ impl Cache {
                     self.users_of_volume.remove(&(disk.volume, id));
                     wake.push(ObjectKey::Volume(disk.volume));
                 }
-                if !self.vms.contains_key(&id) {
-                    self.no_place.remove(&id);
+                if !self.vms.contains_key(&id) && self.no_place.remove(&id).is_some() {
+                    wake.push(ObjectKey::Reasons);
                 }
                 if let Some(vm) = self.vms.get(&id) {
                     self.users_of_volume
@@ -194,7 +194,9 @@ impl Cache {
             }
             "claim" if key.as_str().starts_with("claim/vm/") => {
                 let (id, old) = take!(claims, Claim);
-                self.no_place.remove(&id);
+                if self.no_place.remove(&id).is_some() {
+                    wake.push(ObjectKey::Reasons);
+                }
                 for place in [
                     old.map(|c| c.place),
                     self.claims.get(&id).map(|c| c.place.clone()),

@@ -19,6 +19,8 @@ use crate::time::Timestamp;
 
 /// How long after a process learned something the others are told.
 pub(crate) const DELAY: Duration = Duration::from_secs(2);
+/// How often what was told is looked at again.
+const AGAIN: Duration = Duration::from_secs(30);
 /// Reasons in one commit: one begins where the one before ended.
 const AT_ONCE: usize = 90;
 /// The longest reason that is told, bytes.
@@ -68,7 +70,13 @@ pub(crate) fn reconcile(me: MemberId, leads: bool, cache: &Cache, now: Timestamp
         }
     }
     if draft.ops.is_empty() {
-        return Ok(Plan::nothing());
+        // What is said for an object that is gone is taken back without anything telling so.
+        let said = cache.reasons.keys().any(|(_, by)| *by == me || leads);
+        return Ok(if said {
+            Plan::wake_in(now, AGAIN)
+        } else {
+            Plan::nothing()
+        });
     }
     draft.requires.push(Precondition::Present(
         <Member as crate::records::Stored>::key(&me),

@@ -230,6 +230,7 @@ impl Runtime {
             self.placing.all_changed(&cache);
             self.placing.reconsider();
             cache.wake_leader(&mut wake);
+            wake.push(ObjectKey::Reasons);
         }
         if before.0 && !now.0 {
             // Whoever leads now may find a place.
@@ -341,6 +342,9 @@ impl Runtime {
         }
         let standing = self.parts.standing.borrow().clone();
         if *key == ObjectKey::Reasons {
+            if self.parts.store.exclusive() {
+                return Ok(Plan::nothing());
+            }
             return reasons::reconcile(me, standing.leads().is_some(), &cache, now);
         }
         let Some(part) = part::part_of(key, &cache) else {
