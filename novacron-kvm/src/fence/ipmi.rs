@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use novacron_core::driver::{Call, Fence, FenceTarget};
 use novacron_core::model::FenceReceipt;
-use novacron_core::{Error, ErrorKind, Result};
+use novacron_core::{Error, ErrorKind, Problem, Result};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -75,14 +75,18 @@ impl IpmiFence {
     /// # Errors
     /// [`ErrorKind::Invalid`] for a host or a user that is empty or would be taken for an option.
     pub fn new(options: IpmiOptions) -> Result<Self> {
-        for (field, text) in [("host", &options.host), ("user", &options.user)] {
-            if text.is_empty() || text.starts_with('-') || text.contains('\0') {
-                let problem = novacron_core::Problem {
-                    field: field.to_owned(),
-                    message: "a name is needed, which does not begin with -".to_owned(),
-                };
-                return Err(Error::invalid(OPERATION, vec![problem]));
-            }
+        let fields = [("host", &options.host), ("user", &options.user)];
+        let wrong = fields
+            .into_iter()
+            .filter(|(_, text)| text.is_empty() || text.starts_with('-') || text.contains('\0'));
+        let problems: Vec<_> = wrong
+            .map(|(field, _)| Problem {
+                field: field.to_owned(),
+                message: "a name is needed, which does not begin with -".to_owned(),
+            })
+            .collect();
+        if !problems.is_empty() {
+            return Err(Error::invalid(OPERATION, problems));
         }
         Ok(Self { options })
     }
