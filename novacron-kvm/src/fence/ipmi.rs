@@ -11,14 +11,12 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use novacron_core::driver::{Call, Fence, FenceTarget};
+use novacron_core::driver::{Call, Fence, FenceTarget, Power, PowerSwitch, ensure_off};
 use novacron_core::model::FenceReceipt;
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::process::Command;
 use tokio::time::timeout;
-
-use super::power::{Bmc, Power, ensure_off};
 
 const OPERATION: &str = "fence.ipmi";
 /// The longest that one run of the program is waited for.
@@ -179,7 +177,7 @@ fn meaning(output: &Output) -> (ErrorKind, String) {
 }
 
 #[async_trait]
-impl Bmc for IpmiFence {
+impl PowerSwitch for IpmiFence {
     async fn power(&self, call: Call) -> Result<Power> {
         let text = self.chassis_power(call, "status").await?;
         match text.lines().last() {

@@ -9,7 +9,6 @@
 //! What each proves, and which to choose: `docs/guides/fencing.md`.
 
 mod ipmi;
-mod power;
 mod process;
 #[cfg(feature = "redfish")]
 mod redfish;

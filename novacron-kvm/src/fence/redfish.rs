@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
-use novacron_core::driver::{Call, Fence, FenceTarget};
+use novacron_core::driver::{Call, Fence, FenceTarget, Power, PowerSwitch, ensure_off};
 use novacron_core::model::FenceReceipt;
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use secrecy::{ExposeSecret, SecretString};
@@ -19,8 +19,6 @@ use serde_json::{Value, json};
 use ureq::http::{StatusCode, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use uuid::Uuid;
-
-use super::power::{Bmc, Power, ensure_off};
 
 const OPERATION: &str = "fence.redfish";
 const SYSTEMS: &str = "/redfish/v1/Systems";
@@ -218,7 +216,7 @@ fn certificates(pem: &str) -> Option<RootCerts> {
 }
 
 #[async_trait]
-impl Bmc for RedfishFence {
+impl PowerSwitch for RedfishFence {
     async fn power(&self, call: Call) -> Result<Power> {
         match self.system(call).await?["PowerState"].as_str() {
             Some("Off") => Ok(Power::Off),

@@ -1,4 +1,4 @@
-//! Switching a host off by its management controller (BMC), whichever way that is spoken to.
+//! Switching a host off, whichever way its power is switched: by a management controller (BMC), a power strip, a cloud.
 //!
 //! ```text
 //!   state? ── off ───────────────────────────────────────────────► proof ── power on again, if wanted
@@ -13,56 +13,74 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use novacron_core::driver::Call;
-use novacron_core::{Error, ErrorKind, Result};
 
-use crate::qemu::error;
+use super::Call;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The first pause between two reads; each next one is twice as long.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A host's power, as its BMC tells it.
+/// A host's power, as its switch tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Power {
+pub enum Power {
+    /// Nothing runs on the host, and nothing will before it boots anew.
     Off,
-    /// On, or on its way up or down, in the BMC's word.
+    /// On, or on its way up or down, in the switch's word.
     On(String),
 }
 
-/// A BMC. Every method answers before the call's deadline; an error that is retryable says that the BMC did not answer.
+/// What switches a host's power: the smaller half of a [`Fence`](super::Fence), made whole by [`ensure_off`].
+///
+/// Every method answers before the call's deadline. An error that is retryable says that the switch did not answer.
 #[async_trait]
-pub(super) trait Bmc: fmt::Debug + Send + Sync {
+pub trait PowerSwitch: fmt::Debug + Send + Sync {
+    /// Whether the host is on. A read.
     async fn power(&self, call: Call) -> Result<Power>;
 
-    /// Cuts the power at once.
+    /// Orders the power to be cut at once. *A second identical call* changes nothing.
     async fn switch_off(&self, call: Call) -> Result<()>;
 
+    /// Orders the host to boot.
     async fn switch_on(&self, call: Call) -> Result<()>;
 }
 
-/// Switches the host off; what was done, for people.
-pub(super) async fn ensure_off(
-    bmc: &dyn Bmc,
+/// Switches the host off, and if wanted on again; what was done, for people.
+///
+/// *Holds on return:* the host was read to be off after the call began. *A second identical call* does the same. *Left
+/// behind on failure:* perhaps a host that is off, or soon will be.
+///
+/// # Errors
+/// [`ErrorKind::DeadlineExceeded`] when nothing was sent, [`ErrorKind::OutcomeUnknown`] when the order was, and the
+/// switch's own when it refused.
+pub async fn ensure_off(
+    switch: &dyn PowerSwitch,
     call: Call,
     on_again: bool,
     operation: &'static str,
 ) -> Result<String> {
-    error::remaining(call, operation)?;
-    let found = read(bmc, call, |_| true).await.map_err(|last| {
-        let message = "the BMC does not tell the host's power state in time, and nothing was sent";
-        late(ErrorKind::DeadlineExceeded, operation, message, last)
+    let deadline = |message| Error::new(ErrorKind::DeadlineExceeded, operation, message);
+    if call.deadline.remaining().is_zero() {
+        return Err(deadline("the deadline has passed"));
+    }
+    let found = read(switch, call, |_| true).await.map_err(|last| {
+        if last.is_retryable() {
+            let message = "the host's power state is not told in time, and nothing was sent";
+            deadline(message).caused_by(last)
+        } else {
+            last
+        }
     })?;
     let mut detail = match found {
         Power::Off => "the host was off already".to_owned(),
         Power::On(word) => {
-            switch(bmc, call, operation).await?;
+            order_off(switch, call, operation).await?;
             format!("the host was told to switch off ({word} before) and is off")
         }
     };
     if on_again {
         // Whatever comes of it, the host was off: what ran there does not run any more.
-        match bmc.switch_on(call).await {
+        match switch.switch_on(call).await {
             Ok(()) => detail.push_str("; it was told to switch on again"),
             Err(error) => detail.push_str(&format!("; it was not switched on again: {error}")),
         }
@@ -70,19 +88,19 @@ pub(super) async fn ensure_off(
     Ok(detail)
 }
 
-async fn switch(bmc: &dyn Bmc, call: Call, operation: &'static str) -> Result<()> {
-    let refusal = match bmc.switch_off(call).await {
+async fn order_off(switch: &dyn PowerSwitch, call: Call, operation: &'static str) -> Result<()> {
+    let refusal = match switch.switch_off(call).await {
         Err(error) if !may_have_worked(&error) => Some(error),
         sent => {
             if let Err(error) = sent {
-                tracing::warn!(%error, "whether the BMC took the order is not known: its host is looked at");
+                tracing::warn!(%error, "whether the order was taken is not known: the host is looked at");
             }
             None
         }
     };
     // A refusal may be one because the host is off; otherwise it takes some time to be.
     let enough = |power: &Power| refusal.is_some() || *power == Power::Off;
-    match (read(bmc, call, enough).await, refusal) {
+    match (read(switch, call, enough).await, refusal) {
         (Ok(Power::Off), _) => Ok(()),
         (_, Some(refusal)) => Err(refusal),
         (Ok(Power::On(word)), None) => {
@@ -90,8 +108,7 @@ async fn switch(bmc: &dyn Bmc, call: Call, operation: &'static str) -> Result<()
             Err(Error::new(ErrorKind::OutcomeUnknown, operation, message))
         }
         (Err(last), None) => {
-            let message =
-                "the host was told to switch off, and the BMC does not tell whether it is";
+            let message = "the host was told to switch off, and it is not told whether it is";
             Err(Error::new(ErrorKind::OutcomeUnknown, operation, message).caused_by(last))
         }
     }
@@ -105,11 +122,15 @@ fn may_have_worked(error: &Error) -> bool {
         )
 }
 
-/// Reads the state until it is `enough`, the BMC refuses, or the deadline passes: then the last state, or the last error.
-async fn read(bmc: &dyn Bmc, call: Call, enough: impl Fn(&Power) -> bool) -> Result<Power> {
+/// Reads the state until it is `enough`, the switch refuses, or the deadline passes: then the last state, or the last error.
+async fn read(
+    switch: &dyn PowerSwitch,
+    call: Call,
+    enough: impl Fn(&Power) -> bool,
+) -> Result<Power> {
     let mut pause = PAUSE;
     loop {
-        let last = bmc.power(call).await;
+        let last = switch.power(call).await;
         let over = match &last {
             Ok(power) => enough(power),
             Err(error) => !error.is_retryable(),
@@ -119,19 +140,10 @@ async fn read(bmc: &dyn Bmc, call: Call, enough: impl Fn(&Power) -> bool) -> Res
         }
         #[expect(
             clippy::disallowed_methods,
-            reason = "a BMC tells nobody when its host is off"
+            reason = "a switch tells nobody when its host is off"
         )]
         tokio::time::sleep(pause).await;
         pause = LONGEST_PAUSE.min(pause * 2);
-    }
-}
-
-/// A retryable error that lasted until the deadline; another one is an answer.
-fn late(kind: ErrorKind, operation: &'static str, message: &'static str, last: Error) -> Error {
-    if last.is_retryable() {
-        Error::new(kind, operation, message).caused_by(last)
-    } else {
-        last
     }
 }
 
@@ -178,7 +190,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl Bmc for Scripted {
+    impl PowerSwitch for Scripted {
         async fn power(&self, _: Call) -> Result<Power> {
             let mut powers = self.powers.lock().unwrap();
             let next = powers.pop_front().unwrap();
