@@ -1,0 +1,398 @@
+//! The stories: what is done to the hosts, the leader and the store, and what must come of it.
+
+use std::time::Duration;
+
+use novacron_core::Phase;
+use novacron_core::lifecycle::RunPhase;
+use novacron_core::model::VmId;
+use novacron_examples::Result;
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use crate::ground::{Ground, Guest, soon};
+use crate::host::{GRACE, Said, TTL};
+use crate::line::{Seen, What};
+use crate::servers::{Place, Servers};
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Story {
+    Kill,
+    Restart,
+    Partition,
+    PartitionLeader,
+    StopLeader,
+    Pause,
+    PauseLeader,
+    EtcdLeader,
+    PostgresRestart,
+}
+
+/// All, under their names.
+pub(crate) const STORIES: [(&str, Story); 9] = [
+    ("kill", Story::Kill),
+    ("restart", Story::Restart),
+    ("partition", Story::Partition),
+    ("partition-leader", Story::PartitionLeader),
+    ("stop-leader", Story::StopLeader),
+    ("pause", Story::Pause),
+    ("pause-leader", Story::PauseLeader),
+    ("etcd-leader", Story::EtcdLeader),
+    ("postgres-restart", Story::PostgresRestart),
+];
+
+impl Story {
+    /// Whether it can be told over this store.
+    pub(crate) fn is_of(self, place: &Place) -> bool {
+        match self {
+            Self::EtcdLeader => *place == Place::Etcd,
+            Self::PostgresRestart => *place == Place::Postgres,
+            _ => true,
+        }
+    }
+
+    /// Tells it. In the end everything is as it should be again.
+    pub(crate) async fn tell(self, ground: &mut Ground) -> Result<()> {
+        ground.spread().await?;
+        let from = match self {
+            Self::Kill => kill(ground).await,
+            Self::Restart => restart(ground).await,
+            Self::Partition => {
+                let host = ground.follower()?;
+                partition(ground, host, "a host is cut off from the network").await
+            }
+            Self::PartitionLeader => {
+                let host = ground.leader()?;
+                partition(ground, host, "the leader is cut off from the network").await
+            }
+            Self::StopLeader => stop_leader(ground).await,
+            Self::Pause => pause(ground).await,
+            Self::PauseLeader => pause_leader(ground).await,
+            Self::EtcdLeader => etcd_leader(ground).await,
+            Self::PostgresRestart => postgres_restart(ground).await,
+        }?;
+        ground.settle(from).await
+    }
+}
+
+async fn kill(ground: &mut Ground) -> Result<usize> {
+    let host = ground.follower()?;
+    let from = ground.line.begin("a host's process and its guests are killed (kill -9)");
+    let moving = Moving::from(ground, host).await?;
+    ground.line.note(format!("kill -9 of host {host}'s process and of its guests"));
+    ground.signal(host, Signal::KILL)?;
+    ground.kill_guests(host)?;
+    moving.follow(ground, from).await?;
+    ground.ended(host).await?;
+    Ok(from)
+}
+
+/// The process alone is killed, and is back before its lease has run out: its guests do not notice.
+async fn restart(ground: &mut Ground) -> Result<usize> {
+    let host = ground.follower()?;
+    let from = ground.line.begin("a host's process is killed, and started again at once");
+    killed_and_started(ground, host, from).await?;
+    Ok(from)
+}
+
+async fn killed_and_started(ground: &mut Ground, host: &'static str, from: usize) -> Result<()> {
+    let boots = boots(ground);
+    ground.line.note(format!("kill -9 of host {host}'s process"));
+    ground.signal(host, Signal::KILL)?;
+    ground.ended(host).await?;
+    ground.start(host).await?;
+    ground.available(host).await?;
+    ground.line.note(format!("host {host} is looked after again"));
+    same_boots(ground, &boots).await?;
+    never_fenced(ground, from)
+}
+
+async fn partition(ground: &mut Ground, host: &'static str, title: &str) -> Result<usize> {
+    let from = ground.line.begin(title);
+    let moving = Moving::from(ground, host).await?;
+    ground.line.note(format!("host {host}'s port goes down"));
+    ground.net.cut(host)?;
+    // It is out of sight, not dead: until it is fenced its guest writes on.
+    for guest in ground.guests_of(host).await? {
+        ground.beats(guest).await?;
+        ground.line.note(format!("{} on host {host} runs on", guest.name));
+    }
+    moving.follow(ground, from).await?;
+    ground.ended(host).await?;
+    ground.net.mend(host)?;
+    ground.line.note(format!("host {host}'s port is up again"));
+    Ok(from)
+}
+
+async fn stop_leader(ground: &mut Ground) -> Result<usize> {
+    let leader = ground.leader()?;
+    let boots = boots(ground);
+    let from = ground.line.begin("the leader is shut down (SIGTERM)");
+    ground.line.note(format!("SIGTERM to host {leader}'s process"));
+    let asked = Instant::now();
+    ground.signal(leader, Signal::TERM)?;
+    let next = next_leader(ground, from, leader).await?;
+    ground.ended(leader).await?;
+    ground.line.note(format!("the lead was handed over within {} ms", millis(next - asked)));
+    ground.start(leader).await?;
+    ground.available(leader).await?;
+    same_boots(ground, &boots).await?;
+    never_fenced(ground, from)?;
+    ground.settle(from).await?;
+
+    let leader = ground.leader()?;
+    let from = ground.line.begin("the leader's process is killed (kill -9), and started again at once");
+    let asked = Instant::now();
+    killed_and_started(ground, leader, from).await?;
+    let next = next_leader(ground, from, "").await?;
+    ground.line.note(format!("the next one led after {} ms", millis(next - asked)));
+    if next - asked > TTL + Duration::from_secs(2) {
+        return Err("nobody led for too long".into());
+    }
+    Ok(from)
+}
+
+/// When another than `host` leads.
+async fn next_leader(ground: &Ground, from: usize, host: &str) -> Result<Instant> {
+    let old = format!("host {host}");
+    ground
+        .line
+        .wait(from, soon(), "another leads", |seen| {
+            let leads = seen.what == What::Said(Said::Leads(true)) && seen.who != old;
+            leads.then_some(seen.at)
+        })
+        .await
+}
+
+async fn pause(ground: &mut Ground) -> Result<usize> {
+    let host = ground.follower()?;
+    let from = ground.line.begin("a host's process is stopped (SIGSTOP) for longer than its lease");
+    let moving = Moving::from(ground, host).await?;
+    ground.line.note(format!("SIGSTOP to host {host}'s process"));
+    ground.signal(host, Signal::STOP)?;
+    moving.follow(ground, from).await?;
+    ground.ended(host).await?;
+    Ok(from)
+}
+
+/// A leader without guests is not fenced: it comes back, and finds that it leads no more.
+async fn pause_leader(ground: &mut Ground) -> Result<usize> {
+    let leader = ground.leader()?;
+    let follower = ground.follower()?;
+    for guest in ground.guests_of(leader).await? {
+        ground.put(guest, follower).await?;
+    }
+    let member = ground.member(leader);
+    let from = ground.line.begin("the leader, without guests, is stopped (SIGSTOP) for longer than its lease");
+    ground.line.note(format!("SIGSTOP to host {leader}'s process"));
+    ground.signal(leader, Signal::STOP)?;
+    next_leader(ground, from, &format!("{leader}")).await?;
+    lost(ground, from, member).await?;
+    // What is decided meanwhile must stand.
+    let guest = &ground.guests[0];
+    let before = guest.vm.get().await?.claim.ok_or("it has no claim")?.epoch;
+    guest.vm.stop().await?.wait(soon()).await?;
+    guest.vm.start().await?.wait(soon()).await?;
+    let cont = ground.line.since(0).len();
+    ground.line.note(format!("SIGCONT to host {leader}'s process"));
+    ground.signal(leader, Signal::CONT)?;
+    ground
+        .line
+        .wait(cont, soon(), "it is alive again", |seen| {
+            (seen.what == What::Member(member, "alive")).then_some(())
+        })
+        .await?;
+    let view = ground.guests[0].vm.wait_for(Phase::Running, soon()).await?;
+    let epoch = view.claim.ok_or("it has no claim")?.epoch;
+    if epoch.0 != before.0 + 1 {
+        return Err(format!("epoch {epoch} after {before}: it was started twice").into());
+    }
+    if ground.leader()? == leader {
+        return Err("the one that was stopped leads, beside another".into());
+    }
+    never_fenced(ground, from)?;
+    Ok(from)
+}
+
+async fn etcd_leader(ground: &mut Ground) -> Result<usize> {
+    let from = ground.line.begin("etcd's leader is killed (kill -9)");
+    let boots = boots(ground);
+    let member = Servers::etcd_leader()?;
+    ground.line.note(format!("kill -9 of etcd's member on host {member}, which leads"));
+    ground.servers.kill(member, Signal::KILL)?;
+    let asked = Instant::now();
+    turned_off_and_on(ground, &boots).await?;
+    ground.line.note(format!("a VM was turned off and on within {} ms", millis(asked.elapsed())));
+    never_lost(ground, from)?;
+    ground.servers.start_etcd(member, &ground.net)?;
+    ground.line.note(format!("etcd's member on host {member} is started again"));
+    Ok(from)
+}
+
+async fn postgres_restart(ground: &mut Ground) -> Result<usize> {
+    let from = ground.line.begin("PostgreSQL is restarted, and killed");
+    let boots = boots(ground);
+    for (signal, name) in [(Signal::INT, "fast shutdown"), (Signal::QUIT, "immediate shutdown")] {
+        ground.line.note(format!("{name} of PostgreSQL, and a start"));
+        ground.servers.kill("postgres", signal)?;
+        ground.servers.start_postgres()?;
+        let asked = Instant::now();
+        turned_off_and_on(ground, &boots).await?;
+        ground.line.note(format!("a VM was turned off and on within {} ms", millis(asked.elapsed())));
+    }
+    never_lost(ground, from)?;
+    Ok(from)
+}
+
+/// The first VM; the others' guests do not notice.
+async fn turned_off_and_on(ground: &Ground, boots: &Boots) -> Result<()> {
+    let guest = &ground.guests[0];
+    guest.vm.stop().await?.wait(soon()).await?;
+    guest.vm.start().await?.wait(soon()).await?;
+    same_boots(ground, &boots[1..]).await
+}
+
+// ---- what is checked
+
+/// Which boot each guest is in.
+type Boots = [(VmId, Option<String>)];
+
+fn boots(ground: &Ground) -> Vec<(VmId, Option<String>)> {
+    let boot = |vm| ground.witness.last_beat(vm).map(|(boot, _)| boot);
+    ground.guests.iter().map(|guest| (guest.vm.id(), boot(guest.vm.id()))).collect()
+}
+
+/// The guests go on, and never noticed anything.
+async fn same_boots(ground: &Ground, before: &Boots) -> Result<()> {
+    for guest in ground.guests.iter() {
+        let Some((_, boot)) = before.iter().find(|(vm, _)| *vm == guest.vm.id()) else {
+            continue;
+        };
+        ground.beats(guest).await?;
+        let now = ground.witness.last_beat(guest.vm.id()).map(|(boot, _)| boot);
+        if now != *boot {
+            return Err(format!("{} was booted anew: {boot:?}, {now:?}", guest.name).into());
+        }
+    }
+    Ok(())
+}
+
+fn never_fenced(ground: &Ground, from: usize) -> Result<()> {
+    let fenced = |seen: &Seen| matches!(seen.what, What::Said(Said::Fencing(_)));
+    match ground.line.since(from).iter().find(|seen| fenced(seen)) {
+        Some(seen) => Err(format!("nothing had to be fenced: {seen:?}").into()),
+        None => Ok(()),
+    }
+}
+
+fn never_lost(ground: &Ground, from: usize) -> Result<()> {
+    let lost = |seen: &Seen| matches!(seen.what, What::Member(_, "lost"));
+    match ground.line.since(from).iter().find(|seen| lost(seen)) {
+        Some(seen) => Err(format!("no process was lost: {seen:?}").into()),
+        None => never_fenced(ground, from),
+    }
+}
+
+async fn lost(ground: &Ground, from: usize, member: u64) -> Result<Instant> {
+    ground
+        .line
+        .wait(from, soon(), "its process is written down as lost", |seen| {
+            (seen.what == What::Member(member, "lost")).then_some(seen.at)
+        })
+        .await
+}
+
+/// A host's VMs on their way to others.
+struct Moving {
+    host: &'static str,
+    member: u64,
+    vms: Vec<(VmId, String, u64)>,
+}
+
+impl Moving {
+    async fn from(ground: &Ground, host: &'static str) -> Result<Self> {
+        let mut vms = Vec::new();
+        for Guest { vm, name, .. } in ground.guests_of(host).await? {
+            let claim = vm.get().await?.claim.ok_or("a running VM has no claim")?;
+            vms.push((vm.id(), name.clone(), claim.epoch.0));
+        }
+        if vms.is_empty() {
+            return Err(format!("host {host} runs nothing: there is nothing to show").into());
+        }
+        Ok(Self {
+            host,
+            member: ground.member(host),
+            vms,
+        })
+    }
+
+    /// Follows the failover to the guests' first heartbeats, and shows where the time went.
+    async fn follow(&self, ground: &Ground, from: usize) -> Result<()> {
+        let (line, host) = (&ground.line, self.host);
+        let ran_out = ground.lease_ends(host).await?;
+        let lost = lost(ground, from, self.member).await?;
+        let fencing = line
+            .wait(from, soon(), "the fence begins", |seen| {
+                (seen.what == What::Said(Said::Fencing(host.to_owned()))).then_some(seen.at)
+            })
+            .await?;
+        let fenced = line
+            .wait(from, soon(), "the fence has answered", |seen| match &seen.what {
+                What::Said(Said::Fenced(node, _)) if node == host => Some(seen.at),
+                _ => None,
+            })
+            .await?;
+        let mut rows = vec![
+            ("its lease ran out", ran_out),
+            ("it is written down as lost", lost),
+            ("its time to come back is over: the fence begins", fencing),
+            ("the fence has answered", fenced),
+        ];
+        for (vm, name, epoch) in &self.vms {
+            let next = epoch + 1;
+            let run = async |phase| {
+                line.wait(from, soon(), "the run goes on", |seen| match &seen.what {
+                    What::Run(v, node, e, p) if v == vm && *e == next && *p == phase => {
+                        (node != host).then_some(seen.at)
+                    }
+                    _ => None,
+                })
+                .await
+            };
+            let starting = run(RunPhase::Starting).await?;
+            let running = run(RunPhase::Running).await?;
+            let beat = line
+                .wait(from, soon(), "the first heartbeat elsewhere", |seen| match &seen.what {
+                    What::FirstBeat(v, node, e) if v == vm && *e == next => {
+                        (node != host).then_some(seen.at)
+                    }
+                    _ => None,
+                })
+                .await?;
+            let control = (lost - ran_out)
+                + (fencing - lost).saturating_sub(GRACE)
+                + (starting - fenced);
+            rows.extend([
+                ("its start elsewhere is written down", starting),
+                ("it runs elsewhere, as its record says", running),
+                ("its guest's first heartbeat", beat),
+            ]);
+            line.summary(&format!(
+                "{name}: lease to running {} ms = {} ms to come back + {} ms fence + {} ms QEMU's start + {} ms control plane",
+                millis(running - ran_out),
+                millis(GRACE),
+                millis(fenced - fencing),
+                millis(running - starting),
+                millis(control),
+            ));
+        }
+        for (what, at) in rows {
+            line.summary(&format!("{:>7} ms  {what}", line.ms(at)));
+        }
+        Ok(())
+    }
+}
+
+fn millis(time: Duration) -> u128 {
+    time.as_millis()
+}
