@@ -15,9 +15,9 @@ n=${n:-0}
 while :; do
     n=$((n + 1))
     if printf '%-511s\n' "$n $boot" | dd of="$disk" bs=512 seek=$n conv=notrunc,fsync 2>/dev/null; then
-        echo "BEAT $n $boot"
+        echo "BEAT $n $boot" >/dev/ttyS0
     else
-        echo "NO-BEAT $n $boot"
+        echo "NO-BEAT $n $boot" >/dev/ttyS0
     fi
     usleep 300000
 done

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   novacron-ha-<pid>-hub     bridge br0, 10.77.0.254     the director, PostgreSQL
-//!      ├─ port a ─── eth0, 10.77.0.1   novacron-ha-<pid>-a     host a, its etcd member
-//!      ├─ port b ─── eth0, 10.77.0.2   novacron-ha-<pid>-b     …
-//!      └─ port c ─── eth0, 10.77.0.3   novacron-ha-<pid>-c
+//!      ├─ port-a ─── eth0, 10.77.0.1   novacron-ha-<pid>-a     host a, its etcd member
+//!      ├─ port-b ─── eth0, 10.77.0.2   novacron-ha-<pid>-b     …
+//!      └─ port-c ─── eth0, 10.77.0.3   novacron-ha-<pid>-c
 //! ```
 //! A host is cut off by taking its port down. The namespaces go with their [`Net`]; those of a director that was killed
 //! are removed by the next one: their names say whose they were.
@@ -29,6 +29,11 @@ pub(crate) fn address(host: &str) -> String {
     format!("10.77.0.{n}")
 }
 
+/// The hub's end of the cable to a host.
+fn port(host: &str) -> String {
+    format!("port-{host}")
+}
+
 /// The namespaces of this process.
 #[derive(Debug)]
 pub(crate) struct Net(u32);
@@ -47,12 +52,12 @@ impl Net {
         ip(&["-n", &hub, "addr", "add", &format!("{HUB}/24"), "dev", "br0"])?;
         ip(&["-n", &hub, "link", "set", "br0", "up"])?;
         for host in HOSTS {
-            let (there, address) = (net.namespace(host), address(host));
+            let (there, address, port) = (net.namespace(host), address(host), port(host));
             ip(&["netns", "add", &there])?;
             ip(&["-n", &there, "link", "set", "lo", "up"])?;
-            let pair = ["-n", &hub, "link", "add", host, "type", "veth", "peer", "name", "eth0"];
+            let pair = ["-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0"];
             ip(&[&pair[..], &["netns", &there]].concat())?;
-            ip(&["-n", &hub, "link", "set", host, "master", "br0", "up"])?;
+            ip(&["-n", &hub, "link", "set", &port, "master", "br0", "up"])?;
             ip(&["-n", &there, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
             ip(&["-n", &there, "link", "set", "eth0", "up"])?;
         }
@@ -70,12 +75,12 @@ impl Net {
 
     /// Cuts a host off.
     pub(crate) fn cut(&self, host: &str) -> Result<()> {
-        ip(&["-n", &self.namespace("hub"), "link", "set", host, "down"])
+        ip(&["-n", &self.namespace("hub"), "link", "set", &port(host), "down"])
     }
 
     /// Lets it back.
     pub(crate) fn mend(&self, host: &str) -> Result<()> {
-        ip(&["-n", &self.namespace("hub"), "link", "set", host, "up"])
+        ip(&["-n", &self.namespace("hub"), "link", "set", &port(host), "up"])
     }
 }
 

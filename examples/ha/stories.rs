@@ -186,7 +186,7 @@ async fn pause_leader(ground: &mut Ground) -> Result<usize> {
     let from = ground.line.begin("the leader, without guests, is stopped (SIGSTOP) for longer than its lease");
     ground.line.note(format!("SIGSTOP to host {leader}'s process"));
     ground.signal(leader, Signal::STOP)?;
-    next_leader(ground, from, &format!("{leader}")).await?;
+    next_leader(ground, from, leader).await?;
     lost(ground, from, member).await?;
     // What is decided meanwhile must stand.
     let guest = &ground.guests[0];
