@@ -14,10 +14,8 @@ n=${last%% *}
 n=${n:-0}
 while :; do
     n=$((n + 1))
-    if printf '%-511s\n' "$n $boot" | dd of="$disk" bs=512 seek=$n conv=notrunc,fsync 2>/dev/null; then
-        echo "BEAT $n $boot" >/dev/ttyS0
-    else
-        echo "NO-BEAT $n $boot" >/dev/ttyS0
-    fi
+    printf '%-511s\n' "$n $boot" | dd of="$disk" bs=512 seek=$n conv=notrunc,fsync 2>/dev/null
+    [ $? = 0 ] && said=BEAT || said=NO-BEAT
+    echo "$said $n $boot" >/dev/ttyS0
     usleep 300000
 done

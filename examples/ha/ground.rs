@@ -251,12 +251,19 @@ impl Ground {
         Ok(HOSTS.into_iter().rfind(|host| *host != leader).ok_or("there is one host")?)
     }
 
-    /// When the lease of a host's process runs out that cannot renew it any more. Asking changes nothing: it is held.
-    pub(crate) async fn lease_ends(&self, host: &str) -> Result<Instant> {
-        let lease = format!("member/{}", self.member(host));
+    /// When the store lets the lease of a host's process go that cannot renew it any more.
+    pub(crate) async fn lease_ends(&self, host: &'static str) -> Result<JoinHandle<Result<Instant>>> {
+        let member = self.member(host);
+        if self.place == Place::Etcd {
+            return Ok(tokio::spawn(Servers::etcd_lets_go(host, member)));
+        }
+        // Asking changes nothing: it is held.
+        let lease = format!("member/{member}");
         let asked = Instant::now();
         match self.store.lease_acquire(&lease, "director", TTL).await? {
-            LeaseAnswer::HeldBy { remaining, .. } => Ok(asked + remaining),
+            LeaseAnswer::HeldBy { remaining, .. } => {
+                Ok(tokio::spawn(async move { Ok(asked + remaining) }))
+            }
             LeaseAnswer::Granted(_) => Err(format!("nobody held {lease}").into()),
         }
     }

@@ -25,6 +25,8 @@ use crate::line::{Line, What};
 
 /// Between two looks.
 const SAMPLE: Duration = Duration::from_millis(20);
+/// Characters of a boot's id.
+const BOOT_ID: usize = 36;
 /// Bytes of a heartbeat on the disk.
 const SLOT: usize = 512;
 
@@ -215,6 +217,8 @@ struct Console {
     file: File,
     rest: String,
     heard: bool,
+    /// The heartbeat that could not be written just now.
+    failed: Option<String>,
 }
 
 /// Reads what the guests said. A log stays open when its folder is removed, so nothing is missed.
@@ -235,6 +239,7 @@ fn listen(
                 file,
                 rest: String::new(),
                 heard: false,
+                failed: None,
             };
             consoles.insert(start, console);
         }
@@ -249,19 +254,24 @@ fn listen(
         let said: String = console.rest.drain(..rest).collect();
         for words in said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
             match words[..] {
-                ["BEAT", n, boot] => {
+                // A line that was cut or garbled as its QEMU was killed acknowledges nothing.
+                ["BEAT", n, boot] if boot.len() == BOOT_ID => {
                     let Ok(n) = n.parse() else { continue };
                     let boot = boot.to_owned();
-                    lock(evidence).beats.push(Beat { vm: start.vm, n, boot });
+                    let mut evidence = lock(evidence);
+                    if let Some(failed) = console.failed.take() {
+                        let problem = format!("{start:?} could not write heartbeat {failed}, and went on");
+                        evidence.problems.insert(problem);
+                    }
+                    evidence.beats.push(Beat { vm: start.vm, n, boot });
+                    drop(evidence);
                     if !std::mem::replace(&mut console.heard, true) {
                         let first = What::FirstBeat(start.vm, start.host.clone(), start.epoch);
                         line.saw("guest", first);
                     }
                 }
-                ["NO-BEAT", n, _] => {
-                    let problem = format!("the guest of {start:?} could not write heartbeat {n}");
-                    lock(evidence).problems.insert(problem);
-                }
+                // A guest that powers off takes the disk away before it ends.
+                ["NO-BEAT", n, _] => console.failed = Some(n.to_owned()),
                 _ => {}
             }
         }

@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::Instant;
 
 use crate::Result;
 use crate::net::{HOSTS, HUB, Net, address};
@@ -182,6 +184,26 @@ impl Servers {
         let at = self.running.iter().position(|(n, _)| n == name);
         let (_, mut process) = self.running.remove(at.ok_or("that server does not run")?);
         process.end(signal)
+    }
+
+    /// Waits until etcd lets the lease of a process go, which lies on `host` and cannot renew it any more.
+    pub(crate) async fn etcd_lets_go(host: &str, member: u64) -> Result<Instant> {
+        let others = HOSTS.iter().filter(|other| **other != host);
+        let others: Vec<_> = others.map(|host| endpoint(host)).collect();
+        let mut child = tokio::process::Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", others.join(",")))
+            .args(["watch", &format!("/novacron/l/member/{member}")])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+        while let Some(line) = lines.next_line().await? {
+            if line == "DELETE" {
+                return Ok(Instant::now());
+            }
+        }
+        Err("etcdctl watch ended by itself".into())
     }
 
     /// The host whose etcd member leads.

@@ -331,6 +331,7 @@ impl Moving {
         let (line, host) = (&ground.line, self.host);
         let ran_out = ground.lease_ends(host).await?;
         let lost = lost(ground, from, self.member).await?;
+        let ran_out = ran_out.await??;
         let fencing = line
             .wait(from, soon(), "the fence begins", |seen| {
                 (seen.what == What::Said(Said::Fencing(host.to_owned()))).then_some(seen.at)
@@ -343,7 +344,7 @@ impl Moving {
             })
             .await?;
         let mut rows = vec![
-            ("its lease ran out", ran_out),
+            ("the store let its lease go", ran_out),
             ("it is written down as lost", lost),
             ("its time to come back is over: the fence begins", fencing),
             ("the fence has answered", fenced),
@@ -369,9 +370,8 @@ impl Moving {
                     _ => None,
                 })
                 .await?;
-            let control = (lost - ran_out)
-                + (fencing - lost).saturating_sub(GRACE)
-                + (starting - fenced);
+            let apart = GRACE + (fenced - fencing) + (running - starting);
+            let control = (running - ran_out).saturating_sub(apart);
             rows.extend([
                 ("its start elsewhere is written down", starting),
                 ("it runs elsewhere, as its record says", running),
