@@ -158,8 +158,21 @@ impl Ground {
 
     // ---- hosts
 
-    /// Starts a host's process, and waits until it has joined.
+    /// Starts a host's process, and waits until it has joined; again if it ends before, as systemd would: right after a
+    /// cut the store may be out of reach.
     pub(crate) async fn start(&mut self, host: &'static str) -> Result<()> {
+        let deadline = soon();
+        let mut again = tokio::time::interval(LOOK);
+        loop {
+            again.tick().await;
+            match self.try_start(host).await {
+                Err(_) if !deadline.remaining().is_zero() => {}
+                started => return started,
+            }
+        }
+    }
+
+    async fn try_start(&mut self, host: &'static str) -> Result<()> {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
