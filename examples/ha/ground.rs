@@ -80,7 +80,11 @@ impl Ground {
         line.note(guest_disk::build(&disk).await?);
         let servers = Servers::start(&place, &dir.join("store"), &net)?;
         let (store, builder) = within(soon(), "the store answers", || host::begin(&place)).await?;
-        let cluster = builder.role(Role::Owner).process("director").build().await?;
+        let cluster = builder
+            .role(Role::Owner)
+            .process("director")
+            .build()
+            .await?;
         let watch = tokio::spawn(records::follow(
             Arc::clone(&store),
             line.clone(),
@@ -109,7 +113,11 @@ impl Ground {
         }
         let spec = ImageSpec::new("guest", ImageSource::File(disk));
         let image = ground.cluster.images().create(spec).await?;
-        image.operation().ok_or("the import has no operation")?.wait(soon()).await?;
+        image
+            .operation()
+            .ok_or("the import has no operation")?
+            .wait(soon())
+            .await?;
         for (name, host) in ["web", "db", "mail"].into_iter().zip(HOSTS) {
             ground.create(name, host).await?;
         }
@@ -151,7 +159,10 @@ impl Ground {
     async fn only(&self, host: Option<&str>) -> Result<()> {
         for node in HOSTS {
             let takes = host.is_none_or(|host| host == node);
-            self.cluster.nodes().set_schedulable(&NodeId::new(node)?, takes).await?;
+            self.cluster
+                .nodes()
+                .set_schedulable(&NodeId::new(node)?, takes)
+                .await?;
         }
         Ok(())
     }
@@ -208,11 +219,13 @@ impl Ground {
             member: 0,
         };
         let who = format!("host {host}");
-        let joined = self.line.wait(from, soon(), "the host joins", |seen| match &seen.what {
-            What::Said(Said::Joined(member)) if seen.who == who => Some(Some(*member)),
-            What::Ended if seen.who == who => Some(None),
-            _ => None,
-        });
+        let joined = self
+            .line
+            .wait(from, soon(), "the host joins", |seen| match &seen.what {
+                What::Said(Said::Joined(member)) if seen.who == who => Some(Some(*member)),
+                What::Ended if seen.who == who => Some(None),
+                _ => None,
+            });
         host_process.member = joined.await?.ok_or("the host's process ended by itself")?;
         self.hosts.insert(host, host_process);
         Ok(())
@@ -220,13 +233,20 @@ impl Ground {
 
     /// Signals a host's process.
     pub(crate) fn signal(&self, host: &str, signal: Signal) -> Result<()> {
-        let process = &self.hosts.get(host).ok_or("the host's process does not run")?.process;
+        let process = &self
+            .hosts
+            .get(host)
+            .ok_or("the host's process does not run")?
+            .process;
         Ok(pidfd_send_signal(process, signal)?)
     }
 
     /// Waits for the end of a host's process.
     pub(crate) async fn ended(&mut self, host: &str) -> Result<()> {
-        let process = self.hosts.remove(host).ok_or("the host's process does not run")?;
+        let process = self
+            .hosts
+            .remove(host)
+            .ok_or("the host's process does not run")?;
         Ok(tokio::time::timeout_at(soon().instant(), process.reader).await??)
     }
 
@@ -248,7 +268,9 @@ impl Ground {
     pub(crate) fn leader(&self) -> Result<&'static str> {
         let mut leader = None;
         for seen in self.line.since(0) {
-            let host = HOSTS.into_iter().find(|host| seen.who == format!("host {host}"));
+            let host = HOSTS
+                .into_iter()
+                .find(|host| seen.who == format!("host {host}"));
             match seen.what {
                 What::Said(Said::Leads(true)) => leader = host,
                 What::Said(Said::Leads(false)) | What::Ended if host == leader => leader = None,
@@ -261,11 +283,17 @@ impl Ground {
     /// A host that does not lead.
     pub(crate) fn follower(&self) -> Result<&'static str> {
         let leader = self.leader()?;
-        Ok(HOSTS.into_iter().rfind(|host| *host != leader).ok_or("there is one host")?)
+        Ok(HOSTS
+            .into_iter()
+            .rfind(|host| *host != leader)
+            .ok_or("there is one host")?)
     }
 
     /// When the store lets the lease of a host's process go that cannot renew it any more.
-    pub(crate) async fn lease_ends(&self, host: &'static str) -> Result<JoinHandle<Result<Instant>>> {
+    pub(crate) async fn lease_ends(
+        &self,
+        host: &'static str,
+    ) -> Result<JoinHandle<Result<Instant>>> {
         let member = self.member(host);
         if self.place == Place::Etcd {
             return Ok(tokio::spawn(Servers::etcd_lets_go(host, member)));
@@ -323,21 +351,29 @@ impl Ground {
         }
         for guest in &self.guests {
             let found = self.witness.check(guest.vm.id(), &guest.disk)?;
-            self.line.note(format!("{} ran once: {found}, each on the disk", guest.name));
+            self.line.note(format!(
+                "{} ran once: {found}, each on the disk",
+                guest.name
+            ));
         }
-        self.line.note(format!("{} things seen, and all is as it should be", self.line.since(from).len()));
+        self.line.note(format!(
+            "{} things seen, and all is as it should be",
+            self.line.since(from).len()
+        ));
         Ok(())
     }
 
     /// Waits for three more heartbeats.
     pub(crate) async fn beats(&self, guest: &Guest) -> Result<()> {
         let before = self.witness.last_beat(guest.vm.id()).map_or(0, |(_, n)| n);
-        within(soon(), &format!("{}'s heart beats", guest.name), async || {
-            match self.witness.last_beat(guest.vm.id()) {
+        within(
+            soon(),
+            &format!("{}'s heart beats", guest.name),
+            async || match self.witness.last_beat(guest.vm.id()) {
                 Some((_, n)) if n >= before + 3 => Ok(()),
                 last => Err(format!("the last was {last:?}").into()),
-            }
-        })
+            },
+        )
         .await
     }
 
@@ -346,7 +382,11 @@ impl Ground {
         let mut found = Vec::new();
         for guest in &self.guests {
             let place = guest.vm.get().await?.place;
-            if place.as_ref().and_then(|p| p.node()).is_some_and(|n| n.as_str() == host) {
+            if place
+                .as_ref()
+                .and_then(|p| p.node())
+                .is_some_and(|n| n.as_str() == host)
+            {
                 found.push(guest);
             }
         }
@@ -356,7 +396,12 @@ impl Ground {
     /// Moves a VM: off, and on where it is to be.
     pub(crate) async fn put(&self, guest: &Guest, host: &str) -> Result<()> {
         let view = guest.vm.get().await?;
-        if view.place.as_ref().and_then(|p| p.node()).is_some_and(|n| n.as_str() == host) {
+        if view
+            .place
+            .as_ref()
+            .and_then(|p| p.node())
+            .is_some_and(|n| n.as_str() == host)
+        {
             return Ok(());
         }
         guest.vm.stop().await?.wait(soon()).await?;
@@ -380,7 +425,13 @@ impl Ground {
         for guest in &self.guests {
             guest.vm.delete().await?.wait(soon()).await?;
         }
-        for volume in self.cluster.volumes().list(&ListRequest::new()).await?.items {
+        for volume in self
+            .cluster
+            .volumes()
+            .list(&ListRequest::new())
+            .await?
+            .items
+        {
             let volume = self.cluster.volumes().by_id(volume.volume.id);
             volume.delete().await?.wait(soon()).await?;
         }
@@ -419,7 +470,10 @@ impl Drop for Ground {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a process that was killed tells nobody")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a process that was killed tells nobody"
+)]
 fn nap(time: Duration) {
     std::thread::sleep(time);
 }

@@ -89,7 +89,11 @@ impl Witness {
     /// The QEMU processes at the last look.
     pub(crate) fn running(&self) -> Vec<(u32, Start)> {
         let evidence = self.evidence();
-        evidence.running.iter().map(|(pid, start)| (*pid, start.clone())).collect()
+        evidence
+            .running
+            .iter()
+            .map(|(pid, start)| (*pid, start.clone()))
+            .collect()
     }
 
     /// The boot and the number of the VM's last heartbeat.
@@ -105,7 +109,10 @@ impl Witness {
         let (beats, problems) = {
             let evidence = self.evidence();
             let of_vm = evidence.beats.iter().filter(|beat| beat.vm == vm);
-            (of_vm.cloned().collect::<Vec<_>>(), evidence.problems.clone())
+            (
+                of_vm.cloned().collect::<Vec<_>>(),
+                evidence.problems.clone(),
+            )
         };
         if !problems.is_empty() {
             return Err(problems.into_iter().collect::<Vec<_>>().join("; ").into());
@@ -121,13 +128,19 @@ impl Witness {
             ended.extend(before);
             if ended.contains(boot) {
                 let n = i + 1;
-                return Err(format!("two wrote at once: boot {boot} writes slot {n} after another boot had begun").into());
+                return Err(format!(
+                    "two wrote at once: boot {boot} writes slot {n} after another boot had begun"
+                )
+                .into());
             }
         }
         for beat in &beats {
             if slots.get(beat.n - 1) != Some(&beat.boot) {
                 let (n, boot) = (beat.n, &beat.boot);
-                return Err(format!("heartbeat {n} of boot {boot} was acknowledged, and is not on the disk").into());
+                return Err(format!(
+                    "heartbeat {n} of boot {boot} was acknowledged, and is not on the disk"
+                )
+                .into());
             }
         }
         Ok(format!("{} heartbeats of {boots} boots", slots.len()))
@@ -171,7 +184,10 @@ fn look(hosts: &Path, evidence: &Mutex<Evidence>, line: &Line) {
     };
     let mut running = BTreeMap::new();
     for entry in entries.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         if let Some((pid, start)) = pid.zip(start_of(&entry.path(), hosts)) {
             running.insert(pid, start);
         }
@@ -186,10 +202,19 @@ fn look(hosts: &Path, evidence: &Mutex<Evidence>, line: &Line) {
         }
     }
     drop(evidence);
-    let changes = running.iter().filter(|(pid, _)| !before.contains_key(pid)).map(|s| (s.1, true));
-    let gone = before.iter().filter(|(pid, _)| !running.contains_key(pid)).map(|s| (s.1, false));
+    let changes = running
+        .iter()
+        .filter(|(pid, _)| !before.contains_key(pid))
+        .map(|s| (s.1, true));
+    let gone = before
+        .iter()
+        .filter(|(pid, _)| !running.contains_key(pid))
+        .map(|s| (s.1, false));
     for (start, there) in gone.chain(changes) {
-        line.saw("machine", What::Qemu(start.vm, start.host.clone(), start.epoch, there));
+        line.saw(
+            "machine",
+            What::Qemu(start.vm, start.host.clone(), start.epoch, there),
+        );
     }
 }
 
@@ -199,7 +224,9 @@ fn start_of(process: &Path, hosts: &Path) -> Option<Start> {
     let start = parse(folder.strip_prefix(hosts).ok()?)?;
     let command = std::fs::read(process.join("cmdline")).ok()?;
     let program = command.split(|byte| *byte == 0).next()?;
-    String::from_utf8_lossy(program).contains("qemu-system").then_some(start)
+    String::from_utf8_lossy(program)
+        .contains("qemu-system")
+        .then_some(start)
 }
 
 /// `<host>/<vm>/<epoch>`.
@@ -252,7 +279,10 @@ fn listen(
         console.rest.push_str(&String::from_utf8_lossy(&bytes));
         let rest = console.rest.rfind('\n').map_or(0, |at| at + 1);
         let said: String = console.rest.drain(..rest).collect();
-        for words in said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+        for words in said
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        {
             match words[..] {
                 // A line that was cut or garbled as its QEMU was killed acknowledges nothing.
                 ["BEAT", n, boot] if boot.len() == BOOT_ID => {
@@ -260,10 +290,15 @@ fn listen(
                     let boot = boot.to_owned();
                     let mut evidence = lock(evidence);
                     if let Some(failed) = console.failed.take() {
-                        let problem = format!("{start:?} could not write heartbeat {failed}, and went on");
+                        let problem =
+                            format!("{start:?} could not write heartbeat {failed}, and went on");
                         evidence.problems.insert(problem);
                     }
-                    evidence.beats.push(Beat { vm: start.vm, n, boot });
+                    evidence.beats.push(Beat {
+                        vm: start.vm,
+                        n,
+                        boot,
+                    });
                     drop(evidence);
                     if !std::mem::replace(&mut console.heard, true) {
                         let first = What::FirstBeat(start.vm, start.host.clone(), start.epoch);

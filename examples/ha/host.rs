@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use novacron_core::Deadline;
 use novacron_core::cluster::{Builder, Cluster};
 use novacron_core::driver::{Call, Fence, FenceTarget};
 use novacron_core::model::{FenceReceipt, HostId};
 use novacron_core::store::{EtcdOptions, EtcdStore, PostgresOptions, PostgresStore, Store};
-use novacron_core::Deadline;
+use novacron_examples::{Result, leftovers};
 use novacron_kvm::QemuHypervisor;
 use novacron_kvm::fence::ProcessFence;
 use novacron_storage::LocalStorage;
-use novacron_examples::{Result, leftovers};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::net::HOSTS;
@@ -113,7 +113,10 @@ pub(crate) async fn run(place: &Place, dir: &Path, host: &str) -> Result<()> {
     }
     let cluster = builder
         .process(format!("host-{host}/{}", std::process::id()))
-        .node(host, QemuHypervisor::new(state(dir, host)).host_id(host_id(host)?))
+        .node(
+            host,
+            QemuHypervisor::new(state(dir, host)).host_id(host_id(host)?),
+        )
         .storage("shared", LocalStorage::open(pool(dir)).await?)
         .build()
         .await?;
@@ -132,7 +135,9 @@ pub(crate) async fn run(place: &Place, dir: &Path, host: &str) -> Result<()> {
             }
         }
     }
-    Ok(cluster.shutdown(Deadline::after(Duration::from_secs(10))).await?)
+    Ok(cluster
+        .shutdown(Deadline::after(Duration::from_secs(10)))
+        .await?)
 }
 
 /// A fence that says when it begins and when it has ended.
@@ -162,4 +167,3 @@ fn end_with_director(dir: PathBuf) {
         std::process::exit(1);
     });
 }
-

@@ -116,7 +116,10 @@ impl Line {
         let mut state = self.state();
         let at = Instant::now();
         let told = state.told(&what);
-        println!("{:>7} ms  {who:<8} {told}", at.duration_since(state.zero).as_millis());
+        println!(
+            "{:>7} ms  {who:<8} {told}",
+            at.duration_since(state.zero).as_millis()
+        );
         state.seen.push(Seen {
             at,
             who: who.to_owned(),
@@ -196,7 +199,10 @@ impl State {
                 format!("{}: QEMU of epoch {epoch} {word}", self.vm_at(*vm, node))
             }
             What::FirstBeat(vm, node, epoch) => {
-                format!("{}: first heartbeat of epoch {epoch}", self.vm_at(*vm, node))
+                format!(
+                    "{}: first heartbeat of epoch {epoch}",
+                    self.vm_at(*vm, node)
+                )
             }
         }
     }

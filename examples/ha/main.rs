@@ -103,7 +103,9 @@ fn usage() -> String {
 }
 
 fn run_host(store: &str, host: &str, dir: &Path) -> Result<()> {
-    let level = std::env::var("HA_LOG").ok().and_then(|level| level.parse().ok());
+    let level = std::env::var("HA_LOG")
+        .ok()
+        .and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
         .with_max_level(level.unwrap_or(tracing_subscriber::filter::LevelFilter::INFO))
         .with_ansi(false)
@@ -162,7 +164,10 @@ fn tell_logs(dir: &Path) {
         let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(40)..].join("\n");
-        say(&format!("-- {}\n{last}", entry.file_name().to_string_lossy()));
+        say(&format!(
+            "-- {}\n{last}",
+            entry.file_name().to_string_lossy()
+        ));
     }
 }
 

@@ -49,16 +49,34 @@ impl Net {
         ip(&["netns", "add", &hub]).map_err(|e| format!("{e}; {RIGHTS}"))?;
         ip(&["-n", &hub, "link", "set", "lo", "up"])?;
         ip(&["-n", &hub, "link", "add", "br0", "type", "bridge"])?;
-        ip(&["-n", &hub, "addr", "add", &format!("{HUB}/24"), "dev", "br0"])?;
+        ip(&[
+            "-n",
+            &hub,
+            "addr",
+            "add",
+            &format!("{HUB}/24"),
+            "dev",
+            "br0",
+        ])?;
         ip(&["-n", &hub, "link", "set", "br0", "up"])?;
         for host in HOSTS {
             let (there, address, port) = (net.namespace(host), address(host), port(host));
             ip(&["netns", "add", &there])?;
             ip(&["-n", &there, "link", "set", "lo", "up"])?;
-            let pair = ["-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0"];
+            let pair = [
+                "-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
+            ];
             ip(&[&pair[..], &["netns", &there]].concat())?;
             ip(&["-n", &hub, "link", "set", &port, "master", "br0", "up"])?;
-            ip(&["-n", &there, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+            ip(&[
+                "-n",
+                &there,
+                "addr",
+                "add",
+                &format!("{address}/24"),
+                "dev",
+                "eth0",
+            ])?;
             ip(&["-n", &there, "link", "set", "eth0", "up"])?;
         }
         let hub = std::fs::File::open(format!("/run/netns/{hub}"))?;
@@ -75,12 +93,26 @@ impl Net {
 
     /// Cuts a host off.
     pub(crate) fn cut(&self, host: &str) -> Result<()> {
-        ip(&["-n", &self.namespace("hub"), "link", "set", &port(host), "down"])
+        ip(&[
+            "-n",
+            &self.namespace("hub"),
+            "link",
+            "set",
+            &port(host),
+            "down",
+        ])
     }
 
     /// Lets it back.
     pub(crate) fn mend(&self, host: &str) -> Result<()> {
-        ip(&["-n", &self.namespace("hub"), "link", "set", &port(host), "up"])
+        ip(&[
+            "-n",
+            &self.namespace("hub"),
+            "link",
+            "set",
+            &port(host),
+            "up",
+        ])
     }
 }
 
@@ -100,7 +132,9 @@ fn remove_leftovers() -> Result<()> {
     };
     for entry in entries {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        let pid = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
         if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
             ip(&["netns", "del", &name])?;
         }
@@ -109,7 +143,10 @@ fn remove_leftovers() -> Result<()> {
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output()?;
+    let output = Command::new("ip")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()?;
     if output.status.success() {
         return Ok(());
     }

@@ -28,7 +28,13 @@ fn body<T: DeserializeOwned>(change: &Change) -> Option<T> {
 
 /// Tells the line of every change, until it is dropped.
 pub(crate) async fn follow(store: Arc<dyn Store>, line: Line, mut after: Revision) {
-    let prefixes = ["member/", "owner/node/", "node-status/", "claim/vm/", "run/"];
+    let prefixes = [
+        "member/",
+        "owner/node/",
+        "node-status/",
+        "claim/vm/",
+        "run/",
+    ];
     let mut told = Told::default();
     let mut again = tokio::time::interval(Duration::from_millis(100));
     loop {

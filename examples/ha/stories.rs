@@ -9,9 +9,10 @@ use novacron_examples::Result;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::ground::{Ground, Guest, soon};
+use crate::ground::{Ground, Guest, soon, within};
 use crate::host::{GRACE, Said, TTL};
 use crate::line::{Seen, What};
+use crate::net::HOSTS;
 use crate::servers::{Place, Servers};
 
 /// One of them.
@@ -24,12 +25,16 @@ pub(crate) enum Story {
     StopLeader,
     Pause,
     PauseLeader,
+    KillLeader,
+    Twice,
+    RestartAll,
     EtcdLeader,
     PostgresRestart,
+    Outage,
 }
 
 /// All, under their names.
-pub(crate) const STORIES: [(&str, Story); 9] = [
+pub(crate) const STORIES: [(&str, Story); 13] = [
     ("kill", Story::Kill),
     ("restart", Story::Restart),
     ("partition", Story::Partition),
@@ -37,8 +42,12 @@ pub(crate) const STORIES: [(&str, Story); 9] = [
     ("stop-leader", Story::StopLeader),
     ("pause", Story::Pause),
     ("pause-leader", Story::PauseLeader),
+    ("kill-leader", Story::KillLeader),
+    ("twice", Story::Twice),
+    ("restart-all", Story::RestartAll),
     ("etcd-leader", Story::EtcdLeader),
     ("postgres-restart", Story::PostgresRestart),
+    ("outage", Story::Outage),
 ];
 
 impl Story {
@@ -55,7 +64,27 @@ impl Story {
     pub(crate) async fn tell(self, ground: &mut Ground) -> Result<()> {
         ground.spread().await?;
         let from = match self {
-            Self::Kill => kill(ground).await,
+            Self::Kill => {
+                let host = ground.follower()?;
+                kill(
+                    ground,
+                    host,
+                    "a host's process and its guests are killed (kill -9)",
+                )
+                .await
+            }
+            Self::KillLeader => {
+                let host = ground.leader()?;
+                kill(
+                    ground,
+                    host,
+                    "the leader and its guests are killed (kill -9)",
+                )
+                .await
+            }
+            Self::Twice => twice(ground).await,
+            Self::RestartAll => restart_all(ground).await,
+            Self::Outage => outage(ground).await,
             Self::Restart => restart(ground).await,
             Self::Partition => {
                 let host = ground.follower()?;
@@ -75,11 +104,12 @@ impl Story {
     }
 }
 
-async fn kill(ground: &mut Ground) -> Result<usize> {
-    let host = ground.follower()?;
-    let from = ground.line.begin("a host's process and its guests are killed (kill -9)");
+async fn kill(ground: &mut Ground, host: &'static str, title: &str) -> Result<usize> {
+    let from = ground.line.begin(title);
     let moving = Moving::from(ground, host).await?;
-    ground.line.note(format!("kill -9 of host {host}'s process and of its guests"));
+    ground.line.note(format!(
+        "kill -9 of host {host}'s process and of its guests"
+    ));
     ground.signal(host, Signal::KILL)?;
     ground.kill_guests(host)?;
     moving.follow(ground, from).await?;
@@ -87,22 +117,142 @@ async fn kill(ground: &mut Ground) -> Result<usize> {
     Ok(from)
 }
 
+/// The leader is killed, too, in the middle of a failover: the third host finishes it, and takes all.
+async fn twice(ground: &mut Ground) -> Result<usize> {
+    let (leader, host) = (ground.leader()?, ground.follower()?);
+    let from = ground
+        .line
+        .begin("a host is killed, and then the leader, as it fences it (kill -9)");
+    let first = Moving::from(ground, host).await?;
+    let second = Moving::from(ground, leader).await?;
+    ground.line.note(format!(
+        "kill -9 of host {host}'s process and of its guests"
+    ));
+    ground.signal(host, Signal::KILL)?;
+    ground.kill_guests(host)?;
+    fencing(ground, from, host).await?;
+    ground.signal(leader, Signal::KILL)?;
+    ground.kill_guests(leader)?;
+    let then = ground.line.since(0).len();
+    ground.line.note(format!(
+        "kill -9 of host {leader}'s process and of its guests"
+    ));
+    second.follow(ground, then).await?;
+    for (vm, name, epoch) in &first.vms {
+        started(ground, from, host, *vm, epoch + 1, RunPhase::Running).await?;
+        ground.line.note(format!("{name} runs, too"));
+    }
+    ground.ended(host).await?;
+    ground.ended(leader).await?;
+    Ok(from)
+}
+
+/// All processes are killed at once, and started again: no guest notices.
+async fn restart_all(ground: &mut Ground) -> Result<usize> {
+    let boots = boots(ground);
+    let from = ground
+        .line
+        .begin("all three processes are killed, and started again at once");
+    for host in HOSTS {
+        ground.signal(host, Signal::KILL)?;
+    }
+    ground.line.note("kill -9 of every host's process");
+    for host in HOSTS {
+        ground.ended(host).await?;
+        ground.start(host).await?;
+    }
+    for host in HOSTS {
+        ground.available(host).await?;
+    }
+    same_boots(ground, &boots).await?;
+    never_fenced(ground, from)?;
+    Ok(from)
+}
+
+/// The store does not answer for longer than every lease: nobody may do anything, and nobody is to blame.
+async fn outage(ground: &mut Ground) -> Result<usize> {
+    let boots = boots(ground);
+    let from = ground
+        .line
+        .begin("the store is away for longer than the leases");
+    let away = match ground.place {
+        Place::Etcd => {
+            let leader = Servers::etcd_leader()?;
+            let other = HOSTS
+                .into_iter()
+                .find(|host| *host != leader)
+                .ok_or("one host")?;
+            vec![leader, other]
+        }
+        Place::Postgres => vec!["postgres"],
+    };
+    for server in &away {
+        ground.servers.kill(server, Signal::KILL)?;
+        ground
+            .line
+            .note(format!("kill -9 of {} {server}", ground.place.name()));
+    }
+    let leader = ground.leader()?;
+    ground
+        .line
+        .wait(from, soon(), "the leader steps down", |seen| {
+            let host = format!("host {leader}");
+            (seen.who == host && seen.what == What::Said(Said::Leads(false))).then_some(())
+        })
+        .await?;
+    // Time enough for each of them to count as gone.
+    let until = Instant::now() + TTL;
+    within(soon(), "the leases run out", async || {
+        if Instant::now() < until {
+            Err("not yet".into())
+        } else {
+            Ok(())
+        }
+    })
+    .await?;
+    for server in &away {
+        match ground.place {
+            Place::Etcd => ground.servers.start_etcd(server, &ground.net)?,
+            Place::Postgres => ground.servers.start_postgres()?,
+        }
+    }
+    let back = ground.line.since(0).len();
+    ground.line.note(format!("{} is back", ground.place.name()));
+    next_leader(ground, back, "").await?;
+    // Whoever leads now must not take the others for dead: they could not say that they live.
+    same_boots(ground, &boots).await?;
+    let started = Instant::now();
+    turned_off_and_on(ground, &boots).await?;
+    ground.line.note(format!(
+        "a VM was turned off and on within {} ms",
+        millis(started.elapsed())
+    ));
+    never_fenced(ground, from)?;
+    Ok(from)
+}
+
 /// The process alone is killed, and is back before its lease has run out: its guests do not notice.
 async fn restart(ground: &mut Ground) -> Result<usize> {
     let host = ground.follower()?;
-    let from = ground.line.begin("a host's process is killed, and started again at once");
+    let from = ground
+        .line
+        .begin("a host's process is killed, and started again at once");
     killed_and_started(ground, host, from).await?;
     Ok(from)
 }
 
 async fn killed_and_started(ground: &mut Ground, host: &'static str, from: usize) -> Result<()> {
     let boots = boots(ground);
-    ground.line.note(format!("kill -9 of host {host}'s process"));
+    ground
+        .line
+        .note(format!("kill -9 of host {host}'s process"));
     ground.signal(host, Signal::KILL)?;
     ground.ended(host).await?;
     ground.start(host).await?;
     ground.available(host).await?;
-    ground.line.note(format!("host {host} is looked after again"));
+    ground
+        .line
+        .note(format!("host {host} is looked after again"));
     same_boots(ground, &boots).await?;
     never_fenced(ground, from)
 }
@@ -115,7 +265,9 @@ async fn partition(ground: &mut Ground, host: &'static str, title: &str) -> Resu
     // It is out of sight, not dead: until it is fenced its guest writes on.
     for guest in ground.guests_of(host).await? {
         ground.beats(guest).await?;
-        ground.line.note(format!("{} on host {host} runs on", guest.name));
+        ground
+            .line
+            .note(format!("{} on host {host} runs on", guest.name));
     }
     moving.follow(ground, from).await?;
     ground.ended(host).await?;
@@ -128,12 +280,17 @@ async fn stop_leader(ground: &mut Ground) -> Result<usize> {
     let leader = ground.leader()?;
     let boots = boots(ground);
     let from = ground.line.begin("the leader is shut down (SIGTERM)");
-    ground.line.note(format!("SIGTERM to host {leader}'s process"));
+    ground
+        .line
+        .note(format!("SIGTERM to host {leader}'s process"));
     let asked = Instant::now();
     ground.signal(leader, Signal::TERM)?;
     let next = next_leader(ground, from, leader).await?;
     ground.ended(leader).await?;
-    ground.line.note(format!("the lead was handed over within {} ms", millis(next - asked)));
+    ground.line.note(format!(
+        "the lead was handed over within {} ms",
+        millis(next - asked)
+    ));
     ground.start(leader).await?;
     ground.available(leader).await?;
     same_boots(ground, &boots).await?;
@@ -141,11 +298,16 @@ async fn stop_leader(ground: &mut Ground) -> Result<usize> {
     ground.settle(from).await?;
 
     let leader = ground.leader()?;
-    let from = ground.line.begin("the leader's process is killed (kill -9), and started again at once");
+    let from = ground
+        .line
+        .begin("the leader's process is killed (kill -9), and started again at once");
     let asked = Instant::now();
     killed_and_started(ground, leader, from).await?;
     let next = next_leader(ground, from, "").await?;
-    ground.line.note(format!("the next one led after {} ms", millis(next - asked)));
+    ground.line.note(format!(
+        "the next one led after {} ms",
+        millis(next - asked)
+    ));
     if next - asked > TTL + Duration::from_secs(2) {
         return Err("nobody led for too long".into());
     }
@@ -166,9 +328,13 @@ async fn next_leader(ground: &Ground, from: usize, host: &str) -> Result<Instant
 
 async fn pause(ground: &mut Ground) -> Result<usize> {
     let host = ground.follower()?;
-    let from = ground.line.begin("a host's process is stopped (SIGSTOP) for longer than its lease");
+    let from = ground
+        .line
+        .begin("a host's process is stopped (SIGSTOP) for longer than its lease");
     let moving = Moving::from(ground, host).await?;
-    ground.line.note(format!("SIGSTOP to host {host}'s process"));
+    ground
+        .line
+        .note(format!("SIGSTOP to host {host}'s process"));
     ground.signal(host, Signal::STOP)?;
     moving.follow(ground, from).await?;
     ground.ended(host).await?;
@@ -183,8 +349,12 @@ async fn pause_leader(ground: &mut Ground) -> Result<usize> {
         ground.put(guest, follower).await?;
     }
     let member = ground.member(leader);
-    let from = ground.line.begin("the leader, without guests, is stopped (SIGSTOP) for longer than its lease");
-    ground.line.note(format!("SIGSTOP to host {leader}'s process"));
+    let from = ground
+        .line
+        .begin("the leader, without guests, is stopped (SIGSTOP) for longer than its lease");
+    ground
+        .line
+        .note(format!("SIGSTOP to host {leader}'s process"));
     ground.signal(leader, Signal::STOP)?;
     next_leader(ground, from, leader).await?;
     lost(ground, from, member).await?;
@@ -194,7 +364,9 @@ async fn pause_leader(ground: &mut Ground) -> Result<usize> {
     guest.vm.stop().await?.wait(soon()).await?;
     guest.vm.start().await?.wait(soon()).await?;
     let cont = ground.line.since(0).len();
-    ground.line.note(format!("SIGCONT to host {leader}'s process"));
+    ground
+        .line
+        .note(format!("SIGCONT to host {leader}'s process"));
     ground.signal(leader, Signal::CONT)?;
     ground
         .line
@@ -218,27 +390,43 @@ async fn etcd_leader(ground: &mut Ground) -> Result<usize> {
     let from = ground.line.begin("etcd's leader is killed (kill -9)");
     let boots = boots(ground);
     let member = Servers::etcd_leader()?;
-    ground.line.note(format!("kill -9 of etcd's member on host {member}, which leads"));
+    ground.line.note(format!(
+        "kill -9 of etcd's member on host {member}, which leads"
+    ));
     ground.servers.kill(member, Signal::KILL)?;
     let asked = Instant::now();
     turned_off_and_on(ground, &boots).await?;
-    ground.line.note(format!("a VM was turned off and on within {} ms", millis(asked.elapsed())));
+    ground.line.note(format!(
+        "a VM was turned off and on within {} ms",
+        millis(asked.elapsed())
+    ));
     never_lost(ground, from)?;
     ground.servers.start_etcd(member, &ground.net)?;
-    ground.line.note(format!("etcd's member on host {member} is started again"));
+    ground
+        .line
+        .note(format!("etcd's member on host {member} is started again"));
     Ok(from)
 }
 
 async fn postgres_restart(ground: &mut Ground) -> Result<usize> {
     let from = ground.line.begin("PostgreSQL is restarted, and killed");
     let boots = boots(ground);
-    for (signal, name) in [(Signal::INT, "fast shutdown"), (Signal::QUIT, "immediate shutdown")] {
-        ground.line.note(format!("{name} of PostgreSQL, and a start"));
+    for (signal, name) in [
+        (Signal::INT, "fast shutdown"),
+        (Signal::QUIT, "immediate shutdown"),
+    ] {
+        ground
+            .line
+            .note(format!("{name} of PostgreSQL, and a start"));
         ground.servers.kill("postgres", signal)?;
         ground.servers.start_postgres()?;
         let asked = Instant::now();
         turned_off_and_on(ground, &boots).await?;
-        ground.line.note(format!("a VM was turned off and on within {} ms", millis(asked.elapsed())));
+        ground.line.note(format!(
+            "a VM was turned off and on within {} ms",
+            millis(asked.elapsed())
+        ));
+        ground.beats(&ground.guests[0]).await?;
     }
     never_lost(ground, from)?;
     Ok(from)
@@ -259,7 +447,11 @@ type Boots = [(VmId, Option<String>)];
 
 fn boots(ground: &Ground) -> Vec<(VmId, Option<String>)> {
     let boot = |vm| ground.witness.last_beat(vm).map(|(boot, _)| boot);
-    ground.guests.iter().map(|guest| (guest.vm.id(), boot(guest.vm.id()))).collect()
+    ground
+        .guests
+        .iter()
+        .map(|guest| (guest.vm.id(), boot(guest.vm.id())))
+        .collect()
 }
 
 /// The guests go on, and never noticed anything.
@@ -269,7 +461,10 @@ async fn same_boots(ground: &Ground, before: &Boots) -> Result<()> {
             continue;
         };
         ground.beats(guest).await?;
-        let now = ground.witness.last_beat(guest.vm.id()).map(|(boot, _)| boot);
+        let now = ground
+            .witness
+            .last_beat(guest.vm.id())
+            .map(|(boot, _)| boot);
         if now != *boot {
             return Err(format!("{} was booted anew: {boot:?}, {now:?}", guest.name).into());
         }
@@ -296,8 +491,41 @@ fn never_lost(ground: &Ground, from: usize) -> Result<()> {
 async fn lost(ground: &Ground, from: usize, member: u64) -> Result<Instant> {
     ground
         .line
-        .wait(from, soon(), "its process is written down as lost", |seen| {
-            (seen.what == What::Member(member, "lost")).then_some(seen.at)
+        .wait(
+            from,
+            soon(),
+            "its process is written down as lost",
+            |seen| (seen.what == What::Member(member, "lost")).then_some(seen.at),
+        )
+        .await
+}
+
+/// When the fence of a host begins.
+async fn fencing(ground: &Ground, from: usize, host: &str) -> Result<Instant> {
+    ground
+        .line
+        .wait(from, soon(), "the fence begins", |seen| {
+            (seen.what == What::Said(Said::Fencing(host.to_owned()))).then_some(seen.at)
+        })
+        .await
+}
+
+/// When a run of a VM elsewhere than on `host` comes to a phase.
+async fn started(
+    ground: &Ground,
+    from: usize,
+    host: &str,
+    vm: VmId,
+    epoch: u64,
+    phase: RunPhase,
+) -> Result<Instant> {
+    ground
+        .line
+        .wait(from, soon(), "it runs elsewhere", |seen| match &seen.what {
+            What::Run(v, node, e, p) if *v == vm && *e == epoch && *p == phase => {
+                (node != host).then_some(seen.at)
+            }
+            _ => None,
         })
         .await
 }
@@ -332,15 +560,13 @@ impl Moving {
         let ran_out = ground.lease_ends(host).await?;
         let lost = lost(ground, from, self.member).await?;
         let ran_out = ran_out.await??;
-        let fencing = line
-            .wait(from, soon(), "the fence begins", |seen| {
-                (seen.what == What::Said(Said::Fencing(host.to_owned()))).then_some(seen.at)
-            })
-            .await?;
+        let fencing = fencing(ground, from, host).await?;
         let fenced = line
-            .wait(from, soon(), "the fence has answered", |seen| match &seen.what {
-                What::Said(Said::Fenced(node, _)) if node == host => Some(seen.at),
-                _ => None,
+            .wait(from, soon(), "the fence has answered", |seen| {
+                match &seen.what {
+                    What::Said(Said::Fenced(node, _)) if node == host => Some(seen.at),
+                    _ => None,
+                }
             })
             .await?;
         let mut rows = vec![
@@ -351,24 +577,20 @@ impl Moving {
         ];
         for (vm, name, epoch) in &self.vms {
             let next = epoch + 1;
-            let run = async |phase| {
-                line.wait(from, soon(), "the run goes on", |seen| match &seen.what {
-                    What::Run(v, node, e, p) if v == vm && *e == next && *p == phase => {
-                        (node != host).then_some(seen.at)
-                    }
-                    _ => None,
-                })
-                .await
-            };
-            let starting = run(RunPhase::Starting).await?;
-            let running = run(RunPhase::Running).await?;
+            let starting = started(ground, from, host, *vm, next, RunPhase::Starting).await?;
+            let running = started(ground, from, host, *vm, next, RunPhase::Running).await?;
             let beat = line
-                .wait(from, soon(), "the first heartbeat elsewhere", |seen| match &seen.what {
-                    What::FirstBeat(v, node, e) if v == vm && *e == next => {
-                        (node != host).then_some(seen.at)
-                    }
-                    _ => None,
-                })
+                .wait(
+                    from,
+                    soon(),
+                    "the first heartbeat elsewhere",
+                    |seen| match &seen.what {
+                        What::FirstBeat(v, node, e) if v == vm && *e == next => {
+                            (node != host).then_some(seen.at)
+                        }
+                        _ => None,
+                    },
+                )
                 .await?;
             let apart = GRACE + (fenced - fencing) + (running - starting);
             let control = (running - ran_out).saturating_sub(apart);

@@ -12,7 +12,10 @@ fn told(store: &str, stories: &str) {
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.contains("no guest and no file of one is left"), "{stdout}");
+    assert!(
+        stdout.contains("no guest and no file of one is left"),
+        "{stdout}"
+    );
 }
 
 #[test]

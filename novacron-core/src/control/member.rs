@@ -6,7 +6,13 @@
 //! ```
 //! The leader asks for the lease when it should have run out. That it is granted is the proof that the process has not
 //! renewed it; and while the leader has it the process, should it only have been slow, does not count itself as alive.
-//! What it owned can be taken from then on. One that has left or was lost is forgotten when nothing names it any more.
+//! What it owned can be taken from then on.
+//!
+//! Where the store was away for longer than the leases last, all have run out, and nobody is to blame. So a leader that
+//! has not been alive itself for the time that a lease lasts, without a lapse, gives the others that long to ask again:
+//! otherwise whoever is back first would have every other host fenced.
+//!
+//! One that has left or was lost is forgotten when nothing names it any more.
 
 use std::time::Duration;
 
@@ -38,12 +44,13 @@ pub(crate) fn own(me: MemberId, cache: &Cache) -> Result<Plan> {
     ))
 }
 
-/// Another process, seen by the leader.
+/// Another process, seen by the leader, which takes none for lost before `from`.
 pub(crate) fn reconcile(
     id: MemberId,
     cache: &Cache,
     world: &World,
     outcome: Option<&Outcome>,
+    from: Timestamp,
     now: Timestamp,
 ) -> Result<Plan> {
     let Some(member) = cache.members.get(&id) else {
@@ -61,6 +68,7 @@ pub(crate) fn reconcile(
                 return Ok(Plan::commit(unchanged().put(&id, &lost)?));
             }
             return Ok(match world.leases.get(&id) {
+                _ if now < from => Plan::wake_at(from),
                 Some(runs_out) if now < *runs_out => Plan::wake_at(*runs_out),
                 _ => Plan::command(Command::CheckMember { member: id }),
             });

@@ -364,7 +364,8 @@ impl Runtime {
             ObjectKey::Pool(id) => pool::reconcile(id, cache, &self.world, resync, now),
             ObjectKey::Member(id) if *id == me => Ok(Plan::nothing()),
             ObjectKey::Member(id) => {
-                member::reconcile(*id, cache, &self.world, self.outcomes.get(key), now)
+                let from = now.plus(self.unproven());
+                member::reconcile(*id, cache, &self.world, self.outcomes.get(key), from, now)
             }
             ObjectKey::Node(id) if self.owned.nodes.contains(id) => {
                 node::reconcile(id, cluster, me, cache, &self.world, resync, now)
@@ -430,6 +431,13 @@ impl Runtime {
                 plan
             }
         }
+    }
+
+    /// How much is left of the time for which this process must have been alive, before it takes another one for lost.
+    fn unproven(&self) -> Duration {
+        let ttl = self.parts.drivers.holder.ttl;
+        let since = self.parts.standing.borrow().alive_since();
+        since.map_or(ttl, |since| ttl.saturating_sub(since.elapsed()))
     }
 
     fn carry_out(&mut self, key: ObjectKey, plan: Plan) {

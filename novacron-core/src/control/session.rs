@@ -69,6 +69,8 @@ pub(crate) struct Standing {
 #[derive(Clone, Debug)]
 struct Held {
     lease: Lease,
+    /// Since when without a lapse.
+    since: Instant,
     until: Instant,
 }
 
@@ -83,6 +85,12 @@ impl Standing {
     pub(crate) fn is_alive(&self) -> bool {
         let held = self.alive.as_ref();
         held.is_some_and(|held| Instant::now() < held.until)
+    }
+
+    /// Since when it has been alive, without a lapse.
+    pub(crate) fn alive_since(&self) -> Option<Instant> {
+        let held = self.alive.as_ref()?;
+        (Instant::now() < held.until).then_some(held.since)
     }
 
     /// Gives the leases back, so that the next process need not wait.
@@ -167,10 +175,15 @@ impl Session {
         let Holder { name: holder, ttl } = &self.holder;
         let sent = Instant::now();
         match self.store.lease_acquire(&name, holder, *ttl).await {
-            Ok(LeaseAnswer::Granted(lease)) => Some(Held {
-                lease,
-                until: sent + *ttl - *ttl / 10,
-            }),
+            Ok(LeaseAnswer::Granted(lease)) => {
+                let now = Instant::now();
+                let kept = before.filter(|b| b.lease.token == lease.token && now < b.until);
+                Some(Held {
+                    lease,
+                    since: kept.map_or(now, |before| before.since),
+                    until: sent + *ttl - *ttl / 10,
+                })
+            }
             Ok(LeaseAnswer::HeldBy { remaining, .. }) => {
                 *again = (*again).min(remaining + SLACK);
                 None

@@ -118,6 +118,8 @@ struct Ground {
     seed: u64,
     /// How many hosts can be fenced.
     fenced: usize,
+    /// How long after its process was lost a host is.
+    lost_after: Duration,
 }
 
 impl Ground {
@@ -129,6 +131,7 @@ impl Ground {
             store,
             seed: 0,
             fenced: 0,
+            lost_after: TTL * 3,
         }
     }
 
@@ -144,6 +147,7 @@ impl Ground {
             .clock(self.site.clock)
             .ids(SeededIds::from_seed(self.seed))
             .lease_ttl(TTL)
+            .lost_after(self.lost_after)
             .role(role);
         if role.owns() {
             let pool = PoolId::new("shared").unwrap();
@@ -408,4 +412,34 @@ async fn a_process_that_was_shut_down_is_not_fenced() {
     assert!(view.reason.contains("was shut down"), "{}", view.reason);
     let _ = vm.wait_for(Phase::Running, soon()).await.unwrap_err();
     assert_eq!(ground.site.world.running(id).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_away_for_longer_than_the_leases_costs_no_host() {
+    let mut ground = Ground::new(2);
+    (ground.fenced, ground.lost_after) = (2, Duration::from_secs(1));
+    let (first, to_first) = ground.process(Role::Both, &[0]).await;
+    let (second, to_second) = ground.process(Role::Both, &[1]).await;
+    let a = run(&first, "a", 0).await;
+    let b = run(&first, "b", 1).await;
+    to_first.cut();
+    to_second.cut();
+    let away = tokio::time::timeout(TTL * 3, std::future::pending::<()>());
+    away.await.unwrap_err();
+    // One is back a little before the other, and leads.
+    to_second.mend();
+    let c = second.vms().by_id(b);
+    c.stop().await.unwrap().wait(soon()).await.unwrap();
+    c.start().await.unwrap().wait(soon()).await.unwrap();
+    to_first.mend();
+    let vm = second.vms().by_id(a);
+    let waited = vm.wait_for(Phase::Unknown, Deadline::after(TTL * 4)).await;
+    assert_eq!(waited.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+    assert_eq!(
+        ground.site.world.running(a)[0].0,
+        ground.site.world.hosts()[0]
+    );
+    run(&first, "c", 0).await;
+    assert!(ground.site.world.violations().is_empty());
 }
