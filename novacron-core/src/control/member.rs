@@ -8,9 +8,9 @@
 //! renewed it; and while the leader has it the process, should it only have been slow, does not count itself as alive.
 //! What it owned can be taken from then on.
 //!
-//! Where the store was away for longer than the leases last, all have run out, and nobody is to blame. So a leader that
-//! has not been alive itself for the time that a lease lasts, without a lapse, gives the others that long to ask again:
-//! otherwise whoever is back first would have every other host fenced.
+//! Where the store was away for longer than the leases last, all have run out, and nobody is to blame. So a leader takes
+//! nobody for lost before it has renewed its own lease in time for as long as a lease lasts, and believes no answer that
+//! was long on its way: otherwise whoever is back first would have every other host fenced.
 //!
 //! One that has left or was lost is forgotten when nothing names it any more.
 

@@ -364,7 +364,7 @@ impl Runtime {
             ObjectKey::Pool(id) => pool::reconcile(id, cache, &self.world, resync, now),
             ObjectKey::Member(id) if *id == me => Ok(Plan::nothing()),
             ObjectKey::Member(id) => {
-                let from = now.plus(self.unproven());
+                let from = now.plus(self.patience());
                 member::reconcile(*id, cache, &self.world, self.outcomes.get(key), from, now)
             }
             ObjectKey::Node(id) if self.owned.nodes.contains(id) => {
@@ -433,10 +433,10 @@ impl Runtime {
         }
     }
 
-    /// How much is left of the time for which this process must have been alive, before it takes another one for lost.
-    fn unproven(&self) -> Duration {
+    /// How long it is until this process may take another one for lost.
+    fn patience(&self) -> Duration {
         let ttl = self.parts.drivers.holder.ttl;
-        let since = self.parts.standing.borrow().alive_since();
+        let since = self.parts.standing.borrow().steady_since(ttl);
         since.map_or(ttl, |since| ttl.saturating_sub(since.elapsed()))
     }
 

@@ -69,8 +69,10 @@ pub(crate) struct Standing {
 #[derive(Clone, Debug)]
 struct Held {
     lease: Lease,
-    /// Since when without a lapse.
+    /// Since when it was renewed in time, every time.
     since: Instant,
+    /// When the last renewal was asked for.
+    asked: Instant,
     until: Instant,
 }
 
@@ -87,10 +89,10 @@ impl Standing {
         held.is_some_and(|held| Instant::now() < held.until)
     }
 
-    /// Since when it has been alive, without a lapse.
-    pub(crate) fn alive_since(&self) -> Option<Instant> {
+    /// Since when the store has answered so well that every process could renew its leases, as far as this one can tell.
+    pub(crate) fn steady_since(&self, ttl: Duration) -> Option<Instant> {
         let held = self.alive.as_ref()?;
-        (Instant::now() < held.until).then_some(held.since)
+        is_timely(held.asked, ttl).then_some(held.since)
     }
 
     /// Gives the leases back, so that the next process need not wait.
@@ -102,6 +104,12 @@ impl Standing {
             }
         }
     }
+}
+
+/// Whether a renewal that was asked for at `asked` is not overdue: it is asked for every third of the time to live, and
+/// one that is later than half of it has another process, which asked a third before, run out of time.
+fn is_timely(asked: Instant, ttl: Duration) -> bool {
+    asked.elapsed() <= ttl / 2
 }
 
 /// Keeps the leases for as long as somebody listens.
@@ -177,10 +185,11 @@ impl Session {
         match self.store.lease_acquire(&name, holder, *ttl).await {
             Ok(LeaseAnswer::Granted(lease)) => {
                 let now = Instant::now();
-                let kept = before.filter(|b| b.lease.token == lease.token && now < b.until);
+                let steady = |b: &Held| b.lease.token == lease.token && is_timely(b.asked, *ttl);
                 Some(Held {
+                    since: before.filter(steady).map_or(now, |before| before.since),
+                    asked: sent,
                     lease,
-                    since: kept.map_or(now, |before| before.since),
                     until: sent + *ttl - *ttl / 10,
                 })
             }

@@ -416,30 +416,41 @@ async fn a_process_that_was_shut_down_is_not_fenced() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_was_away_for_longer_than_the_leases_costs_no_host() {
-    let mut ground = Ground::new(2);
-    (ground.fenced, ground.lost_after) = (2, Duration::from_secs(1));
-    let (first, to_first) = ground.process(Role::Both, &[0]).await;
-    let (second, to_second) = ground.process(Role::Both, &[1]).await;
-    let a = run(&first, "a", 0).await;
-    let b = run(&first, "b", 1).await;
-    to_first.cut();
-    to_second.cut();
-    let away = tokio::time::timeout(TTL * 3, std::future::pending::<()>());
-    away.await.unwrap_err();
-    // One is back a little before the other, and leads.
-    to_second.mend();
-    let c = second.vms().by_id(b);
-    c.stop().await.unwrap().wait(soon()).await.unwrap();
-    c.start().await.unwrap().wait(soon()).await.unwrap();
-    to_first.mend();
-    let vm = second.vms().by_id(a);
-    let waited = vm.wait_for(Phase::Unknown, Deadline::after(TTL * 4)).await;
-    assert_eq!(waited.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
-    assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
-    assert_eq!(
-        ground.site.world.running(a)[0].0,
-        ground.site.world.hosts()[0]
-    );
-    run(&first, "c", 0).await;
-    assert!(ground.site.world.violations().is_empty());
+    let pass = async |time| {
+        let passed = tokio::time::timeout(time, std::future::pending::<()>());
+        passed.await.unwrap_err();
+    };
+    // The others are back a little after the one that leads then, which led before, or did not; and may have been asking
+    // for their leases as the store went away.
+    for (back_first, asking) in [(0, false), (1, false), (0, true), (1, true)] {
+        let mut ground = Ground::new(2);
+        (ground.fenced, ground.lost_after) = (2, Duration::from_secs(1));
+        let processes = [
+            ground.process(Role::Both, &[0]).await,
+            ground.process(Role::Both, &[1]).await,
+        ];
+        let (leads, other) = (&processes[back_first], &processes[1 - back_first]);
+        let on_other = run(&leads.0, "a", 1 - back_first).await;
+        let on_leader = run(&leads.0, "b", back_first).await;
+        if asking {
+            pass(TTL - Duration::from_millis(100)).await;
+        }
+        leads.1.cut();
+        other.1.cut();
+        pass(TTL * 3 / 2).await;
+        leads.1.mend();
+        let vm = leads.0.vms().by_id(on_leader);
+        vm.stop().await.unwrap().wait(soon()).await.unwrap();
+        other.1.mend();
+        let vm = leads.0.vms().by_id(on_other);
+        let waited = vm
+            .wait_for(Phase::Unknown, Deadline::after(TTL * 4))
+            .await
+            .unwrap_err();
+        assert_eq!(waited.kind(), ErrorKind::DeadlineExceeded);
+        assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+        assert_eq!(ground.site.world.running(on_other).len(), 1);
+        run(&other.0, "c", 1 - back_first).await;
+        assert!(ground.site.world.violations().is_empty());
+    }
 }
