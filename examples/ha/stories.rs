@@ -9,7 +9,7 @@ use novacron_examples::Result;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::ground::{Ground, Guest, soon, within};
+use crate::ground::{Ground, Guest, soon};
 use crate::host::{GRACE, Said, TTL};
 use crate::line::{Seen, What};
 use crate::net::HOSTS;
@@ -22,8 +22,10 @@ pub(crate) enum Story {
     Restart,
     Partition,
     PartitionLeader,
+    Flap,
     StopLeader,
     Pause,
+    PauseStarting,
     PauseLeader,
     KillLeader,
     Twice,
@@ -34,13 +36,15 @@ pub(crate) enum Story {
 }
 
 /// All, under their names.
-pub(crate) const STORIES: [(&str, Story); 13] = [
+pub(crate) const STORIES: [(&str, Story); 15] = [
     ("kill", Story::Kill),
     ("restart", Story::Restart),
     ("partition", Story::Partition),
     ("partition-leader", Story::PartitionLeader),
+    ("flap", Story::Flap),
     ("stop-leader", Story::StopLeader),
     ("pause", Story::Pause),
+    ("pause-starting", Story::PauseStarting),
     ("pause-leader", Story::PauseLeader),
     ("kill-leader", Story::KillLeader),
     ("twice", Story::Twice),
@@ -94,8 +98,10 @@ impl Story {
                 let host = ground.leader()?;
                 partition(ground, host, "the leader is cut off from the network").await
             }
+            Self::Flap => flap(ground).await,
             Self::StopLeader => stop_leader(ground).await,
             Self::Pause => pause(ground).await,
+            Self::PauseStarting => pause_starting(ground).await,
             Self::PauseLeader => pause_leader(ground).await,
             Self::EtcdLeader => etcd_leader(ground).await,
             Self::PostgresRestart => postgres_restart(ground).await,
@@ -201,15 +207,7 @@ async fn outage(ground: &mut Ground) -> Result<usize> {
         })
         .await?;
     // Time enough for each of them to count as gone.
-    let until = Instant::now() + TTL;
-    within(soon(), "the leases run out", async || {
-        if Instant::now() < until {
-            Err("not yet".into())
-        } else {
-            Ok(())
-        }
-    })
-    .await?;
+    pass(TTL).await?;
     for server in &away {
         match ground.place {
             Place::Etcd => ground.servers.start_etcd(server, &ground.net)?,
@@ -276,6 +274,24 @@ async fn partition(ground: &mut Ground, host: &'static str, title: &str) -> Resu
     Ok(from)
 }
 
+/// Each host is cut off for less than a lease: nobody notices.
+async fn flap(ground: &mut Ground) -> Result<usize> {
+    let boots = boots(ground);
+    let from = ground.line.begin("each host is cut off for a short while");
+    for host in HOSTS {
+        ground.net.cut(host)?;
+        ground.line.note(format!("host {host}'s port goes down"));
+        pass(TTL * 2 / 5).await?;
+        ground.net.mend(host)?;
+        ground.line.note(format!("host {host}'s port is up again"));
+        // It has to come through, and to renew its lease.
+        pass(TTL).await?;
+    }
+    turned_off_and_on(ground, &boots).await?;
+    never_lost(ground, from)?;
+    Ok(from)
+}
+
 async fn stop_leader(ground: &mut Ground) -> Result<usize> {
     let leader = ground.leader()?;
     let boots = boots(ground);
@@ -314,6 +330,15 @@ async fn stop_leader(ground: &mut Ground) -> Result<usize> {
     Ok(from)
 }
 
+/// Lets time pass: that nothing happens meanwhile is what is to be seen.
+async fn pass(time: Duration) -> Result<()> {
+    let passed = tokio::time::timeout(time, std::future::pending::<()>());
+    match passed.await {
+        Ok(()) => Err("for ever is over".into()),
+        Err(_) => Ok(()),
+    }
+}
+
 /// When another than `host` leads.
 async fn next_leader(ground: &Ground, from: usize, host: &str) -> Result<Instant> {
     let old = format!("host {host}");
@@ -336,6 +361,41 @@ async fn pause(ground: &mut Ground) -> Result<usize> {
         .line
         .note(format!("SIGSTOP to host {host}'s process"));
     ground.signal(host, Signal::STOP)?;
+    moving.follow(ground, from).await?;
+    ground.ended(host).await?;
+    Ok(from)
+}
+
+/// It is in the middle of a start: what that has done is ended, and it does no more.
+async fn pause_starting(ground: &mut Ground) -> Result<usize> {
+    let host = ground.follower()?;
+    let id = ground.guests_of(host).await?[0].vm.id();
+    let from = ground
+        .line
+        .begin("a host's process is stopped (SIGSTOP) as it starts a guest");
+    let vm = ground.cluster.vms().by_id(id);
+    vm.stop().await?.wait(soon()).await?;
+    vm.start().await?;
+    let starting = |seen: &Seen| {
+        let What::Run(v, _, epoch, RunPhase::Starting) = &seen.what else {
+            return None;
+        };
+        (*v == id).then_some(*epoch)
+    };
+    let epoch = ground
+        .line
+        .wait(from, soon(), "it starts", starting)
+        .await?;
+    ground.signal(host, Signal::STOP)?;
+    ground
+        .line
+        .note(format!("SIGSTOP to host {host}'s process"));
+    let mut moving = Moving::from(ground, host).await?;
+    for (vm, _, last) in &mut moving.vms {
+        if *vm == id {
+            *last = epoch;
+        }
+    }
     moving.follow(ground, from).await?;
     ground.ended(host).await?;
     Ok(from)
