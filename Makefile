@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
+.PHONY: help demo ha deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd
@@ -20,7 +20,7 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 	install() { update; DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -q --no-install-recommends "$$@"; }; \
 	need() { if ! command -v "$$1" >/dev/null 2>&1 && [ ! -x "/usr/sbin/$$1" ]; then install "$$2"; fi; }; \
 	if ! command -v apt-get >/dev/null; then \
-	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 postgres gcc pkg-config, and OVMF" >&2; \
+	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 postgres gcc pkg-config, and OVMF; for tests ip, etcd, etcdctl, too" >&2; \
 	else \
 	  need qemu-system-x86_64 qemu-system-x86; \
 	  need qemu-img qemu-utils; \
@@ -39,7 +39,15 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 demo: deps ## the whole way of one VM, on real guests
 	cargo run --locked --release -p novacron-examples --bin quickstart
 
-test: MORE_TOOLS := etcd:etcd-server etcdctl:etcd-client
+STORE ?= etcd postgres
+STORY ?= all
+ha: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
+ha: deps ## failover of real guests over three hosts, as root or by sudo: make ha STORE=etcd STORY=kill,partition
+	cargo build --locked --release -p novacron-examples --features etcd,postgres --bin ha
+	@as_root=; if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
+	for store in $(STORE); do $$as_root "$${CARGO_TARGET_DIR:-target}/release/ha" --store $$store --story $(STORY); done
+
+test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
 test: deps ## every test, by cargo-nextest where there is one, else by cargo test
 	@cargo test --locked --doc --workspace --features $(CORE_FEATURES)
 	@if cargo nextest --version >/dev/null 2>&1; then \

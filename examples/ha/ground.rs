@@ -59,7 +59,6 @@ pub(crate) struct Guest {
 
 pub(crate) struct Ground {
     pub(crate) place: Place,
-    pub(crate) net: Net,
     pub(crate) servers: Servers,
     pub(crate) line: Line,
     pub(crate) cluster: Cluster,
@@ -69,6 +68,8 @@ pub(crate) struct Ground {
     hosts: BTreeMap<&'static str, Host>,
     watch: JoinHandle<()>,
     dir: PathBuf,
+    // The last to go.
+    pub(crate) net: Net,
 }
 
 impl Ground {

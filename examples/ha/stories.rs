@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use novacron_core::Phase;
 use novacron_core::lifecycle::RunPhase;
-use novacron_core::model::VmId;
 use novacron_examples::Result;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::ground::{Ground, Guest, soon};
-use crate::host::{GRACE, Said, TTL};
+use crate::checks::{
+    Boots, Moving, boots, fencing, lost, millis, never_fenced, never_lost, next_leader, same_boots,
+    started,
+};
+use crate::ground::{Ground, soon};
+use crate::host::{Said, TTL};
 use crate::line::{Seen, What};
 use crate::net::HOSTS;
 use crate::servers::{Place, Servers};
@@ -339,18 +342,6 @@ async fn pass(time: Duration) -> Result<()> {
     }
 }
 
-/// When another than `host` leads.
-async fn next_leader(ground: &Ground, from: usize, host: &str) -> Result<Instant> {
-    let old = format!("host {host}");
-    ground
-        .line
-        .wait(from, soon(), "another leads", |seen| {
-            let leads = seen.what == What::Said(Said::Leads(true)) && seen.who != old;
-            leads.then_some(seen.at)
-        })
-        .await
-}
-
 async fn pause(ground: &mut Ground) -> Result<usize> {
     let host = ground.follower()?;
     let from = ground
@@ -498,183 +489,4 @@ async fn turned_off_and_on(ground: &Ground, boots: &Boots) -> Result<()> {
     guest.vm.stop().await?.wait(soon()).await?;
     guest.vm.start().await?.wait(soon()).await?;
     same_boots(ground, &boots[1..]).await
-}
-
-// ---- what is checked
-
-/// Which boot each guest is in.
-type Boots = [(VmId, Option<String>)];
-
-fn boots(ground: &Ground) -> Vec<(VmId, Option<String>)> {
-    let boot = |vm| ground.witness.last_beat(vm).map(|(boot, _)| boot);
-    ground
-        .guests
-        .iter()
-        .map(|guest| (guest.vm.id(), boot(guest.vm.id())))
-        .collect()
-}
-
-/// The guests go on, and never noticed anything.
-async fn same_boots(ground: &Ground, before: &Boots) -> Result<()> {
-    for guest in ground.guests.iter() {
-        let Some((_, boot)) = before.iter().find(|(vm, _)| *vm == guest.vm.id()) else {
-            continue;
-        };
-        ground.beats(guest).await?;
-        let now = ground
-            .witness
-            .last_beat(guest.vm.id())
-            .map(|(boot, _)| boot);
-        if now != *boot {
-            return Err(format!("{} was booted anew: {boot:?}, {now:?}", guest.name).into());
-        }
-    }
-    Ok(())
-}
-
-fn never_fenced(ground: &Ground, from: usize) -> Result<()> {
-    let fenced = |seen: &Seen| matches!(seen.what, What::Said(Said::Fencing(_)));
-    match ground.line.since(from).iter().find(|seen| fenced(seen)) {
-        Some(seen) => Err(format!("nothing had to be fenced: {seen:?}").into()),
-        None => Ok(()),
-    }
-}
-
-fn never_lost(ground: &Ground, from: usize) -> Result<()> {
-    let lost = |seen: &Seen| matches!(seen.what, What::Member(_, "lost"));
-    match ground.line.since(from).iter().find(|seen| lost(seen)) {
-        Some(seen) => Err(format!("no process was lost: {seen:?}").into()),
-        None => never_fenced(ground, from),
-    }
-}
-
-async fn lost(ground: &Ground, from: usize, member: u64) -> Result<Instant> {
-    ground
-        .line
-        .wait(
-            from,
-            soon(),
-            "its process is written down as lost",
-            |seen| (seen.what == What::Member(member, "lost")).then_some(seen.at),
-        )
-        .await
-}
-
-/// When the fence of a host begins.
-async fn fencing(ground: &Ground, from: usize, host: &str) -> Result<Instant> {
-    ground
-        .line
-        .wait(from, soon(), "the fence begins", |seen| {
-            (seen.what == What::Said(Said::Fencing(host.to_owned()))).then_some(seen.at)
-        })
-        .await
-}
-
-/// When a run of a VM elsewhere than on `host` comes to a phase.
-async fn started(
-    ground: &Ground,
-    from: usize,
-    host: &str,
-    vm: VmId,
-    epoch: u64,
-    phase: RunPhase,
-) -> Result<Instant> {
-    ground
-        .line
-        .wait(from, soon(), "it runs elsewhere", |seen| match &seen.what {
-            What::Run(v, node, e, p) if *v == vm && *e == epoch && *p == phase => {
-                (node != host).then_some(seen.at)
-            }
-            _ => None,
-        })
-        .await
-}
-
-/// A host's VMs on their way to others.
-struct Moving {
-    host: &'static str,
-    member: u64,
-    vms: Vec<(VmId, String, u64)>,
-}
-
-impl Moving {
-    async fn from(ground: &Ground, host: &'static str) -> Result<Self> {
-        let mut vms = Vec::new();
-        for Guest { vm, name, .. } in ground.guests_of(host).await? {
-            let claim = vm.get().await?.claim.ok_or("a running VM has no claim")?;
-            vms.push((vm.id(), name.clone(), claim.epoch.0));
-        }
-        if vms.is_empty() {
-            return Err(format!("host {host} runs nothing: there is nothing to show").into());
-        }
-        Ok(Self {
-            host,
-            member: ground.member(host),
-            vms,
-        })
-    }
-
-    /// Follows the failover to the guests' first heartbeats, and shows where the time went.
-    async fn follow(&self, ground: &Ground, from: usize) -> Result<()> {
-        let (line, host) = (&ground.line, self.host);
-        let ran_out = ground.lease_ends(host).await?;
-        let lost = lost(ground, from, self.member).await?;
-        let ran_out = ran_out.await??;
-        let fencing = fencing(ground, from, host).await?;
-        let fenced = line
-            .wait(from, soon(), "the fence has answered", |seen| {
-                match &seen.what {
-                    What::Said(Said::Fenced(node, _)) if node == host => Some(seen.at),
-                    _ => None,
-                }
-            })
-            .await?;
-        let mut rows = vec![
-            ("the store let its lease go", ran_out),
-            ("it is written down as lost", lost),
-            ("its time to come back is over: the fence begins", fencing),
-            ("the fence has answered", fenced),
-        ];
-        for (vm, name, epoch) in &self.vms {
-            let next = epoch + 1;
-            let starting = started(ground, from, host, *vm, next, RunPhase::Starting).await?;
-            let running = started(ground, from, host, *vm, next, RunPhase::Running).await?;
-            let beat = line
-                .wait(
-                    from,
-                    soon(),
-                    "the first heartbeat elsewhere",
-                    |seen| match &seen.what {
-                        What::FirstBeat(v, node, e) if v == vm && *e == next => {
-                            (node != host).then_some(seen.at)
-                        }
-                        _ => None,
-                    },
-                )
-                .await?;
-            let apart = GRACE + (fenced - fencing) + (running - starting);
-            let control = (running - ran_out).saturating_sub(apart);
-            rows.extend([
-                ("its start elsewhere is written down", starting),
-                ("it runs elsewhere, as its record says", running),
-                ("its guest's first heartbeat", beat),
-            ]);
-            line.summary(&format!(
-                "{name}: lease to running {} ms = {} ms to come back + {} ms fence + {} ms QEMU's start + {} ms control plane",
-                millis(running - ran_out),
-                millis(GRACE),
-                millis(fenced - fencing),
-                millis(running - starting),
-                millis(control),
-            ));
-        }
-        for (what, at) in rows {
-            line.summary(&format!("{:>7} ms  {what}", line.ms(at)));
-        }
-        Ok(())
-    }
-}
-
-fn millis(time: Duration) -> u128 {
-    time.as_millis()
 }

@@ -454,3 +454,25 @@ async fn a_store_that_was_away_for_longer_than_the_leases_costs_no_host() {
         assert!(ground.site.world.violations().is_empty());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stood_still_is_back_before_its_host_is_fenced() {
+    let mut ground = Ground::new(2);
+    (ground.fenced, ground.lost_after) = (2, TTL + Duration::from_secs(1));
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    let (second, line) = ground.process(Role::Both, &[1]).await;
+    let id = run(&first, "a", 1).await;
+    line.cut();
+    let mut changes = first.watch(None).await.unwrap();
+    while first.nodes().get(&node(1)).await.unwrap().owner.is_some() {
+        let looked = tokio::time::timeout(TTL / 10, changes.next()).await;
+        drop(looked);
+    }
+    line.mend();
+    let vm = first.vms().by_id(id);
+    let waited = vm.wait_for(Phase::Unknown, Deadline::after(TTL * 4)).await;
+    assert_eq!(waited.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+    run(&second, "b", 1).await;
+    assert!(ground.site.world.violations().is_empty());
+}
