@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
+.PHONY: help demo ha deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd,novacron-kvm/redfish
@@ -20,7 +20,7 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 	install() { update; DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -q --no-install-recommends "$$@"; }; \
 	need() { if ! command -v "$$1" >/dev/null 2>&1 && [ ! -x "/usr/sbin/$$1" ]; then install "$$2"; fi; }; \
 	if ! command -v apt-get >/dev/null; then \
-	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 postgres gcc pkg-config, and OVMF" >&2; \
+	  echo "deps: no apt-get here; the programs wanted: qemu-system-x86_64 qemu-img mcopy genisoimage sqlite3 postgres gcc pkg-config, and OVMF; for tests ip, etcd, etcdctl, too" >&2; \
 	else \
 	  need qemu-system-x86_64 qemu-system-x86; \
 	  need qemu-img qemu-utils; \
@@ -41,6 +41,14 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 demo: deps ## the whole way of one VM, on real guests
 	cargo run --locked --release -p novacron-examples --bin quickstart
 
+STORE ?= etcd postgres
+STORY ?= all
+ha: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
+ha: deps ## failover of real guests over three hosts, as root or by sudo: make ha STORE=etcd STORY=kill,partition
+	cargo build --locked --release -p novacron-examples --features etcd,postgres --bin ha
+	@as_root=; if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
+	for store in $(STORE); do $$as_root "$${CARGO_TARGET_DIR:-target}/release/ha" --store $$store --story $(STORY); done
+
 # The BMCs of the fences' tests. libvirt's module for Python is the system's, since it has to fit its libvirt.
 VENV := $(CURDIR)/target/venv
 $(VENV)/bin/vbmcd: | deps
@@ -48,7 +56,7 @@ $(VENV)/bin/vbmcd: | deps
 	/usr/bin/python3 -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install -q sushy-tools==2.2.0 virtualbmc==3.3.0
 
-test: MORE_TOOLS := etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients ipmitool openssl
+test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients ipmitool openssl
 test: MORE_FILES := /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
   /usr/lib/python3/dist-packages/libvirt.py:python3-libvirt /usr/lib/python3*/ensurepip:python3-venv
 test: deps $(VENV)/bin/vbmcd ## every test, by cargo-nextest where there is one, else by cargo test

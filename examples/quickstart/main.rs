@@ -5,8 +5,6 @@
 //! what a program of your own would look like. Begin there.
 
 mod console;
-mod guest_disk;
-mod leftovers;
 mod report;
 mod site;
 mod steps;
@@ -14,9 +12,7 @@ mod supervisor;
 
 use std::process::ExitCode;
 
-/// What can go wrong here is told to a person, so one type for all of it will do.
-type Error = Box<dyn std::error::Error + Send + Sync>;
-type Result<T> = std::result::Result<T, Error>;
+use novacron_examples::{Error, Result};
 
 fn main() -> ExitCode {
     if std::env::args_os().len() > 1 {

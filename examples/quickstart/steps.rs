@@ -15,11 +15,12 @@ use novacron_core::model::{
     CloudInit, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState, SnapshotId,
 };
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
+use novacron_examples::leftovers;
 
+use crate::Result;
 use crate::console::{Console, Ready};
 use crate::report::{Line, chain, step};
 use crate::site::{Life, NODES, Site};
-use crate::{Result, leftovers};
 
 const VM: &str = "quickstart";
 const HOSTNAME: &str = "hello-novacron";

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use novacron_examples::{guest_disk, leftovers};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use crate::Result;
 use crate::report::{Line, Table, chain, within};
 use crate::site::{Life, Site};
-use crate::{Result, guest_disk, leftovers};
 
 /// The longest that a life of the host application may take; its steps have tighter limits.
 const LIFE_LIMIT: Duration = Duration::from_secs(1200);

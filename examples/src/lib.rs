@@ -1,2 +1,10 @@
 //! The examples of NovaCron, and the README, whose programs are compiled here: this crate alone has every crate at hand.
 #![doc = include_str!("../../README.md")]
+
+pub mod guest_disk;
+pub mod leftovers;
+
+/// What can go wrong in an example is told to a person, so one type for all of it will do.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// With [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

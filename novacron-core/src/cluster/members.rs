@@ -24,6 +24,11 @@ impl Members {
             .await?
     }
 
+    /// Whether this process leads at this moment.
+    pub fn leads(&self) -> bool {
+        self.0.inner.standing.borrow().leads().is_some()
+    }
+
     /// This process.
     pub fn me(&self) -> MemberId {
         self.0.inner.member

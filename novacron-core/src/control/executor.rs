@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::cache::Cache;
 use super::panics::caught;
 use super::plan::{Command, ObjectKey};
@@ -338,8 +340,14 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
         Command::CheckMember { member } => {
             let Holder { name, ttl } = &drivers.holder;
             let lease = session::member_lease(*member);
+            let asked = Instant::now();
             let answer = drivers.store.lease_acquire(&lease, name, *ttl).await?;
             Ok(Report::Lease(match answer {
+                // The store did not answer for a while: the process could not ask, either.
+                LeaseAnswer::Granted(lease) if asked.elapsed() > *ttl / 6 => {
+                    drivers.store.lease_release(&lease).await?;
+                    Some(*ttl)
+                }
                 LeaseAnswer::Granted(_) => None,
                 LeaseAnswer::HeldBy { remaining, .. } => Some(remaining),
             }))

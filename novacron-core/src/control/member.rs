@@ -6,7 +6,13 @@
 //! ```
 //! The leader asks for the lease when it should have run out. That it is granted is the proof that the process has not
 //! renewed it; and while the leader has it the process, should it only have been slow, does not count itself as alive.
-//! What it owned can be taken from then on. One that has left or was lost is forgotten when nothing names it any more.
+//! What it owned can be taken from then on.
+//!
+//! Where the store was away for longer than the leases last, all have run out, and nobody is to blame. So a leader takes
+//! nobody for lost before it has renewed its own lease in time for as long as a lease lasts, and believes no answer that
+//! was long on its way: otherwise whoever is back first would have every other host fenced.
+//!
+//! One that has left or was lost is forgotten when nothing names it any more.
 
 use std::time::Duration;
 
@@ -38,12 +44,13 @@ pub(crate) fn own(me: MemberId, cache: &Cache) -> Result<Plan> {
     ))
 }
 
-/// Another process, seen by the leader.
+/// Another process, seen by the leader, which takes none for lost before `from`.
 pub(crate) fn reconcile(
     id: MemberId,
     cache: &Cache,
     world: &World,
     outcome: Option<&Outcome>,
+    from: Timestamp,
     now: Timestamp,
 ) -> Result<Plan> {
     let Some(member) = cache.members.get(&id) else {
@@ -61,6 +68,7 @@ pub(crate) fn reconcile(
                 return Ok(Plan::commit(unchanged().put(&id, &lost)?));
             }
             return Ok(match world.leases.get(&id) {
+                _ if now < from => Plan::wake_at(from),
                 Some(runs_out) if now < *runs_out => Plan::wake_at(*runs_out),
                 _ => Plan::command(Command::CheckMember { member: id }),
             });

@@ -388,7 +388,8 @@ impl Runtime {
             ObjectKey::Pool(id) => pool::reconcile(id, cache, &self.world, resync, now),
             ObjectKey::Member(id) if *id == me => Ok(Plan::nothing()),
             ObjectKey::Member(id) => {
-                member::reconcile(*id, cache, &self.world, self.outcomes.get(key), now)
+                let from = now.plus(self.patience());
+                member::reconcile(*id, cache, &self.world, self.outcomes.get(key), from, now)
             }
             ObjectKey::Node(id) if self.owned.nodes.contains(id) => {
                 node::reconcile(id, cluster, me, cache, &self.world, resync, now)
@@ -464,6 +465,13 @@ impl Runtime {
             let at = self.parts.clock.now().plus(reasons::DELAY);
             self.queue.push_at(ObjectKey::Reasons, at);
         }
+    }
+
+    /// How long it is until this process may take another one for lost.
+    fn patience(&self) -> Duration {
+        let ttl = self.parts.drivers.holder.ttl;
+        let since = self.parts.standing.borrow().steady_since(ttl);
+        since.map_or(ttl, |since| ttl.saturating_sub(since.elapsed()))
     }
 
     fn carry_out(&mut self, key: ObjectKey, plan: Plan) {

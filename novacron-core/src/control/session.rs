@@ -69,6 +69,10 @@ pub(crate) struct Standing {
 #[derive(Clone, Debug)]
 struct Held {
     lease: Lease,
+    /// Since when it was renewed in time, every time.
+    since: Instant,
+    /// When the last renewal was asked for.
+    asked: Instant,
     until: Instant,
 }
 
@@ -85,6 +89,12 @@ impl Standing {
         held.is_some_and(|held| Instant::now() < held.until)
     }
 
+    /// Since when the store has answered so well that every process could renew its leases, as far as this one can tell.
+    pub(crate) fn steady_since(&self, ttl: Duration) -> Option<Instant> {
+        let held = self.alive.as_ref()?;
+        is_timely(held.asked, ttl).then_some(held.since)
+    }
+
     /// Gives the leases back, so that the next process need not wait.
     pub(crate) async fn leave(self, store: &dyn Store) {
         for held in [self.leads, self.alive].into_iter().flatten() {
@@ -94,6 +104,12 @@ impl Standing {
             }
         }
     }
+}
+
+/// Whether a renewal that was asked for at `asked` is not overdue: it is asked for every third of the time to live, and
+/// one that is later than half of it has another process, which asked a third before, run out of time.
+fn is_timely(asked: Instant, ttl: Duration) -> bool {
+    asked.elapsed() <= ttl / 2
 }
 
 /// Keeps the leases for as long as somebody listens.
@@ -167,10 +183,16 @@ impl Session {
         let Holder { name: holder, ttl } = &self.holder;
         let sent = Instant::now();
         match self.store.lease_acquire(&name, holder, *ttl).await {
-            Ok(LeaseAnswer::Granted(lease)) => Some(Held {
-                lease,
-                until: sent + *ttl - *ttl / 10,
-            }),
+            Ok(LeaseAnswer::Granted(lease)) => {
+                let now = Instant::now();
+                let steady = |b: &Held| b.lease.token == lease.token && is_timely(b.asked, *ttl);
+                Some(Held {
+                    since: before.filter(steady).map_or(now, |before| before.since),
+                    asked: sent,
+                    lease,
+                    until: sent + *ttl - *ttl / 10,
+                })
+            }
             Ok(LeaseAnswer::HeldBy { remaining, .. }) => {
                 *again = (*again).min(remaining + SLACK);
                 None

@@ -316,7 +316,8 @@ pub enum LeaseAnswer {
     HeldBy {
         /// Who.
         holder: String,
-        /// When it expires by the store's clock, if it is not renewed.
+        /// When it expires by the store's clock, if it is not renewed: not later than that, and earlier where the store
+        /// tells less exactly. Whoever waits for it asks again then.
         remaining: Duration,
     },
 }

@@ -118,6 +118,8 @@ struct Ground {
     seed: u64,
     /// How many hosts can be fenced.
     fenced: usize,
+    /// How long after its process was lost a host is.
+    lost_after: Duration,
 }
 
 impl Ground {
@@ -129,6 +131,7 @@ impl Ground {
             store,
             seed: 0,
             fenced: 0,
+            lost_after: TTL * 3,
         }
     }
 
@@ -144,6 +147,7 @@ impl Ground {
             .clock(self.site.clock)
             .ids(SeededIds::from_seed(self.seed))
             .lease_ttl(TTL)
+            .lost_after(self.lost_after)
             .role(role);
         if role.owns() {
             let pool = PoolId::new("shared").unwrap();
@@ -408,6 +412,69 @@ async fn a_process_that_was_shut_down_is_not_fenced() {
     assert!(view.reason.contains("was shut down"), "{}", view.reason);
     let _ = vm.wait_for(Phase::Running, soon()).await.unwrap_err();
     assert_eq!(ground.site.world.running(id).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_away_for_longer_than_the_leases_costs_no_host() {
+    let pass = async |time| {
+        let passed = tokio::time::timeout(time, std::future::pending::<()>());
+        passed.await.unwrap_err();
+    };
+    // The others are back a little after the one that leads then, which led before, or did not; and may have been asking
+    // for their leases as the store went away.
+    for (back_first, asking) in [(0, false), (1, false), (0, true), (1, true)] {
+        let mut ground = Ground::new(2);
+        (ground.fenced, ground.lost_after) = (2, Duration::from_secs(1));
+        let processes = [
+            ground.process(Role::Both, &[0]).await,
+            ground.process(Role::Both, &[1]).await,
+        ];
+        let (leads, other) = (&processes[back_first], &processes[1 - back_first]);
+        let on_other = run(&leads.0, "a", 1 - back_first).await;
+        let on_leader = run(&leads.0, "b", back_first).await;
+        if asking {
+            pass(TTL - Duration::from_millis(100)).await;
+        }
+        leads.1.cut();
+        other.1.cut();
+        pass(TTL * 3 / 2).await;
+        leads.1.mend();
+        let vm = leads.0.vms().by_id(on_leader);
+        vm.stop().await.unwrap().wait(soon()).await.unwrap();
+        other.1.mend();
+        let vm = leads.0.vms().by_id(on_other);
+        let waited = vm
+            .wait_for(Phase::Unknown, Deadline::after(TTL * 4))
+            .await
+            .unwrap_err();
+        assert_eq!(waited.kind(), ErrorKind::DeadlineExceeded);
+        assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+        assert_eq!(ground.site.world.running(on_other).len(), 1);
+        run(&other.0, "c", 1 - back_first).await;
+        assert!(ground.site.world.violations().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stood_still_is_back_before_its_host_is_fenced() {
+    let mut ground = Ground::new(2);
+    (ground.fenced, ground.lost_after) = (2, TTL + Duration::from_secs(1));
+    let (first, _) = ground.process(Role::Both, &[0]).await;
+    let (second, line) = ground.process(Role::Both, &[1]).await;
+    let id = run(&first, "a", 1).await;
+    line.cut();
+    let mut changes = first.watch(None).await.unwrap();
+    while first.nodes().get(&node(1)).await.unwrap().owner.is_some() {
+        let looked = tokio::time::timeout(TTL / 10, changes.next()).await;
+        drop(looked);
+    }
+    line.mend();
+    let vm = first.vms().by_id(id);
+    let waited = vm.wait_for(Phase::Unknown, Deadline::after(TTL * 4)).await;
+    assert_eq!(waited.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(vm.get().await.unwrap().run.unwrap().epoch.0, 1);
+    run(&second, "b", 1).await;
+    assert!(ground.site.world.violations().is_empty());
 }
 
 /// Waits for what the VM's view tells at this process.

@@ -27,6 +27,9 @@ const ACQUIRE: &str = "store.lease_acquire";
 const RENEW: &str = "store.lease_renew";
 const RELEASE: &str = "store.lease_release";
 
+/// How soon whoever waits for a lease may ask again in its last second: etcd does not tell how much of that is left.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
 /// What stands at `l/<name>`.
 #[derive(Serialize, Deserialize)]
 struct Held {
@@ -242,11 +245,8 @@ async fn remaining(
         Err(error) => return Err(error),
     };
     // etcd tells whole seconds, rounded down, and -1 for a lease that does not exist.
-    let Ok(seconds) = u64::try_from(answer.ttl) else {
-        return Ok(None);
-    };
-    let granted = u64::try_from(answer.granted_ttl).unwrap_or(u64::MAX);
-    Ok(Some(Duration::from_secs((seconds + 1).min(granted))))
+    let seconds = u64::try_from(answer.ttl).ok();
+    Ok(seconds.map(|seconds| Duration::from_secs(seconds).max(ASK_AGAIN)))
 }
 
 async fn new_lease(

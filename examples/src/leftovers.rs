@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::Result;
 
 /// The QEMU processes that use the folder `dir`.
-pub(crate) fn guests(dir: &Path) -> Result<Vec<Pid>> {
+pub fn guests(dir: &Path) -> Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
@@ -37,7 +37,7 @@ fn is_guest(pid: Pid, dir: &Path) -> bool {
 }
 
 /// Ends the guests that use `dir`, after something went wrong. Returns how many there were.
-pub(crate) fn end_guests(dir: &Path) -> Result<usize> {
+pub fn end_guests(dir: &Path) -> Result<usize> {
     let guests = guests(dir)?;
     for pid in &guests {
         // The descriptor holds on to this very process; look again, now that the number cannot change its owner.
@@ -51,7 +51,7 @@ pub(crate) fn end_guests(dir: &Path) -> Result<usize> {
 }
 
 /// Every file, socket and link under `dir`. Empty folders and lock files, which are reused, do not count.
-pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

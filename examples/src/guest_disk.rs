@@ -12,7 +12,7 @@ use crate::Result;
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest");
 
 /// Where the disk is kept.
-pub(crate) fn path() -> Result<PathBuf> {
+pub fn path() -> Result<PathBuf> {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -26,7 +26,7 @@ pub(crate) fn path() -> Result<PathBuf> {
 }
 
 /// Builds the disk unless there is one that is newer than its sources. Returns what was done.
-pub(crate) async fn build(disk: &Path) -> Result<String> {
+pub async fn build(disk: &Path) -> Result<String> {
     let built = std::fs::metadata(disk).and_then(|m| m.modified()).ok();
     if built.is_some_and(|built| newest(Path::new(SOURCES)).is_ok_and(|source| source < built)) {
         return Ok(format!("{} is newer than its sources", disk.display()));
