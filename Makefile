@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo ha deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
+.PHONY: help demo ha ha-upgrade deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd,novacron-kvm/redfish
@@ -48,6 +48,14 @@ ha: deps ## failover of real guests over three hosts, as root or by sudo: make h
 	cargo build --locked --release -p novacron-examples --features etcd,postgres --bin ha
 	@as_root=; if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
 	for store in $(STORE); do $$as_root "$${CARGO_TARGET_DIR:-target}/release/ha" --store $$store --story $(STORY); done
+
+ha-upgrade: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
+ha-upgrade: deps ## a rolling upgrade, of two builds side by side, under running guests
+	cargo build --locked --release -p novacron-examples --features etcd,postgres --bin ha
+	@target="$${CARGO_TARGET_DIR:-$$PWD/target}"; \
+	CARGO_TARGET_DIR="$$target/next" cargo build --locked --release -p novacron-examples --features etcd,postgres,novacron-core/next-level --bin ha; \
+	as_root=; if [ "$$(id -u)" != 0 ]; then as_root="sudo --preserve-env=HA_NEXT"; fi; \
+	for store in $(STORE); do HA_NEXT="$$target/next/release/ha" $$as_root "$$target/release/ha" --store $$store --story upgrade; done
 
 # The BMCs of the fences' tests. libvirt's module for Python is the system's, since it has to fit its libvirt.
 VENV := $(CURDIR)/target/venv

@@ -66,6 +66,8 @@ pub(crate) struct Ground {
     pub(crate) guests: Vec<Guest>,
     store: Arc<dyn Store>,
     hosts: BTreeMap<&'static str, Host>,
+    /// The program of a host's process, where it is another one than this.
+    programs: BTreeMap<&'static str, PathBuf>,
     watch: JoinHandle<()>,
     dir: PathBuf,
     // The last to go.
@@ -102,6 +104,7 @@ impl Ground {
             guests: Vec::new(),
             store,
             hosts: BTreeMap::new(),
+            programs: BTreeMap::new(),
             watch,
             dir: dir.to_owned(),
             line,
@@ -184,15 +187,30 @@ impl Ground {
         }
     }
 
-    async fn try_start(&mut self, host: &'static str) -> Result<()> {
+    /// The host's next process is of this program.
+    pub(crate) fn program(&mut self, host: &'static str, program: PathBuf) {
+        self.programs.insert(host, program);
+    }
+
+    /// What the host's processes have logged.
+    pub(crate) fn log(&self, host: &str) -> Result<String> {
+        let log = self.dir.join(format!("logs/host-{host}.log"));
+        Ok(std::fs::read_to_string(log)?)
+    }
+
+    pub(crate) async fn try_start(&mut self, host: &'static str) -> Result<()> {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.dir.join(format!("logs/host-{host}.log")))?;
         let from = self.line.since(0).len();
+        let program = match self.programs.get(host) {
+            Some(program) => program.clone(),
+            None => std::env::current_exe()?,
+        };
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.net.namespace(host)])
-            .arg(std::env::current_exe()?)
+            .arg(program)
             .args(["host", self.place.name(), host])
             .arg(&self.dir)
             .stdin(Stdio::piped())

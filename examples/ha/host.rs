@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use novacron_core::Deadline;
-use novacron_core::cluster::{Builder, Cluster};
+use novacron_core::cluster::{Builder, Cluster, ListRequest};
 use novacron_core::driver::{Call, Fence, FenceTarget};
 use novacron_core::model::{FenceReceipt, HostId};
 use novacron_core::store::{EtcdOptions, EtcdStore, PostgresOptions, PostgresStore, Store};
@@ -41,6 +41,8 @@ pub(crate) enum Said {
     Fencing(String),
     /// The fence of a host has answered.
     Fenced(String, String),
+    /// What came of a request of the next feature level (0, 2), and of raising the level (1).
+    Tried(u8, String),
 }
 
 impl Said {
@@ -50,6 +52,7 @@ impl Said {
             Self::Leads(leads) => format!("leads {leads}"),
             Self::Fencing(node) => format!("fencing {node}"),
             Self::Fenced(node, what) => format!("fenced {node} {what}"),
+            Self::Tried(number, what) => format!("tried {number} {what}"),
         };
         let mut out = std::io::stdout().lock();
         // The director is gone: so is who would read it.
@@ -65,6 +68,10 @@ impl Said {
             "fenced" => {
                 let (node, what) = rest.split_once(' ')?;
                 Self::Fenced(node.to_owned(), what.to_owned())
+            }
+            "tried" => {
+                let (number, what) = rest.split_once(' ')?;
+                Self::Tried(number.parse().ok()?, what.to_owned())
             }
             _ => return None,
         })
@@ -106,6 +113,7 @@ pub(crate) async fn begin(place: &Place) -> Result<(Arc<dyn Store>, Builder)> {
 pub(crate) async fn run(place: &Place, dir: &Path, host: &str) -> Result<()> {
     end_with_director(dir.to_owned());
     let mut asked = signal(SignalKind::terminate())?;
+    let mut upgrade = signal(SignalKind::user_defined1())?;
     let (_, mut builder) = begin(place).await?;
     for other in HOSTS {
         let fence = Told(ProcessFence::new(state(dir, other)));
@@ -126,6 +134,7 @@ pub(crate) async fn run(place: &Place, dir: &Path, host: &str) -> Result<()> {
     loop {
         tokio::select! {
             _ = asked.recv() => break,
+            _ = upgrade.recv() => try_upgrade(&cluster).await,
             _ = look.tick() => {
                 let leads = cluster.members().leads();
                 if leads != led {
@@ -138,6 +147,32 @@ pub(crate) async fn run(place: &Place, dir: &Path, host: &str) -> Result<()> {
     Ok(cluster
         .shutdown(Deadline::after(Duration::from_secs(10)))
         .await?)
+}
+
+/// Asks for what the next feature level brings, for that level, and again: see [`crate::upgrade`].
+async fn try_upgrade(cluster: &Cluster) {
+    let annotate = async || {
+        let vms = cluster.vms().list(&ListRequest::new()).await?.items;
+        let vm = vms.first().map(|vm| cluster.vms().by_id(vm.vm.id));
+        let annotations = [("next-level".to_owned(), "yes".to_owned())].into();
+        match vm {
+            Some(vm) => vm
+                .set_annotations(annotations)
+                .await
+                .map(|_| "done".to_owned()),
+            None => Ok("there is no VM".to_owned()),
+        }
+    };
+    let raise = async || {
+        let level = cluster.finalize_upgrade().await?;
+        Ok(format!("raised to {}", level.cluster))
+    };
+    let told = |answer: novacron_core::Result<String>| {
+        answer.unwrap_or_else(|error| format!("refused: {}", error.report()))
+    };
+    Said::Tried(0, told(annotate().await)).say();
+    Said::Tried(1, told(raise().await)).say();
+    Said::Tried(2, told(annotate().await)).say();
 }
 
 /// A fence that says when it begins and when it has ended.

@@ -180,6 +180,8 @@ impl State {
             What::Said(Said::Leads(false)) => "leads no more".to_owned(),
             What::Said(Said::Fencing(node)) => format!("fences host {node} …"),
             What::Said(Said::Fenced(node, told)) => format!("… host {node}: {told}"),
+            What::Said(Said::Tried(1, told)) => format!("the feature level: {told}"),
+            What::Said(Said::Tried(_, told)) => format!("a request of the next level: {told}"),
             What::Ended => "its process has ended".to_owned(),
             What::Member(n, state) => format!("member {n} is {state}"),
             What::Owner(node, n) => format!("node {node} is looked after by member {n}"),

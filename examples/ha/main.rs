@@ -20,6 +20,7 @@ mod net;
 mod records;
 mod servers;
 mod stories;
+mod upgrade;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -128,6 +129,9 @@ fn direct(wanted: &Wanted) -> Result<()> {
             let mut ground = Box::pin(Ground::make(wanted.place.clone(), net, dir.path())).await?;
             for story in &wanted.stories {
                 Box::pin(story.tell(&mut ground)).await?;
+            }
+            if wanted.stories.last() == Some(&Story::Upgrade) {
+                return Ok(());
             }
             Box::pin(ground.end()).await
         };

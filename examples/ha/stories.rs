@@ -17,6 +17,7 @@ use crate::host::{Said, TTL};
 use crate::line::{Seen, What};
 use crate::net::HOSTS;
 use crate::servers::{Place, Servers};
+use crate::upgrade;
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +37,11 @@ pub(crate) enum Story {
     EtcdLeader,
     PostgresRestart,
     Outage,
+    Upgrade,
 }
 
 /// All, under their names.
-pub(crate) const STORIES: [(&str, Story); 15] = [
+pub(crate) const STORIES: [(&str, Story); 16] = [
     ("kill", Story::Kill),
     ("restart", Story::Restart),
     ("partition", Story::Partition),
@@ -55,6 +57,7 @@ pub(crate) const STORIES: [(&str, Story); 15] = [
     ("etcd-leader", Story::EtcdLeader),
     ("postgres-restart", Story::PostgresRestart),
     ("outage", Story::Outage),
+    ("upgrade", Story::Upgrade),
 ];
 
 impl Story {
@@ -63,6 +66,7 @@ impl Story {
         match self {
             Self::EtcdLeader => *place == Place::Etcd,
             Self::PostgresRestart => *place == Place::Postgres,
+            Self::Upgrade => upgrade::next().is_some(),
             _ => true,
         }
     }
@@ -70,6 +74,9 @@ impl Story {
     /// Tells it. In the end everything is as it should be again.
     pub(crate) async fn tell(self, ground: &mut Ground) -> Result<()> {
         ground.spread().await?;
+        if self == Self::Upgrade {
+            return upgrade::upgrade(ground).await;
+        }
         let from = match self {
             Self::Kill => {
                 let host = ground.follower()?;
@@ -108,6 +115,7 @@ impl Story {
             Self::PauseLeader => pause_leader(ground).await,
             Self::EtcdLeader => etcd_leader(ground).await,
             Self::PostgresRestart => postgres_restart(ground).await,
+            Self::Upgrade => return Err("told above".into()),
         }?;
         ground.settle(from).await
     }
