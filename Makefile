@@ -64,10 +64,15 @@ $(VENV)/bin/vbmcd: | deps
 	/usr/bin/python3 -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install -q sushy-tools==2.2.0 virtualbmc==3.3.0
 
-test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients ipmitool openssl
+WATCHDOG := $(CURDIR)/target/watchdog
+$(WATCHDOG)/vmlinuz: examples/guest/watchdog.sh | deps
+	examples/guest/watchdog.sh $(WATCHDOG)
+
+test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients ipmitool openssl \
+  strip:binutils
 test: MORE_FILES := /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
   /usr/lib/python3/dist-packages/libvirt.py:python3-libvirt /usr/lib/python3*/ensurepip:python3-venv
-test: deps $(VENV)/bin/vbmcd ## every test, by cargo-nextest where there is one, else by cargo test
+test: deps $(VENV)/bin/vbmcd $(WATCHDOG)/vmlinuz ## every test, by cargo-nextest where there is one, else by cargo test
 	@cargo test --locked --doc --workspace --features $(CORE_FEATURES)
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  echo "runner: cargo-nextest"; \

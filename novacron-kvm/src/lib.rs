@@ -30,5 +30,7 @@ mod process;
 mod qemu;
 mod qmp;
 pub mod seed;
+mod watchdog;
 
 pub use qemu::QemuHypervisor;
+pub use watchdog::HardwareWatchdog;

@@ -133,7 +133,8 @@ async fn owner_and_guests_are_ended_together_also_one_that_is_being_started() {
     // Whoever comes next finds what there was, and that it has ended.
     let hypervisor = host.bench.hypervisor();
     let domains = hypervisor.list(call()).await.unwrap();
-    assert!(domains.len() >= 2 && host.vms().len() == domains.len());
+    // One whose folder had no spec yet is not listed.
+    assert!(domains.len() >= 2 && host.vms().len() >= domains.len());
     for domain in &domains {
         let over = matches!(domain.state, DomainState::Ended(_) | DomainState::Defined);
         assert!(over, "{domain:?}");

@@ -25,6 +25,7 @@ pub(crate) const UUID: &str = "1f3b5c2e-0000-4000-8000-00000000beef";
 pub(crate) const USER: &str = "admin";
 pub(crate) const PASSWORD: &str = "hidden-word";
 /// Of that password.
+#[cfg(feature = "redfish")]
 const BCRYPT: &str = "$2b$04$yFP9/mk97FDd3g8BIMtYYuyI9Eb4PUVksS9IQc2PM9L7AyJGMLzGe";
 /// Debian's `nobody`, for whom root runs libvirt.
 const NOBODY: u32 = 65_534;
