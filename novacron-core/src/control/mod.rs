@@ -37,6 +37,8 @@ pub(crate) mod cache;
 mod changes;
 pub(crate) mod commit;
 mod ended;
+#[cfg(test)]
+mod explore;
 pub(crate) mod executor;
 mod failover;
 pub(crate) mod member;
