@@ -61,7 +61,8 @@ fn two_hosts(name: &'static str) -> Scenario {
 fn check(scenario: Scenario) {
     let most = std::env::var("NOVACRON_EXPLORE");
     let most = most.map_or(QUICK, |n| n.parse().expect("a number of states"));
-    let explored = explore(scenario, most);
+    let delays = std::env::var("NOVACRON_DELAYS").map_or(1, |n| n.parse().expect("a number"));
+    let explored = explore(scenario, delays, most);
     println!("{explored}");
     assert!(explored.fault.is_none(), "{explored}");
 }

@@ -8,8 +8,8 @@
 //! | it learns what the command came to | `Runtime::take_ended` |
 //! | it sees one more commit | `Runtime::apply`, `Cache::apply` |
 //!
-//! Any process may be slow in any of them, and believes for ever that it is alive and, once it led, that it leads: that
-//! includes every pause, every cut and every clock that is wrong.
+//! Any process may be slow in any of them. It always believes that it is alive and, once it led, that it leads until it
+//! learns better, which may be never: that includes every pause, every cut and every clock that is wrong.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,8 +33,9 @@ use crate::store::{Key, Op, Revision};
 pub(super) struct Next {
     /// For people; asked for only where a trace is told.
     pub(super) what: String,
-    /// Whether something went wrong, or a user did something: what must not be needed to come right.
-    pub(super) is_fault: bool,
+    /// Whose turn it is: a process, or, after them, everything else. None for what goes wrong, and for what a user does:
+    /// it comes when it likes, and must not be needed to come right.
+    pub(super) turn: Option<usize>,
     pub(super) state: State,
     /// An invariant that the step itself breaks.
     pub(super) broken: Option<String>,
@@ -112,18 +113,25 @@ impl Stepper {
                 self.joins(state, n, &mut next);
                 continue;
             };
+            let begin = next.len();
+            self.leases(state, n, &mut next);
             if slot.at + 1 < state.views.len() {
                 self.sees(state, n, &mut next);
             }
+            for (key, task) in &slot.process.tasks {
+                self.goes_on(state, n, key, task, &mut next);
+            }
             let view = Arc::clone(&state.views[slot.at]);
-            for key in self.scenario.keys(&view.cache()) {
-                match slot.process.tasks.get(&key) {
-                    None => self.looks(state, n, &key, &view, &mut next),
-                    Some(task) => self.goes_on(state, n, &key, &task.clone(), &mut next),
+            let keys = self.scenario.keys(&view.cache());
+            for key in keys {
+                if !slot.process.tasks.contains_key(&key) {
+                    self.looks(state, n, &key, &view, &mut next);
                 }
             }
-            self.leases(state, n, &mut next);
             self.dies(state, n, &mut next);
+            for step in &mut next[begin..] {
+                step.turn = step.turn.map(|_| n);
+            }
         }
         self.befalls(state, &mut next);
         next
@@ -332,7 +340,7 @@ impl Stepper {
         }
         self.set(&mut after, n, process);
         next.push(Next {
-            is_fault: fate != Fate::Done,
+            turn: (fate == Fate::Done).then_some(n),
             ..plain(what, after)
         });
     }
@@ -383,6 +391,15 @@ impl Stepper {
             after.budget.leases -= 1;
             after.alive.remove(&member);
             next.push(fault(format!("{name}'s lease runs out: it is cut off, or slow"), after));
+        }
+        if let Some(token) = slot.process.leads
+            && state.leader != Some((member, token))
+        {
+            let mut after = state.clone();
+            let mut process = (*slot.process).clone();
+            process.leads = None;
+            self.set(&mut after, n, process);
+            next.push(plain(format!("{name} learns that it does not lead any more"), after));
         }
         match state.leader {
             None if self.scenario.leads(n) => {
@@ -515,7 +532,7 @@ impl Stepper {
 fn plain(what: String, state: State) -> Next {
     Next {
         what,
-        is_fault: false,
+        turn: Some(state.slots.len()),
         state,
         broken: None,
     }
@@ -523,7 +540,7 @@ fn plain(what: String, state: State) -> Next {
 
 fn fault(what: String, state: State) -> Next {
     Next {
-        is_fault: true,
+        turn: None,
         ..plain(what, state)
     }
 }
