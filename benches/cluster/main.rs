@@ -3,6 +3,7 @@
 //! with their data under `/tmp`.
 
 mod commits;
+mod members;
 mod pgbench;
 mod raw_etcd;
 mod raw_sqlite;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use novacron_benches::parts::{self, or_interrupted};
 use novacron_benches::{Result, figure, site};
 
-const PARTS: [&str; 2] = ["stores", "watch"];
+const PARTS: [&str; 3] = ["stores", "watch", "members"];
 
 fn main() -> ExitCode {
     parts::main(&PARTS, run)
@@ -35,6 +36,10 @@ fn run(part: &str) -> Result<()> {
         "watch" => parts::all(&watch::STORES),
         store if watch::STORES.contains(&store) => {
             runtime.block_on(or_interrupted(watch::run(store)))
+        }
+        "members" => parts::all(&members::PARTS),
+        part if members::PARTS.contains(&part) => {
+            runtime.block_on(or_interrupted(members::run(part)))
         }
         _ => parts::unknown(part, &PARTS),
     }

@@ -11,6 +11,7 @@
 
 pub mod figure;
 pub mod parts;
+pub mod sim;
 pub mod site;
 
 /// The outcome of a part.

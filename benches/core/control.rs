@@ -4,15 +4,9 @@
 //! from the first request to the last guest running. `syncs` are the store's own count of its transactions; the syncs
 //! that fold its WAL into the file now and then are not in it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use novacron_core::cluster::Cluster;
-use novacron_core::model::{DiskSource, PoolId};
-use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
-use novacron_core::store::Store;
-use novacron_core::{Bytes, Deadline, MiB, Phase, VmSpec};
+use novacron_benches::sim::{cluster, create, within, world};
 
 use crate::Result;
 use crate::figure::{Samples, millis, promised, remark, reported};
@@ -22,73 +16,6 @@ const RUNS: usize = 5;
 const VMS: usize = 1000;
 const HOSTS: usize = 100;
 const CALLERS: usize = 64;
-
-/// A world of equal hosts and one pool that all of them reach.
-pub(crate) fn world(hosts: usize) -> Result<SimWorld> {
-    let world = SimWorld::new(1);
-    for _ in 0..hosts {
-        world.add_host(64, MiB(256 * 1024));
-    }
-    world.add_pool(pool()?, Bytes::gib(1 << 20));
-    Ok(world)
-}
-
-pub(crate) fn pool() -> Result<PoolId> {
-    Ok(PoolId::new("shared")?)
-}
-
-/// A cluster over the whole world: `node-0` is its first host.
-pub(crate) async fn cluster(world: &SimWorld, store: impl Store) -> Result<Cluster> {
-    let mut builder = Cluster::builder("bench")
-        .store(store)
-        .storage("shared", SimStorage::new(world, pool()?));
-    for (i, host) in world.hosts().into_iter().enumerate() {
-        builder = builder.node(format!("node-{i}"), SimHypervisor::new(world, host));
-    }
-    let cluster = builder.build().await?;
-    cluster.nodes().wait_available(within(600)).await?;
-    Ok(cluster)
-}
-
-pub(crate) fn within(seconds: u64) -> Deadline {
-    Deadline::after(Duration::from_secs(seconds))
-}
-
-/// A machine with one disk.
-pub(crate) fn spec(number: usize) -> VmSpec {
-    let source = DiskSource::Blank {
-        size: Bytes::gib(1),
-        pool: None,
-    };
-    VmSpec::new(format!("vm-{number}")).disk("root", source)
-}
-
-/// Creates VMs by many callers at once; each waits for its VM before it asks for the next.
-pub(crate) async fn create(cluster: &Cluster, vms: usize, callers: usize) -> Result<Vec<f64>> {
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..callers {
-        let (cluster, next) = (cluster.clone(), Arc::clone(&next));
-        tasks.spawn(async move {
-            let mut took = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= vms {
-                    return Ok::<_, novacron_core::Error>(took);
-                }
-                let start = Instant::now();
-                let vm = cluster.vms().create(spec(number)).await?;
-                vm.wait_for(Phase::Running, within(300)).await?;
-                took.push(millis(start.elapsed()));
-            }
-        });
-    }
-    let mut took = Vec::new();
-    while let Some(ended) = tasks.join_next().await {
-        took.extend(ended??);
-    }
-    Ok(took)
-}
 
 pub(crate) async fn run() -> Result<()> {
     let mut rates = Vec::new();

@@ -9,10 +9,10 @@ use novacron_core::{Clock, Phase, SystemClock};
 use uuid::Uuid;
 
 use crate::Result;
-use crate::control::{cluster, spec, within, world};
 use crate::figure::{Samples, micros, millis, remark, reported};
 use crate::qemu::{Guest, Monitor};
 use crate::site::{folder, probe_sync, store};
+use novacron_benches::sim::{cluster, spec, within, world};
 
 const BATCH: usize = 64;
 

@@ -32,10 +32,10 @@ use novacron_storage::LocalStorage;
 use serde_json::Value;
 
 use crate::Result;
-use crate::control::within;
 use crate::figure::{Samples, millis, promised, remark, reported};
 use crate::qemu::{Guest, Monitor, wait_for};
 use crate::site::{folder, probe_sync, root, store};
+use novacron_benches::sim::within;
 
 const PAIRS: usize = 17;
 const READY: &str = "NOVACRON-GUEST-READY";

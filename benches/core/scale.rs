@@ -20,9 +20,9 @@ use novacron_core::{Bytes, IdSource, MiB, Phase, SeededIds};
 use uuid::Uuid;
 
 use crate::Result;
-use crate::control::{cluster, create, pool, within, world};
 use crate::figure::{Samples, millis, promised, remark, reported};
 use crate::site::{cpu_time, folder, pass, probe_sync, resident, store};
+use novacron_benches::sim::{cluster, create, pool, within, world};
 
 const NODES: usize = 10_000;
 const VMS: usize = 100_000;

@@ -3,6 +3,7 @@
 //! | key | writer | value |
 //! |---|---|---|
 //! | `cluster/self` `cluster/members` | builder | [`ClusterRecord`]; counts the processes built over these records |
+//! | `cluster/level` | builder (the first one); API (raises it) | [`LevelRecord`]: the cluster's feature level |
 //! | `member/<member>` | the process itself; leader (that it is lost, forgets) | a process of the cluster |
 //! | `owner/node/<node>` `owner/pool/<pool>` | whoever takes it; leader (that its host is fenced) | which process looks after it |
 //! | `node/<node>` `pool/<pool>` | builder; API (whether a node takes new VMs) | what should be |
@@ -15,6 +16,7 @@
 //! | `operation/…` | API (opens, cancels), leader (ends, forgets) | what became of a request |
 //! | `grave/<kind>/<id>` | whoever removes the object; leader (forgets) | what was deleted, for the sweep |
 //! | `event/…` `audit/…` | whoever commits the change; leader (forgets) | what happened |
+//! | `reason/<object>/<member>` | the process that looks after it; leader (removes what a lost one said) | why it does not get on |
 //! | `idempotency/<principal>/<key>` | API; leader (forgets) | the answer that the first call got |
 //!
 //! Beside the writer of its contents, a record has one who **removes** it, with its name, once everything that it named
@@ -25,7 +27,8 @@
 //! (`VmHandle::confirm_stopped`) writes into a run what its owner cannot. All of it is conditional on the record as it
 //! was read, so that of two who write at once one reads again.
 //!
-//! A value is `{"v":1,"body":…}`. A record of a newer version is refused by name, never guessed at.
+//! A value is `{"v":1,"body":…}`: the lowest feature level that can read it ([`crate::cluster::FeatureLevel`]). A record of
+//! a newer one is refused by name, never guessed at.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -41,8 +44,30 @@ use crate::model::{
 use crate::store::{Key, Op, Precondition, Record, Revision};
 use crate::time::Timestamp;
 
-/// The newest envelope that this build reads, and the one that it writes.
-const VERSION: u32 = 1;
+/// The feature level of this build: the newest envelope that it reads. It writes each value at the lowest level that can
+/// read it, and none above the cluster's.
+pub(crate) const LEVEL: u32 = if cfg!(feature = "next-level") { 2 } else { 1 };
+
+/// The lowest level that can read a value: what was added since the first level says so here.
+fn level_for<T: std::any::Any>(value: &T) -> u32 {
+    #[cfg(feature = "next-level")]
+    if let Some(vm) = (value as &dyn std::any::Any).downcast_ref::<Vm>()
+        && vm.meta.annotations.contains_key("next-level")
+    {
+        return 2;
+    }
+    let _ = value;
+    1
+}
+
+/// The lowest level that can read all that is written.
+pub(crate) fn level_of(ops: &[Op]) -> u32 {
+    let of = |op: &Op| match op {
+        Op::Put(_, value) => serde_json::from_slice::<EnvelopeVersion>(value).map_or(1, |e| e.v),
+        Op::Delete(_) => 1,
+    };
+    ops.iter().map(of).max().unwrap_or(1)
+}
 
 #[derive(Serialize)]
 struct EnvelopeOut<'a, T> {
@@ -61,9 +86,9 @@ struct EnvelopeIn<T> {
 }
 
 /// A value as it is stored.
-pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
+pub(crate) fn encode<T: Serialize + std::any::Any>(value: &T) -> Result<Bytes> {
     serde_json::to_vec(&EnvelopeOut {
-        v: VERSION,
+        v: level_for(value),
         body: value,
     })
     .map(Bytes::from)
@@ -86,9 +111,9 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &Key, value: &[u8]) -> Result<T> 
     };
     let version: EnvelopeVersion = serde_json::from_slice(value)
         .map_err(|e| corrupt("the record is not an envelope {v, body}".to_owned(), e))?;
-    if version.v > VERSION {
+    if version.v > LEVEL {
         let message = format!(
-            "the record has version {}, this build reads up to {VERSION}: upgrade it",
+            "the record has version {}, this build reads up to {LEVEL}: upgrade it",
             version.v
         );
         return Err(Error::new(ErrorKind::Corrupt, "record.decode", message).with("key", key));
@@ -106,6 +131,31 @@ pub(crate) struct ClusterRecord {
     pub(crate) name: Name,
 }
 
+/// The feature level of what is written, and who raised it to that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LevelRecord {
+    pub(crate) level: u32,
+    pub(crate) by: String,
+    pub(crate) at: Timestamp,
+}
+
+pub(crate) fn level_key() -> Key {
+    Key::of_parts(&[&"cluster", &"level"])
+}
+
+/// Of the number of processes that ever joined.
+pub(crate) fn members_key() -> Key {
+    Key::of_parts(&[&"cluster", &"members"])
+}
+
+/// Why an object does not get on: for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Reason {
+    pub(crate) text: String,
+}
+
 /// Something that was deleted: an artefact of it that turns up late is swept; one without a grave is only reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,7 +167,7 @@ pub(crate) struct Grave {
 }
 
 /// Ties a kind of record to its key.
-pub(crate) trait Stored: Serialize + DeserializeOwned {
+pub(crate) trait Stored: Serialize + DeserializeOwned + std::any::Any {
     type Id;
     fn key(id: &Self::Id) -> Key;
     fn parse(key: &Key) -> Option<Self::Id>;
@@ -237,6 +287,17 @@ impl Stored for Grave {
     }
     fn parse(key: &Key) -> Option<String> {
         key.as_str().strip_prefix("grave/").map(str::to_owned)
+    }
+}
+
+impl Stored for Reason {
+    type Id = (String, MemberId);
+    fn key((object, member): &(String, MemberId)) -> Key {
+        Key::of_parts(&[&"reason", object, member])
+    }
+    fn parse(key: &Key) -> Option<(String, MemberId)> {
+        let (object, member) = key.as_str().strip_prefix("reason/")?.rsplit_once('/')?;
+        Some((object.to_owned(), member.parse().ok()?))
     }
 }
 

@@ -14,7 +14,10 @@ struct Fixture {
 impl SchedulerFixture for Fixture {
     fn scheduler(&self) -> Arc<dyn Scheduler> {
         let cpu_overcommit = self.cpu_overcommit;
-        Arc::new(FirstFit { cpu_overcommit })
+        Arc::new(FirstFit {
+            cpu_overcommit,
+            ..FirstFit::default()
+        })
     }
 
     fn cpu_overcommit(&self) -> u32 {

@@ -2,7 +2,7 @@
 //!
 //! [`QemuHypervisor`] implements the core's `Hypervisor`. The parts, each with its design in its module's header:
 //! `process` (QEMU started detached, found again by its run lock), `qmp` (its monitor), `console` (the serial console), `agent` (the guest agent), [`seed`] (the cloud-init
-//! CD), [`accel`] (KVM or TCG), `probe` (what the binary can do).
+//! CD), [`fence`] (making certain that a host runs nothing), [`accel`] (KVM or TCG), `probe` (what the binary can do).
 //!
 //! # Guests outlive the host application, under systemd too
 //! Each QEMU is a session of its own, so neither the end nor a crash of the host application touches it. systemd,
@@ -23,6 +23,7 @@
 pub mod accel;
 mod agent;
 mod console;
+pub mod fence;
 mod lines;
 mod probe;
 mod process;

@@ -265,3 +265,33 @@ async fn a_call_past_its_deadline_leaves_nothing() {
     t.pool.delete(call(), request.id).await.unwrap();
     assert!(t.left().is_empty());
 }
+
+/// A pool whose file system is not mounted is not taken for an empty one.
+#[tokio::test]
+async fn a_pool_is_known_by_its_own_id() {
+    let t = Fixture::new().await;
+    let id = t.pool.probe(call()).await.unwrap().identity;
+    assert!(id.is_some());
+    let other = LocalStorage::open(t.pool.dir()).await.unwrap();
+    assert_eq!(other.probe(call()).await.unwrap().identity, id);
+
+    let (dir, away) = (t.pool.dir().to_owned(), t.dir.path().join("away"));
+    std::fs::rename(&dir, &away).unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    let error = t.pool.probe(call()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("is its file system mounted"),
+        "{error}"
+    );
+    let volume = ArtefactId::Volume(t.volume());
+    let request = t.request(volume, 65_536, VolumeFormat::Raw, CreateSource::Blank);
+    t.pool.create(call(), &request).await.unwrap_err();
+    // Whoever opens it now has another one.
+    let new = LocalStorage::open(&dir).await.unwrap();
+    assert_ne!(new.probe(call()).await.unwrap().identity, id);
+    let moved = LocalStorage::open(&away).await.unwrap();
+    assert_eq!(moved.probe(call()).await.unwrap().identity, id);
+    std::fs::write(dir.join("pool"), "no id").unwrap();
+    let error = LocalStorage::open(&dir).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}

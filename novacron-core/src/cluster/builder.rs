@@ -11,6 +11,7 @@ use super::request::problem;
 use super::{Cluster, Inner, RequestOptions};
 use crate::control::cache::Cache;
 use crate::control::executor::Drivers;
+use crate::control::index::Limits;
 use crate::control::retention::Retention;
 use crate::control::runtime::{Parts, Runtime};
 use crate::control::session::{Holder, Session};
@@ -64,6 +65,7 @@ pub struct Builder {
     process: String,
     lease_ttl: Duration,
     lost_after: Duration,
+    limits: Limits,
 }
 
 impl Builder {
@@ -86,6 +88,7 @@ impl Builder {
             process: process_name(),
             lease_ttl: Duration::from_secs(10),
             lost_after: Duration::from_secs(30),
+            limits: Limits::default(),
         }
     }
 
@@ -219,6 +222,13 @@ impl Builder {
         self
     }
 
+    /// How much is done at a time where many VMs change their place. Every process that may lead is given the same.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Opens the records, starts the control loop.
     ///
     /// # Errors
@@ -286,6 +296,7 @@ impl Builder {
             resync: self.resync,
             retention: self.retention,
             grace: self.lost_after,
+            limits: self.limits,
             member,
             standing: standing.clone(),
             nudge: Arc::clone(&nudge),

@@ -5,6 +5,7 @@
 //! | create | the object's deletion | something uses it |
 //! | power | the power state before | a later power request came |
 //! | action | nothing: it is taken back | its effect may have begun |
+//! | evacuation | that the node takes VMs, if it did before; what has left stays away | another request came |
 //! | delete, change of a spec | | never: what is deleted is gone, and a change is undone by another change |
 //!
 //! What has happened in the world meanwhile is undone by the same controllers that did it.
@@ -15,9 +16,10 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Action, ActionStatus, Image, Network, ObjectRef, Operation, OperationId, OperationKind,
+    Action, ActionStatus, Image, Network, NodeId, ObjectRef, Operation, OperationId, OperationKind,
     OperationState, PowerRequest, Snapshot, Versioned, Vm, Volume,
 };
+use crate::time::Timestamp;
 
 const VERB: &str = "operation.cancel";
 
@@ -54,7 +56,8 @@ impl OperationHandle {
                     .cancel_on::<Network>(network, id, undo_nothing)
                     .await
             }
-            ObjectRef::Node(_) | ObjectRef::Pool(_) => Err(refused("it has ended with its commit")),
+            ObjectRef::Node(node) => cluster.cancel_evacuation(&node, id).await,
+            ObjectRef::Pool(_) => Err(refused("it has ended with its commit")),
         }
     }
 }
@@ -77,17 +80,50 @@ impl Cluster {
                 },
                 kind => undo(object, draft, cache, kind)?,
             };
-            let cancelled = Operation {
-                state: OperationState::Cancelled,
-                progress: format!("cancelled by {principal}"),
-                ended_at: Some(now),
-                ..operation.value.clone()
-            };
-            let draft = draft.unchanged::<Operation>(&id, Some(operation.version));
-            Ok((draft.put(&id, &cancelled)?, kind))
+            Ok((ended(draft, operation, principal, now)?, kind))
         })
         .await
     }
+
+    async fn cancel_evacuation(&self, node: &NodeId, id: OperationId) -> Result<OperationHandle> {
+        let now = self.inner.clock.now();
+        let principal = &self.options().principal;
+        let request = id.to_string();
+        self.nodes()
+            .change_with(VERB, node, &request, |node, draft, cache| {
+                let operation = running(cache, id)?;
+                match operation.kind {
+                    OperationKind::Evacuate {
+                        generation,
+                        schedulable,
+                    } if node.generation == generation + 1 => {
+                        node.schedulable = schedulable;
+                        node.evacuation = None;
+                    }
+                    _ => return Err(refused("another request came")),
+                }
+                let draft = ended(draft, operation, principal, now)?;
+                Ok((draft, OperationKind::Record))
+            })
+            .await
+    }
+}
+
+/// Ends the operation in the same commit.
+fn ended(
+    draft: Draft,
+    operation: &Versioned<Operation>,
+    principal: &str,
+    now: Timestamp,
+) -> Result<Draft> {
+    let cancelled = Operation {
+        state: OperationState::Cancelled,
+        progress: format!("cancelled by {principal}"),
+        ended_at: Some(now),
+        ..operation.value.clone()
+    };
+    let draft = draft.unchanged::<Operation>(&operation.id, Some(operation.version));
+    draft.put(&operation.id, &cancelled)
 }
 
 fn running(cache: &Cache, id: OperationId) -> Result<&Versioned<Operation>> {

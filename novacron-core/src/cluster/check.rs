@@ -66,6 +66,9 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
         "disks",
         || "a VM boots from its first disk or from `kernel`; it has neither".to_owned(),
     );
+    if let Some(group) = &spec.anti_affinity {
+        found.found("anti_affinity", name_problem(group));
+    }
     found.0.extend(labels("labels", &spec.labels));
     found.0.extend(labels("annotations", &spec.annotations));
     disks(&mut found, spec);

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   cluster/self       made with the first build, compared with every later one
+//!   cluster/level      made with the first build; a build that does not know it is refused
 //!   cluster/members    counted up, so that no two processes have one number
 //!   member/<number>    this process; in a store that one process has at a time, those before are marked as lost
-//!   node/… pool/…      made if they are new
+//!   node/… pool/…      made if they are new; another host, another pool under a name that is known is refused
 //!   owner/…            taken, where nobody alive has it
 //! ```
 //! The lease of its number comes first, so that nobody takes the new process for lost. The first commit is conditional on
@@ -16,17 +17,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::builder::PoolsByName;
+use super::upgrade;
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::control::runtime::wait;
 use crate::control::session::{Holder, member_lease};
-use crate::driver::{Call, Hypervisor};
+use crate::driver::{Call, Hypervisor, StorageBackend};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool, Role,
+    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool,
+    PoolId, PoolStatus, Role,
 };
 use crate::records::{
-    ClusterRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record, put, unchanged,
+    ClusterRecord, LEVEL, LevelRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record,
+    level_key, members_key, put, unchanged,
 };
 use crate::store::{Key, LeaseAnswer, ListOptions, MAX_OPS, Op, Precondition, Store};
 use crate::time::{Clock, IdSource};
@@ -155,6 +159,26 @@ impl Joining<'_> {
         }
     }
 
+    /// Whether the pool is the one that the records know under that name.
+    async fn same_pool(&self, id: &PoolId, backend: &dyn StorageBackend) -> Result<()> {
+        let Some(status) = self.store.get(&PoolStatus::key(id)).await? else {
+            return Ok(());
+        };
+        let known = from_record::<PoolStatus>(&status)?.identity;
+        // One that does not answer is no error here.
+        let ours = backend.probe(Call::within(PROBE)).await.ok();
+        match (known, ours.and_then(|info| info.identity)) {
+            (Some(known), Some(ours)) if known != ours => {
+                let message = format!(
+                    "pool {id} is {known}, and this process was given {ours} under that name: is its file system mounted, is it another cluster's store?"
+                );
+                let error = Error::new(ErrorKind::FailedPrecondition, "cluster.join", message);
+                Err(error.with("pool", id))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn commit(&self, steps: &[Step]) -> Result<()> {
         let mut draft = Draft::new();
         (draft.requires, draft.ops) = steps.iter().cloned().unzip();
@@ -165,7 +189,9 @@ impl Joining<'_> {
 
     /// This process's number, and every process there was.
     async fn count_in(&self) -> Result<(MemberId, BTreeMap<MemberId, Member>)> {
-        let counter = Key::of_parts(&[&"cluster", &"members"]);
+        let (level, no_level) = upgrade::read(self.store).await?;
+        upgrade::check(level.unwrap_or(LEVEL))?;
+        let counter = members_key();
         let (last, counted): (u64, _) = match self.store.get(&counter).await? {
             Some(record) => {
                 let counted = Precondition::At(counter.clone(), record.version);
@@ -188,6 +214,7 @@ impl Joining<'_> {
             id: MemberId(last + 1),
             name: self.name.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            level: LEVEL,
             role: self.role,
             joined_at: now,
             state: MemberState::Alive,
@@ -196,6 +223,14 @@ impl Joining<'_> {
             (counted, Op::Put(counter, encode(&me.id.0)?)),
             (unchanged::<Member>(&me.id, None), put(&me.id, &me)?),
         ];
+        if level.is_none() {
+            let first = LevelRecord {
+                level: LEVEL,
+                by: me.name.clone(),
+                at: now,
+            };
+            steps.push((no_level, Op::Put(level_key(), encode(&first)?)));
+        }
         let mut members = BTreeMap::from([(me.id, me.clone())]);
         let everyone = ListOptions {
             limit: usize::MAX,
@@ -229,6 +264,8 @@ impl Joining<'_> {
                 let node = Node {
                     id: id.clone(),
                     schedulable: true,
+                    evacuation: None,
+                    generation: 1,
                 };
                 steps.push((unchanged::<Node>(id, None), put(id, &node)?));
             }
@@ -237,7 +274,8 @@ impl Joining<'_> {
                 None => self.same_host(id, &**hypervisor).await?,
             }
         }
-        for (id, (scope, _)) in self.pools {
+        for (id, (scope, backend)) in self.pools {
+            self.same_pool(id, &**backend).await?;
             let pool = Pool {
                 id: id.clone(),
                 scope: scope.clone(),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cluster, Inner, OperationHandle};
+use super::{Cluster, Inner, OperationHandle, upgrade};
 use crate::control::commit::{commit_known, finish};
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -98,7 +98,7 @@ fn default_project() -> Name {
 /// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
 /// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
 /// [`Audit`](crate::model::Audit) record says.
-pub const CHANGES: [&str; 35] = [
+pub const CHANGES: [&str; 37] = [
     "image.create",
     "image.delete",
     "image.set-annotations",
@@ -107,6 +107,8 @@ pub const CHANGES: [&str; 35] = [
     "network.delete",
     "network.set-annotations",
     "network.set-labels",
+    "node.evacuate",
+    "node.remove",
     "node.set-schedulable",
     "operation.cancel",
     "snapshot.create",
@@ -333,6 +335,7 @@ impl Inner {
             kind,
             mut draft,
         } = change;
+        upgrade::allows(self.peek(|cache| cache.level), &draft, verb)?;
         if let Some(key) = remembered_key(options) {
             let remembered = Remembered {
                 verb: verb.to_owned(),

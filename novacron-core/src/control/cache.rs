@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
+use super::index::Index;
 use super::plan::ObjectKey;
 use crate::driver::Rejected;
 use crate::error::Error;
@@ -15,12 +16,13 @@ use crate::model::{
     Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
 };
 use crate::records::{
-    self, Grave, ImageStatus, NodeOwner, PoolOwner, SnapshotStatus, Stored, VolumeStatus,
+    self, Grave, ImageStatus, LevelRecord, NodeOwner, PoolOwner, Reason, SnapshotStatus, Stored,
+    VolumeStatus,
 };
 use crate::store::{Change, Key, Revision};
 
 /// The kinds that are cached; the others (names, events, audit, idempotency) are read from the store when asked for.
-pub(crate) const PREFIXES: [&str; 23] = [
+pub(crate) const PREFIXES: [&str; 25] = [
     "vm/",
     "claim/",
     "assignment/",
@@ -44,6 +46,8 @@ pub(crate) const PREFIXES: [&str; 23] = [
     "grave/",
     "member/",
     "owner/",
+    "reason/",
+    "cluster/level",
 ];
 
 pub(crate) type Table<K, V> = BTreeMap<K, Versioned<V>>;
@@ -76,10 +80,16 @@ pub(crate) struct Cache {
     pub(crate) members: Table<MemberId, Member>,
     pub(crate) node_owners: Table<NodeId, NodeOwner>,
     pub(crate) pool_owners: Table<PoolId, PoolOwner>,
+    pub(crate) reasons: Table<(String, MemberId), Reason>,
+    /// What is in the store and cannot be read, and why.
+    pub(crate) damaged: BTreeMap<Key, String>,
     /// What the scheduler last said to a VM that waits for a place. No record: it is asked again by every process.
     pub(crate) no_place: BTreeMap<VmId, Rejected>,
     /// Why the last command of an object failed. No record: it is tried again by every process.
     pub(crate) trouble: BTreeMap<ObjectKey, String>,
+    pub(crate) index: Index,
+    /// The cluster's feature level.
+    pub(crate) level: u32,
     /// Operations that have not ended, by what they change.
     open_operations: BTreeSet<(ObjectRef, OperationId)>,
     actions_of: BTreeSet<(VmId, ActionId)>,
@@ -119,7 +129,9 @@ impl Cache {
     ) -> Result<(), Error> {
         let key = &change.key;
         let result = self.apply_known(key, change, revision, wake);
-        if result.is_err() {
+        self.damaged.remove(key);
+        if let (Err(error), true) = (&result, change.value.is_some()) {
+            self.damaged.insert(key.clone(), error.report());
             // What is damaged is treated as absent, so that nothing acts on an old value of it.
             let gone = Change {
                 key: key.clone(),
@@ -170,18 +182,21 @@ impl Cache {
                     self.users_of_volume.remove(&(disk.volume, id));
                     wake.push(ObjectKey::Volume(disk.volume));
                 }
-                if !self.vms.contains_key(&id) {
-                    self.no_place.remove(&id);
+                if !self.vms.contains_key(&id) && self.no_place.remove(&id).is_some() {
+                    wake.push(ObjectKey::Reasons);
                 }
                 if let Some(vm) = self.vms.get(&id) {
                     self.users_of_volume
                         .extend(vm.machine.disks.iter().map(|d| (d.volume, id)));
                 }
+                self.reindex(id, wake);
                 self.wake_vm(id, wake);
             }
             "claim" if key.as_str().starts_with("claim/vm/") => {
                 let (id, old) = take!(claims, Claim);
-                self.no_place.remove(&id);
+                if self.no_place.remove(&id).is_some() {
+                    wake.push(ObjectKey::Reasons);
+                }
                 for place in [
                     old.map(|c| c.place),
                     self.claims.get(&id).map(|c| c.place.clone()),
@@ -191,8 +206,10 @@ impl Cache {
                 {
                     if let Some(node) = place.node() {
                         wake.push(ObjectKey::Run(node.clone(), id));
+                        self.wake_operations(&ObjectRef::Node(node.clone()), wake);
                     }
                 }
+                self.reindex(id, wake);
                 self.wake_vm(id, wake);
             }
             "claim" => {
@@ -214,6 +231,7 @@ impl Cache {
             "run" => {
                 let ((node, vm), _) = take!(runs, Run);
                 wake.push(ObjectKey::Run(node, vm));
+                self.reindex(vm, wake);
                 self.wake_vm(vm, wake);
                 for disk in self.vms.get(&vm).iter().flat_map(|vm| &vm.machine.disks) {
                     wake.push(ObjectKey::Volume(disk.volume));
@@ -308,8 +326,19 @@ impl Cache {
                 }
                 wake.push(ObjectKey::Port(id));
             }
-            "node" => wake.push(ObjectKey::Node(take!(nodes, Node).0)),
-            "node-status" => wake.push(ObjectKey::Node(take!(node_status, NodeStatus).0)),
+            "node" => {
+                let (id, _) = take!(nodes, Node);
+                self.wake_placed(&id, wake);
+                wake.push(ObjectKey::Node(id));
+            }
+            "node-status" => {
+                let (id, old) = take!(node_status, NodeStatus);
+                let new = self.node_status.get(&id);
+                if old.map(|s| (s.state, s.member)) != new.map(|s| (s.state, s.member)) {
+                    self.wake_placed(&id, wake);
+                }
+                wake.push(ObjectKey::Node(id));
+            }
             "pool" => wake.push(ObjectKey::Pool(take!(pools, Pool).0)),
             // Nothing is decided by it.
             "pool-status" => drop(take!(pool_status, PoolStatus)),
@@ -349,6 +378,11 @@ impl Cache {
                 wake.push(ObjectKey::Action(id));
             }
             "grave" => drop(take!(graves, Grave)),
+            "cluster" => {
+                let read = |v| records::decode::<LevelRecord>(key, v).map(|r| r.level);
+                self.level = change.value.as_deref().map(read).transpose()?.unwrap_or(1);
+            }
+            "reason" => drop(take!(reasons, Reason)),
             "member" => {
                 let (id, old) = take!(members, Member);
                 wake.push(ObjectKey::Member(id));
@@ -364,6 +398,10 @@ impl Cache {
             }
             "owner" if key.as_str().starts_with("owner/node/") => {
                 let (id, _) = take!(node_owners, NodeOwner);
+                let there: Vec<VmId> = self.runs_on(&id).map(|(vm, _)| vm).collect();
+                for vm in there {
+                    self.reindex(vm, wake);
+                }
                 self.wake_node(&id, wake);
             }
             "owner" => {
@@ -392,7 +430,9 @@ impl Cache {
     /// Whether the object is in the records.
     pub(crate) fn has(&self, key: &ObjectKey) -> bool {
         match key {
-            ObjectKey::Node(_) | ObjectKey::Pool(_) | ObjectKey::Retention => true,
+            ObjectKey::Node(_) | ObjectKey::Pool(_) | ObjectKey::Retention | ObjectKey::Reasons => {
+                true
+            }
             ObjectKey::Network(id) => self.networks.contains_key(id),
             ObjectKey::Image(id) => self.images.contains_key(id),
             ObjectKey::Volume(id) => self.volumes.contains_key(id),

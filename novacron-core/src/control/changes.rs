@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::{Cache, PREFIXES};
+use super::index::Index;
 use super::plan::ObjectKey;
 use super::runtime::{Runtime, wait};
 use crate::error::Result;
@@ -20,6 +21,7 @@ impl Runtime {
     pub(super) async fn refill(&mut self) -> Result<()> {
         let store = &self.parts.store;
         let mut cache = Cache::default();
+        cache.index = Index::new(self.parts.limits);
         let mut wake = Vec::new();
         let mut at = None;
         for prefix in PREFIXES {

@@ -233,7 +233,7 @@ impl Runtime {
     }
 
     /// Remembers why an object's last command failed, for whoever asks how its operation goes.
-    pub(super) fn note(&self, key: &ObjectKey, error: Option<&Error>) {
+    pub(super) fn note(&mut self, key: &ObjectKey, error: Option<&Error>) {
         let cache = &self.parts.cache;
         let read = cache.read().unwrap_or_else(PoisonError::into_inner);
         if error.is_none() && !read.trouble.contains_key(key) {
@@ -245,6 +245,8 @@ impl Runtime {
             Some(error) => drop(cache.trouble.insert(key.clone(), error.report())),
             None => drop(cache.trouble.remove(key)),
         }
+        drop(cache);
+        self.tell_soon();
     }
 
     /// Takes in what a pool holds.

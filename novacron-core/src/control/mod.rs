@@ -19,6 +19,7 @@
 //! | reconciler | role | makes true |
 //! |---|---|---|
 //! | [`vm`] | leader | every VM that should be on has a place, a claim and an assignment; none has two |
+//! | [`evacuate`] | leader | a VM that is to leave its node has room elsewhere, then goes there |
 //! | [`run`] | owner | the domain follows the assignment; the run tells what is |
 //! | [`port`] | owner | every port of a start is bound on its node before the domain is made, and released after it |
 //! | [`storage`], [`snapshot`] | pool owner | volumes, images and snapshots exist as they should |
@@ -29,6 +30,7 @@
 //! | [`member`] | leader | a process whose lease ran out is known to be lost |
 //! | [`failover`] | leader | of a node that nobody looks after it is said what is known, and it is fenced where that helps |
 //! | [`ownership`] | every process | what nobody looks after, and it can, it takes |
+//! | [`reasons`] | every process | the others know why what it looks after does not get on |
 //! | [`retention`] | leader | what has ended is forgotten after a while |
 //! | [`action`] | owner | every verb is carried out at most once |
 
@@ -37,10 +39,12 @@ pub(crate) mod cache;
 mod changes;
 pub(crate) mod commit;
 mod ended;
+pub(crate) mod evacuate;
+pub(crate) mod executor;
 #[cfg(test)]
 mod explore;
-pub(crate) mod executor;
 mod failover;
+pub(crate) mod index;
 pub(crate) mod member;
 mod network;
 pub(crate) mod node;
@@ -53,6 +57,7 @@ pub(crate) mod plan;
 mod pool;
 pub(crate) mod port;
 pub(crate) mod queue;
+pub(crate) mod reasons;
 pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod runtime;

@@ -4,8 +4,9 @@
 //! claim of the same one, or the grave of its VM. Any other is reported in the node's status and never touched: it may
 //! be all that is left after the records were restored from an old copy.
 //!
-//! Status and observations come first, and their rhythm does not depend on what fails; a stray that cannot be swept is
-//! left alone for a while, so that it keeps neither the others nor the look at the host.
+//! A host that was out of sight is swept before it is reported: its copies of what runs elsewhere by now go first. After that
+//! status and observations come first, and their rhythm does not depend on what fails; a stray that cannot be swept is left
+//! alone for a while, so that it keeps neither the others nor the look at the host.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -111,12 +112,20 @@ pub(crate) fn reconcile(
         return Ok(observe());
     }
     let (unknown, sweep) = strays(node, cluster, seen, cache, every, now);
+    let sweep = sweep.filter(|_| seen.host.is_some());
+    let is_known = cache
+        .node_status
+        .get(node)
+        .is_some_and(|s| s.member == member && s.state == NodeState::Available);
+    if let Some(sweep) = sweep.clone().filter(|_| !is_known) {
+        return Ok(Plan::command(sweep));
+    }
     if let Some(draft) = report(node, member, seen, unknown, cache, now)? {
         return Ok(Plan::commit(draft));
     }
     Ok(match sweep {
-        Some(sweep) if seen.host.is_some() => Plan::command(sweep),
-        _ => Plan::wake_at(seen.at.plus(soon)),
+        Some(sweep) => Plan::command(sweep),
+        None => Plan::wake_at(seen.at.plus(soon)),
     })
 }
 

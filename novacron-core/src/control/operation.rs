@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::cache::Cache;
+use super::evacuate;
 use super::plan::{Draft, ObjectKey, Plan};
 use super::snapshot;
 use super::vm::{Waiting, resolve, should_start};
 use crate::error::Result;
 use crate::lifecycle::{Phase, RunPhase};
 use crate::model::{
-    ActionStatus, Claim, Epoch, Meta, ObjectRef, Operation, OperationId, OperationKind,
+    ActionStatus, Claim, Epoch, Meta, NodeId, ObjectRef, Operation, OperationId, OperationKind,
     OperationState, Power, StorageState, StorageStatus, Vm, VmId,
 };
 use crate::time::Timestamp;
@@ -45,7 +46,8 @@ pub(crate) fn phase_of(vm: &Vm, cache: &Cache, now: Timestamp) -> (Phase, String
             Err(Waiting::For(why)) => (Phase::Pending, why),
             Err(Waiting::Failed(why)) => (Phase::Failed, why),
             _ => {
-                let why = cache.no_place.get(&vm.id).map(ToString::to_string);
+                let why = cache.before(vm.id, 0, now);
+                let why = why.or_else(|| cache.why_no_place(vm.id));
                 (
                     Phase::Pending,
                     why.unwrap_or_else(|| "waiting for a place".to_owned()),
@@ -87,7 +89,7 @@ fn on_vm(
     let progress = worded(phase, &why);
     let serial = match kind {
         OperationKind::Delete => return (S::Running, progress),
-        OperationKind::Record => return (S::Done, progress),
+        OperationKind::Record | OperationKind::Evacuate { .. } => return (S::Done, progress),
         OperationKind::Update { generation } => {
             let run = cache
                 .run_of(id)
@@ -161,7 +163,7 @@ fn not_gone(vm: &Vm, cache: &Cache) -> String {
     let volumes = made.map(|d| ObjectKey::Volume(d.volume));
     let mut parts = volumes.chain(cache.ports_of(vm.id).map(ObjectKey::Port));
     parts
-        .find_map(|part| cache.trouble.get(&part).cloned())
+        .find_map(|part| cache.why(&part).map(str::to_owned))
         .unwrap_or_default()
 }
 
@@ -221,7 +223,7 @@ pub(crate) fn standing(
         OperationKind::Update { generation } => *generation,
         _ => 1,
     };
-    let trouble = |key| cache.trouble.get(&key).map(String::as_str);
+    let trouble = |key| cache.why(&key);
     match &operation.target {
         ObjectRef::Vm(vm) => on_vm(*vm, kind, cache, now),
         ObjectRef::Volume(volume) => {
@@ -250,7 +252,25 @@ pub(crate) fn standing(
             }
             _ => (OperationState::Done, String::new()),
         },
-        ObjectRef::Node(_) | ObjectRef::Pool(_) => (OperationState::Done, String::new()),
+        ObjectRef::Node(node) => on_node(node, kind, cache),
+        ObjectRef::Pool(_) => (OperationState::Done, String::new()),
+    }
+}
+
+fn on_node(id: &NodeId, kind: &OperationKind, cache: &Cache) -> (OperationState, String) {
+    use OperationState as S;
+    let OperationKind::Evacuate { generation, .. } = kind else {
+        return (S::Done, String::new());
+    };
+    match cache.nodes.get(id) {
+        None => (S::Superseded, "the node is gone".to_owned()),
+        Some(node) if node.generation > *generation => {
+            (S::Superseded, "another request came".to_owned())
+        }
+        Some(_) => match evacuate::remaining(id, cache) {
+            Some(left) => (S::Running, left),
+            None => (S::Done, "nothing runs there".to_owned()),
+        },
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn part_of(key: &ObjectKey, cache: &Cache) -> Option<Part> {
         | ObjectKey::Network(_)
         | ObjectKey::Operation(_)
         | ObjectKey::Retention
+        | ObjectKey::Reasons
         | ObjectKey::Member(_) => Some(Part::Leader),
         ObjectKey::Node(node) | ObjectKey::Run(node, _) => {
             let part = Part::Node(node.clone());

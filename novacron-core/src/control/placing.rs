@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::cache::Cache;
+use super::evacuate;
 use super::panics::caught_now;
-use super::part::{self, Part};
 use crate::driver::{Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
-use crate::model::{Assignment, Decision, MiB, NodeId, NodeState, VmId};
+use crate::model::{Assignment, Decision, MiB, NodeId, VmId};
 use crate::store::Revision;
 
 /// Room on a node that was decided on and is not yet in the cache.
@@ -35,6 +35,8 @@ pub(crate) struct Placing {
     room: bool,
     bookings: BTreeMap<VmId, Booking>,
     booked_on: BTreeSet<(NodeId, VmId)>,
+    /// Those of VMs that lost their host.
+    recoveries: BTreeSet<VmId>,
     waiting: BTreeSet<VmId>,
 }
 
@@ -48,6 +50,7 @@ impl Placing {
             room: false,
             bookings: BTreeMap::new(),
             booked_on: BTreeSet::new(),
+            recoveries: BTreeSet::new(),
             waiting: BTreeSet::new(),
         }
     }
@@ -71,10 +74,12 @@ impl Placing {
         cache: &Cache,
     ) -> Result<Decision, Rejected> {
         self.refresh(cache);
+        self.take_reserved(vm, cache);
         let open = || {
             let hosts = self.hosts.values().cloned().collect();
             self.scheduler.open(hosts, cache.revision)
         };
+        let request = &self.apart(vm, request, cache);
         let placer = &mut self.placer;
         let decided = caught_now(|| placer.get_or_insert_with(open).decide(request));
         let decision = decided.unwrap_or_else(|why| {
@@ -92,6 +97,9 @@ impl Placing {
                 host.used_memory.0 += request.memory.0;
             }
             self.booked_on.insert((node.clone(), vm));
+            if cache.index.is_lost(vm) {
+                self.recoveries.insert(vm);
+            }
             let booking = Booking {
                 node: node.clone(),
                 vcpus: request.vcpus,
@@ -102,10 +110,43 @@ impl Placing {
         Ok(decision)
     }
 
+    /// The request, kept apart also from those of its group that were decided on a moment ago.
+    fn apart(&self, vm: VmId, request: &PlacementRequest, cache: &Cache) -> PlacementRequest {
+        let mut request = request.clone();
+        if let Some(spec) = cache.vms.get(&vm)
+            && let Some(group) = &spec.anti_affinity
+        {
+            let others = cache.index.group(&spec.meta.project, group);
+            let booked = others
+                .filter(|other| *other != vm)
+                .filter_map(|other| Some(self.bookings.get(&other)?.node.clone()));
+            request.avoid.extend(booked);
+        }
+        request
+    }
+
+    /// The room that is kept for a VM that is being moved is its own to take.
+    fn take_reserved(&mut self, vm: VmId, cache: &Cache) {
+        let claim = cache.claims.get(&vm);
+        let Some(to) = claim.and_then(|c| c.moving_to.as_ref()) else {
+            return;
+        };
+        if let Some(host) = host_of(to, cache, Some(vm)) {
+            self.tell(vec![HostChange::Set(self.booked(host, cache))], cache);
+            self.changed.insert(to.clone());
+        }
+    }
+
+    /// How many VMs that lost their host were decided on and are not in the cache.
+    pub(crate) fn recoveries(&self) -> usize {
+        self.recoveries.len()
+    }
+
     /// Ends the VM's booking, if there is one: it came to nothing, or the cache has what it became.
     pub(crate) fn give_back(&mut self, vm: VmId) {
         if let Some(booking) = self.bookings.remove(&vm) {
             self.booked_on.remove(&(booking.node.clone(), vm));
+            self.recoveries.remove(&vm);
             self.changed.insert(booking.node);
         }
     }
@@ -150,6 +191,10 @@ impl Placing {
             }
             changes.push(change);
         }
+        self.tell(changes, cache);
+    }
+
+    fn tell(&mut self, changes: Vec<HostChange>, cache: &Cache) {
         if let Some(placer) = &mut self.placer
             && let Err(why) = caught_now(|| placer.apply(changes, cache.revision))
         {
@@ -160,14 +205,21 @@ impl Placing {
 
     /// A host as the scheduler sees it, with the bookings on it.
     fn host(&self, node: NodeId, cache: &Cache) -> HostChange {
-        let Some(mut host) = host_of(&node, cache, None) else {
-            return HostChange::Removed(node);
-        };
+        match host_of(&node, cache, None) {
+            Some(host) => HostChange::Set(self.booked(host, cache)),
+            None => HostChange::Removed(node),
+        }
+    }
+
+    /// The host with what was decided on and is not in the cache.
+    fn booked(&self, mut host: Host, cache: &Cache) -> Host {
+        let node = host.node.clone();
         let lowest = VmId::from_uuid(uuid::Uuid::nil());
         let booked = self.booked_on.range((node.clone(), lowest)..);
         for (_, vm) in booked.take_while(|(n, _)| *n == node) {
             let assigned = cache.assignments.get(&(node.clone(), *vm));
-            if assigned.is_some_and(|a| counts(*vm, a, cache)) {
+            let moving = cache.claims.get(vm).and_then(|c| c.moving_to.as_ref());
+            if moving == Some(&node) || assigned.is_some_and(|a| counts(*vm, a, cache)) {
                 continue;
             }
             if let Some(booking) = self.bookings.get(vm) {
@@ -175,7 +227,7 @@ impl Placing {
                 host.used_memory.0 += booking.memory.0;
             }
         }
-        HostChange::Set(host)
+        host
     }
 }
 
@@ -185,15 +237,14 @@ fn counts(vm: VmId, assignment: &Assignment, cache: &Cache) -> bool {
     claim.is_some_and(|c| c.is_held() && c.epoch == assignment.epoch)
 }
 
-/// A host by the records: its capabilities, and what the assignments to it, but that of `without`, add up to. None for
+/// A host by the records: its capabilities, and what the assignments to it and the moves to it, but those of `without`, add up to. None for
 /// one that has not answered yet.
 pub(crate) fn host_of(node: &NodeId, cache: &Cache, without: Option<VmId>) -> Option<Host> {
-    let (spec, status) = (cache.nodes.get(node)?, cache.node_status.get(node)?);
+    cache.nodes.get(node)?;
+    let status = cache.node_status.get(node)?;
     let capabilities = status.host.as_ref().map(|h| h.capabilities.clone());
     let mut host = Host {
-        open: spec.schedulable
-            && status.state == NodeState::Available
-            && part::owner(&Part::Node(node.clone()), cache) == Some(status.member),
+        open: evacuate::is_open(node, cache),
         capabilities: capabilities.unwrap_or_default(),
         used_vcpus: 0,
         used_memory: MiB(0),
@@ -203,6 +254,12 @@ pub(crate) fn host_of(node: &NodeId, cache: &Cache, without: Option<VmId>) -> Op
         if Some(vm) != without && counts(vm, assignment, cache) {
             host.used_vcpus += u64::from(assignment.machine.vcpus);
             host.used_memory.0 += assignment.machine.memory.0;
+        }
+    }
+    for vm in cache.index.moves_to(node).filter(|vm| Some(*vm) != without) {
+        if let Some(vm) = cache.vms.get(&vm) {
+            host.used_vcpus += u64::from(vm.machine.vcpus);
+            host.used_memory.0 += vm.machine.memory.0;
         }
     }
     Some(host)

@@ -34,6 +34,29 @@ pub(crate) enum ObjectKey {
     Member(MemberId),
     /// What is forgotten, of the whole cluster.
     Retention,
+    /// What this process tells the others.
+    Reasons,
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(id) => write!(f, "node/{id}"),
+            Self::Pool(id) => write!(f, "pool/{id}"),
+            Self::Image(id) => write!(f, "image/{id}"),
+            Self::Volume(id) => write!(f, "volume/{id}"),
+            Self::Snapshot(id) => write!(f, "snapshot/{id}"),
+            Self::Network(id) => write!(f, "network/{id}"),
+            Self::Port(id) => write!(f, "port/{id}"),
+            Self::Vm(id) => write!(f, "vm/{id}"),
+            Self::Run(node, vm) => write!(f, "run/{node}/{vm}"),
+            Self::Action(id) => write!(f, "action/{id}"),
+            Self::Operation(id) => write!(f, "operation/{id}"),
+            Self::Member(id) => write!(f, "member/{id}"),
+            Self::Retention => f.write_str("retention"),
+            Self::Reasons => f.write_str("reasons"),
+        }
+    }
 }
 
 impl ObjectKey {

@@ -71,8 +71,10 @@ fn report(
         Some(info) => (info.capacity, info.free),
         None => was,
     };
+    let known = before.and_then(|b| b.identity);
     let next = PoolStatus {
         state,
+        identity: known.or(seen.info.as_ref().and_then(|info| info.identity)),
         message: seen.error.clone().unwrap_or_default(),
         capacity,
         free,

@@ -17,11 +17,13 @@ use tokio::task::JoinSet;
 use super::cache::Cache;
 use super::commit::{commit_settled, finish};
 use super::executor::{Completion, Drivers, execute};
+use super::index::Limits;
 use super::panics::{caught, caught_now};
 use super::part::{self, Part};
 use super::placing::Placing;
 use super::plan::{Command, Draft, ObjectKey, Outcome, Plan};
 use super::queue::Queue;
+use super::reasons;
 use super::retention::Retention;
 use super::session::Standing;
 use super::waiters::Waiters;
@@ -33,7 +35,7 @@ use super::{
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ActionId, ClusterId, MemberId, NodeId, PoolId, VmId};
-use crate::records::{NodeOwner, PoolOwner};
+use crate::records::{LEVEL, NodeOwner, PoolOwner};
 use crate::store::{Revision, Store, WatchStream};
 use crate::time::{Clock, IdSource, Timestamp};
 
@@ -63,6 +65,7 @@ pub(crate) struct Parts {
     pub(crate) retention: Retention,
     /// How long a node may be without an owner before its guests count as out of sight.
     pub(crate) grace: Duration,
+    pub(crate) limits: Limits,
     /// This process.
     pub(crate) member: MemberId,
     pub(crate) standing: watch::Receiver<Standing>,
@@ -221,14 +224,22 @@ impl Runtime {
         let now = (standing.leads().is_some(), standing.is_alive());
         drop(standing);
         let before = std::mem::replace(&mut self.stood, now);
+        if before == now {
+            return;
+        }
         let cache = Arc::clone(&self.parts.cache);
-        let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = cache.write().unwrap_or_else(PoisonError::into_inner);
         let mut wake = Vec::new();
         if now.0 && !before.0 {
             tracing::info!(member = %self.parts.member, "this process leads");
             self.placing.all_changed(&cache);
             self.placing.reconsider();
             cache.wake_leader(&mut wake);
+            wake.push(ObjectKey::Reasons);
+        }
+        if before.0 && !now.0 {
+            // Whoever leads now may find a place.
+            cache.no_place.clear();
         }
         if now.1 && !before.1 {
             wake.push(ObjectKey::Member(self.parts.member));
@@ -267,7 +278,10 @@ impl Runtime {
                 }
             }
             // Who leads may be leaving.
-            ObjectKey::Member(_) => self.parts.nudge.notify_one(),
+            ObjectKey::Member(_) => {
+                self.parts.nudge.notify_one();
+                self.tell_soon();
+            }
             _ => {}
         }
     }
@@ -328,10 +342,20 @@ impl Runtime {
         let cache = Arc::clone(&self.parts.cache);
         let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
         let me = self.parts.member;
+        // It came back after the others had gone on without it.
+        if cache.level > LEVEL {
+            return Ok(Plan::nothing());
+        }
+        let standing = self.parts.standing.borrow().clone();
+        if *key == ObjectKey::Reasons {
+            if self.parts.store.exclusive() {
+                return Ok(Plan::nothing());
+            }
+            return reasons::reconcile(me, standing.leads().is_some(), &cache, now);
+        }
         let Some(part) = part::part_of(key, &cache) else {
             return Ok(Plan::nothing());
         };
-        let standing = self.parts.standing.borrow().clone();
         if standing.is_alive() && part::owner(&part, &cache).is_none() {
             match key {
                 ObjectKey::Member(id) if *id == me => return member::own(me, &cache),
@@ -418,6 +442,7 @@ impl Runtime {
                 &self.owned.nodes,
             ),
             ObjectKey::Network(id) => network::reconcile(*id, cache),
+            ObjectKey::Reasons => Ok(Plan::nothing()),
             ObjectKey::Operation(id) => {
                 operation::reconcile(*id, cache, self.parts.retention.operations, now)
             }
@@ -426,7 +451,8 @@ impl Runtime {
             }
             ObjectKey::Vm(id) => {
                 let placing = &mut self.placing;
-                let plan = vm::reconcile(*id, cache, now, &mut |request| {
+                let granted = placing.recoveries();
+                let plan = vm::reconcile(*id, cache, granted, now, &mut |request| {
                     placing.decide(*id, request, cache)
                 });
                 let commits = plan.as_ref().is_ok_and(|plan| plan.commit.is_some());
@@ -438,12 +464,21 @@ impl Runtime {
         }
     }
 
+    /// The other processes, if there may be any, are told what this one has learned.
+    pub(super) fn tell_soon(&mut self) {
+        if !self.parts.store.exclusive() {
+            let at = self.parts.clock.now().plus(reasons::DELAY);
+            self.queue.push_at(ObjectKey::Reasons, at);
+        }
+    }
+
     fn carry_out(&mut self, key: ObjectKey, plan: Plan) {
         if let Some(at) = plan.wake {
             self.queue.push_at(key.clone(), at);
         }
         if let (Some(rejected), ObjectKey::Vm(vm)) = (plan.no_place, &key) {
             self.placing.wait(*vm);
+            self.tell_soon();
             self.parts
                 .cache
                 .write()

@@ -6,6 +6,8 @@
 //!   held ── run is stopped, with its proof ────────────────────► RELEASE the claim with that proof, and the volumes
 //!   released ── to be deleted ─────────────────────────────────► REMOVE  assignment, run, ports, made volumes, the VM
 //! ```
+//! A VM that is to leave its node is moved by [`super::evacuate`], between these steps.
+//!
 //! Each is one commit, conditional on every record that it was decided from. A claim is granted only over nothing or
 //! over a released one, and the commit says so.
 
@@ -13,6 +15,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::cache::Cache;
+use super::evacuate;
 use super::plan::{Draft, Plan};
 use crate::driver::{PlacementRequest, Rejected};
 use crate::error::Result;
@@ -29,24 +32,40 @@ use crate::time::Timestamp;
 pub(crate) const START_BUDGET: u32 = 5;
 /// A run that lasted this long was a success: the budget begins anew.
 const STABLE: Duration = Duration::from_secs(60);
+/// How soon a VM that waits for others asks again whether it is its turn, if nothing told it before.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Asks the scheduler.
 pub(crate) type Place<'a> = &'a mut dyn FnMut(&PlacementRequest) -> Result<Decision, Rejected>;
 
-pub(crate) fn reconcile(id: VmId, cache: &Cache, now: Timestamp, place: Place<'_>) -> Result<Plan> {
+/// `granted` VMs that lost their host have a place that is not in the cache.
+pub(crate) fn reconcile(
+    id: VmId,
+    cache: &Cache,
+    granted: usize,
+    now: Timestamp,
+    place: Place<'_>,
+) -> Result<Plan> {
     let Some(vm) = cache.vms.get(&id) else {
         return Ok(Plan::nothing());
     };
     let claim = cache.claims.get(&id);
     match claim {
-        Some(claim) if claim.is_held() => held(vm, claim, cache),
+        Some(claim) if claim.is_held() => held(vm, claim, cache, now, place),
         _ if vm.meta.deleted_at.is_some() => remove(vm, claim, cache, now),
+        _ if cache.before(id, granted, now).is_some() => Ok(Plan::wake_in(now, ASK_AGAIN)),
         _ => free(vm, claim, cache, now, place),
     }
 }
 
 /// The claim is held: follow the spec, or take the claim back.
-fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<Plan> {
+fn held(
+    vm: &Versioned<Vm>,
+    claim: &Versioned<Claim>,
+    cache: &Cache,
+    now: Timestamp,
+    place: Place<'_>,
+) -> Result<Plan> {
     let Some(node) = claim.place.node() else {
         return Ok(Plan::nothing());
     };
@@ -70,9 +89,8 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
                 || (vm.restart == RestartPolicy::Always && *exit == Exit::GuestShutdown)
         };
         // That its host was lost is nothing that the VM did: it is started again at once.
-        let host_lost = matches!(proof, StopProof::Fenced { .. });
         released.failures = match &run.exit {
-            _ if host_lost => 0,
+            _ if proof.is_host_lost() => 0,
             Some(exit) if unwanted(exit) && lasted < STABLE => claim.failures + 1,
             Some(exit) if exit.is_failure() => 1,
             _ => 0,
@@ -82,6 +100,12 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
                 run.since
                     .plus(Duration::from_secs(1 << (released.failures - 1).min(6))),
             );
+        }
+        // One that stays off needs no room anywhere.
+        if let Err(Waiting::Stopped | Waiting::Failed(_)) =
+            should_start(vm, Some(&released), Some(run), now)
+        {
+            released.moving_to = None;
         }
         let mut draft = Draft::new()
             .unchanged::<Claim>(&vm.id, Some(claim.version))
@@ -94,7 +118,13 @@ fn held(vm: &Versioned<Vm>, claim: &Versioned<Claim>, cache: &Cache) -> Result<P
     let Some(assignment) = cache.assignments.get(&at) else {
         return Ok(Plan::nothing());
     };
+    if let Some(plan) = evacuate::step(vm, claim, run, assignment, cache, place)? {
+        return Ok(plan);
+    }
     let mut power = vm.power;
+    if claim.moving_to.is_some() {
+        power.state = Power::Off;
+    }
     if vm.meta.deleted_at.is_some() {
         power = crate::model::PowerRequest {
             state: Power::Off,
@@ -255,6 +285,11 @@ fn free(
         failures,
         not_before: None,
         decision,
+        recovery: claim
+            .and_then(|c| c.released.as_ref())
+            .is_some_and(StopProof::is_host_lost),
+        moving_to: None,
+        home: evacuate::home(claim.map(|c| &c.value), &node, cache),
     };
     let mut draft = Draft::new()
         .unchanged::<Vm>(&vm.id, Some(vm.version))
@@ -475,7 +510,9 @@ pub(crate) fn placement_request(
         memory: vm.machine.memory,
         only: vm.node.clone(),
         reachable,
-        prefer: claim.and_then(|c| c.place.node().cloned()),
+        avoid: evacuate::apart(vm, cache),
+        recovery: claim.is_some_and(|c| c.released.as_ref().is_some_and(StopProof::is_host_lost)),
+        prefer: claim.and_then(|c| c.moving_to.as_ref().or(c.place.node()).cloned()),
         uefi: vm.machine.firmware == crate::model::Firmware::Uefi,
         bridge: uses(|n| matches!(n, NetworkKind::Bridge { .. })),
         user_network: uses(|n| matches!(n, NetworkKind::User)),

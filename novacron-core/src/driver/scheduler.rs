@@ -44,6 +44,8 @@ pub struct PlacementRequest {
     pub only: Option<NodeId>,
     /// The nodes that reach every volume; any if none.
     pub reachable: Option<BTreeSet<NodeId>>,
+    /// The nodes not allowed: those of the other VMs of its anti-affinity group.
+    pub avoid: BTreeSet<NodeId>,
     /// Preferred if everything fits there: where its data or its last run is.
     pub prefer: Option<NodeId>,
     /// UEFI firmware is needed.
@@ -52,6 +54,8 @@ pub struct PlacementRequest {
     pub bridge: bool,
     /// User-mode networking is needed.
     pub user_network: bool,
+    /// Whether it is for a VM that lost its host or has to leave it: it may take the room that is kept for such.
+    pub recovery: bool,
     /// Breaks ties: as good as random from request to request, and kept in the decision.
     pub seed: u64,
 }
@@ -108,16 +112,23 @@ pub trait Placer: fmt::Debug + Send {
 /// beginning at the host that the request's seed points to (`seed` modulo the number of hosts) and wrapping round. So
 /// requests with random seeds spread, and each looks at few hosts even when most are full.
 ///
-/// Memory is never overcommitted; vCPUs up to a factor.
+/// Memory is never overcommitted; vCPUs up to a factor. Room for the VMs of lost hosts is kept on request, by sums: that
+/// each of them fits on one host, and reaches its volumes there, is not looked at
+/// ([`Nodes::if_lost`](crate::cluster::Nodes::if_lost) does).
 #[derive(Clone, Debug)]
 pub struct FirstFit {
     /// vCPUs of guests per CPU of the host.
     pub cpu_overcommit: u32,
+    /// For the loss of how many hosts at once, whichever they are, room is kept on the others: N+1 is 1, and 0 keeps none.
+    pub spare_hosts: usize,
 }
 
 impl Default for FirstFit {
     fn default() -> Self {
-        Self { cpu_overcommit: 4 }
+        Self {
+            cpu_overcommit: 4,
+            spare_hosts: 0,
+        }
     }
 }
 
@@ -126,6 +137,7 @@ impl Scheduler for FirstFit {
         let by_name: BTreeMap<_, _> = hosts.into_iter().map(|h| (h.node.clone(), h)).collect();
         Box::new(FirstFitPlacer {
             cpu_overcommit: u64::from(self.cpu_overcommit),
+            spare_hosts: self.spare_hosts,
             hosts: by_name.into_values().collect(),
             revision,
         })
@@ -135,6 +147,7 @@ impl Scheduler for FirstFit {
 #[derive(Clone, Debug)]
 struct FirstFitPlacer {
     cpu_overcommit: u64,
+    spare_hosts: usize,
     /// In the order of their names. Hosts come and go rarely; requests want the n-th at once.
     hosts: Vec<Host>,
     revision: Revision,
@@ -144,6 +157,42 @@ impl FirstFitPlacer {
     /// Where the node is, or where it would have to be.
     fn find(&self, node: &NodeId) -> Result<usize, usize> {
         self.hosts.binary_search_by(|host| host.node.cmp(node))
+    }
+
+    /// Whether what is left on the others would take the VMs of any [`FirstFit::spare_hosts`] hosts, with the request
+    /// placed on `at`.
+    fn spares(&self, request: &PlacementRequest, at: &Host) -> bool {
+        if self.spare_hosts == 0 || request.recovery {
+            return true;
+        }
+        let enough = |capacity: &dyn Fn(&Host) -> u64, used: &dyn Fn(&Host) -> u64, more: u64| {
+            let mut free = 0u64;
+            // What the loss of a host takes: its VMs need a place, and what was free on it is gone.
+            let mut losses = Vec::with_capacity(self.hosts.len());
+            for host in &self.hosts {
+                let more = if host.node == at.node { more } else { 0 };
+                let used = used(host).saturating_add(more);
+                let left = if host.open {
+                    capacity(host).saturating_sub(used)
+                } else {
+                    0
+                };
+                free = free.saturating_add(left);
+                losses.push(used.saturating_add(left));
+            }
+            losses.sort_unstable_by(|a, b| b.cmp(a));
+            let lost = losses.iter().take(self.spare_hosts);
+            lost.fold(0, |sum: u64, loss| sum.saturating_add(*loss)) <= free
+        };
+        enough(
+            &|h| h.capabilities.memory.0,
+            &|h| h.used_memory.0,
+            request.memory.0,
+        ) && enough(
+            &|h| u64::from(h.capabilities.cpus).saturating_mul(self.cpu_overcommit),
+            &|h| h.used_vcpus,
+            u64::from(request.vcpus),
+        )
     }
 
     fn verdict(&self, request: &PlacementRequest, host: &Host) -> Option<&'static str> {
@@ -158,6 +207,8 @@ impl FirstFitPlacer {
             .is_some_and(|r| !r.contains(&host.node))
         {
             Some("cannot reach its volumes")
+        } else if request.avoid.contains(&host.node) {
+            Some("run a VM of the same anti-affinity group")
         } else if !host.open {
             Some("are cordoned or do not answer")
         } else if (request.uefi && !caps.uefi)
@@ -171,6 +222,8 @@ impl FirstFitPlacer {
             Some("have too few CPUs left")
         } else if memory > caps.memory.0 {
             Some("have too little memory left")
+        } else if !self.spares(request, host) {
+            Some("would use room that is kept for the VMs of lost hosts")
         } else {
             None
         }
@@ -270,10 +323,12 @@ mod tests {
             memory: MiB(1),
             only: None,
             reachable: None,
+            avoid: BTreeSet::new(),
             prefer: None,
             uefi: false,
             bridge: false,
             user_network: false,
+            recovery: false,
             seed,
         }
     }
@@ -301,6 +356,49 @@ mod tests {
             Revision(3),
         );
         assert_eq!(chosen(&mut *placer, 3), ("a".to_owned(), 2));
+    }
+
+    #[test]
+    fn room_is_kept_for_the_loss_of_any_host() {
+        let scheduler = FirstFit {
+            spare_hosts: 1,
+            ..FirstFit::default()
+        };
+        let hosts = ["a", "b", "c"].map(|name| host(name, 100)).to_vec();
+        let mut placer = scheduler.open(hosts, Revision(1));
+        let mut place = |memory: u64, recovery: bool| {
+            let request = PlacementRequest {
+                memory: MiB(memory),
+                recovery,
+                ..request(0)
+            };
+            placer.decide(&request).map(|d| d.winner.to_string())
+        };
+        // Of 300, 200 can be used: then the VMs of any one fit on the two others.
+        let all: Vec<_> = (0..4).map(|_| place(50, false)).collect();
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        let rejected = place(50, false).unwrap_err().to_string();
+        assert!(
+            rejected.contains("kept for the VMs of lost hosts"),
+            "{rejected}"
+        );
+        // What is kept is kept for this.
+        assert!(place(50, true).is_ok());
+        assert!(place(50, true).is_ok());
+        assert!(place(1, true).is_err());
+    }
+
+    #[test]
+    fn a_host_alone_keeps_room_for_nobody_else() {
+        let scheduler = FirstFit {
+            spare_hosts: 1,
+            ..FirstFit::default()
+        };
+        let mut placer = scheduler.open(vec![host("a", 100)], Revision(1));
+        assert!(
+            placer.decide(&request(0)).is_err(),
+            "its loss could not be borne"
+        );
     }
 
     #[test]

@@ -106,6 +106,9 @@ pub struct PoolInfo {
     pub capacity: model::Bytes,
     /// Bytes that are free.
     pub free: model::Bytes,
+    /// The pool's own id, if it has one: the same name may stand for another folder one day, or for one whose file system
+    /// is not mounted.
+    pub identity: Option<uuid::Uuid>,
 }
 
 /// Who wants to use a volume.

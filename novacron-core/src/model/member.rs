@@ -48,12 +48,19 @@ pub struct Member {
     pub name: String,
     /// Its version of NovaCron.
     pub version: String,
+    /// The newest feature level that it knows.
+    #[serde(default = "first_level")]
+    pub level: u32,
     /// What it does.
     pub role: Role,
     /// When it was built.
     pub joined_at: Timestamp,
     /// Whether it is still there.
     pub state: MemberState,
+}
+
+fn first_level() -> u32 {
+    1
 }
 
 impl Member {

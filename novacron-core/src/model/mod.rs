@@ -27,7 +27,9 @@ pub use meta::{Meta, Versioned};
 pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,
 };
-pub use node::{HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Unexplained};
+pub use node::{
+    Evacuation, HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Returning, Unexplained,
+};
 pub use object::ObjectRef;
 pub use operation::{
     Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,

@@ -14,6 +14,31 @@ pub struct Node {
     pub id: NodeId,
     /// Whether new VMs may be placed on it.
     pub schedulable: bool,
+    /// That its VMs are to leave it, until it is schedulable again: maintenance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evacuation: Option<Evacuation>,
+    /// Counts the changes.
+    #[serde(default)]
+    pub generation: u64,
+}
+
+/// That a node's VMs are to leave it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evacuation {
+    /// What becomes of them afterwards.
+    pub returning: Returning,
+}
+
+/// What becomes of the VMs that left a node when it is schedulable again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Returning {
+    /// They stay where they are.
+    #[default]
+    Stay,
+    /// They move back, as they left: as many at a time, and only where there is room for them.
+    Return,
 }
 
 /// A node's status, written by its owner.

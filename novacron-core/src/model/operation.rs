@@ -57,6 +57,13 @@ pub enum OperationKind {
     },
     /// A change of the record alone: true with its commit.
     Record,
+    /// Make the node's VMs leave it.
+    Evacuate {
+        /// The generation of the node that asked for it.
+        generation: u64,
+        /// Whether it took new VMs before: what a cancel goes back to.
+        schedulable: bool,
+    },
     /// End this action.
     Action {
         /// The action.

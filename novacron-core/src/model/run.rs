@@ -69,6 +69,14 @@ pub enum StopProof {
 }
 
 impl StopProof {
+    /// Whether the VM went with its host: nothing that it did, and nothing that was asked.
+    pub fn is_host_lost(&self) -> bool {
+        match self {
+            Self::Fenced { .. } | Self::HostRebooted { .. } | Self::Operator { .. } => true,
+            Self::DriverConfirmed { .. } | Self::NeverStarted => false,
+        }
+    }
+
     /// Whether the epoch's owner had no part in it, so that its volumes may still be attached.
     pub(crate) fn leaves_volumes(&self) -> bool {
         match self {
@@ -99,6 +107,15 @@ pub struct Claim {
     pub not_before: Option<Timestamp>,
     /// Why this place was chosen.
     pub decision: super::Decision,
+    /// Whether this start brings back a VM whose host was lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovery: bool,
+    /// Where the VM is to be started next, with room kept for it there: it is being moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<NodeId>,
+    /// The node that it was moved away from, and returns to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<NodeId>,
 }
 
 impl Claim {

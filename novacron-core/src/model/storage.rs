@@ -51,6 +51,9 @@ pub struct PoolStatus {
     /// Why it does not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// The pool's own id, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<uuid::Uuid>,
     /// Bytes in all, when it last answered.
     pub capacity: Bytes,
     /// Bytes that were free, to within a hundredth of the capacity.

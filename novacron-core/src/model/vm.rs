@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
+use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
 use super::secret::SecretRef;
 use super::units::{Bytes, MiB};
@@ -27,6 +27,16 @@ pub struct Vm {
     /// The only node it may be on, if one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
+    /// Of VMs whose host was lost, those of a higher priority are started first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// VMs of one group of a project are never on the same node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anti_affinity: Option<Name>,
+}
+
+fn is_zero(n: &i32) -> bool {
+    *n == 0
 }
 
 /// The machine: everything the guest can see.
@@ -206,6 +216,12 @@ pub struct VmSpec {
     /// Seconds that a guest has to power off.
     #[serde(default = "grace")]
     pub stop_grace_secs: u32,
+    /// Of VMs whose host was lost, those of a higher priority are started first.
+    #[serde(default)]
+    pub priority: i32,
+    /// VMs of one group of a project are never on the same node.
+    #[serde(default)]
+    pub anti_affinity: Option<String>,
 }
 
 fn one() -> u32 {
@@ -290,6 +306,8 @@ impl VmSpec {
             restart: RestartPolicy::OnFailure,
             node: None,
             stop_grace_secs: grace(),
+            priority: 0,
+            anti_affinity: None,
         }
     }
 
@@ -360,6 +378,20 @@ impl VmSpec {
     #[must_use]
     pub fn power(mut self, power: Power) -> Self {
         self.power = power;
+        self
+    }
+
+    /// Sets the restart priority.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets the group whose VMs are never on the same node.
+    #[must_use]
+    pub fn anti_affinity(mut self, group: impl Into<String>) -> Self {
+        self.anti_affinity = Some(group.into());
         self
     }
 

@@ -33,6 +33,7 @@ pub(super) struct SimPool {
     pub(super) capacity: Bytes,
     pub(super) used: Bytes,
     pub(super) outage: Option<u64>,
+    pub(super) identity: Option<uuid::Uuid>,
     pub(super) volumes: BTreeMap<ArtefactId, SimVolume>,
     /// Image → volume cloned from it.
     clones: BTreeSet<(ImageId, VolumeId)>,
@@ -200,6 +201,7 @@ impl SimPool {
             capacity,
             used: Bytes(0),
             outage: None,
+            identity: None,
             volumes: BTreeMap::new(),
             clones: BTreeSet::new(),
         }
@@ -209,6 +211,7 @@ impl SimPool {
         PoolInfo {
             capacity: self.capacity,
             free: Bytes(self.capacity.0.saturating_sub(self.used.0)),
+            identity: self.identity,
         }
     }
 

@@ -59,6 +59,13 @@ impl SimWorld {
         self.lock().pools.insert(pool, SimPool::new(capacity));
     }
 
+    /// From now on the pool's name stands for the pool of this id.
+    pub fn set_pool_identity(&self, pool: &PoolId, identity: uuid::Uuid) {
+        if let Some(pool) = self.lock().pools.get_mut(pool) {
+            pool.identity = Some(identity);
+        }
+    }
+
     /// Adds something that an image can be imported from, under its path or URL.
     pub fn add_source(&self, name: impl Into<String>, source: SimSource) {
         self.lock().sources.insert(name.into(), source);

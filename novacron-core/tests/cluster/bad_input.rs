@@ -6,6 +6,7 @@ use novacron_core::cluster::{ImageSpec, VolumeSpec};
 use novacron_core::model::{
     DiskSource, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, PoolId, Power, VmId, VolumeId,
 };
+use novacron_core::sim::SimStorage;
 use novacron_core::store::{Commit, Key, Op, Store, TxnId};
 use novacron_core::{Bytes, Cluster, Error, ErrorKind, VmSpec};
 use uuid::Uuid;
@@ -309,4 +310,32 @@ mod on_disk {
         let damaged = SqliteStore::open(&path).await.unwrap_err();
         assert_eq!(damaged.kind(), ErrorKind::Corrupt, "{damaged}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_pool_under_a_known_name_is_refused() {
+    let mut site = Site::new(1);
+    let pool = PoolId::new("shared").unwrap();
+    site.world.set_pool_identity(&pool, Uuid::from_u128(1));
+    let cluster = site.start().await;
+    let volume = VolumeSpec::new("data", Bytes::gib(1));
+    let volume = cluster.volumes().create(volume).await.unwrap();
+    volume.operation().unwrap().wait(soon()).await.unwrap();
+    drop((cluster, volume));
+    let join = || {
+        Cluster::builder("test")
+            .store(site.store.clone())
+            .clock(site.clock)
+            .storage("shared", SimStorage::new(&site.world, pool.clone()))
+            .build()
+    };
+    site.world.set_pool_identity(&pool, Uuid::from_u128(2));
+    let refused = join().await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
+    assert!(
+        refused.message().contains("is its file system mounted"),
+        "{refused}"
+    );
+    site.world.set_pool_identity(&pool, Uuid::from_u128(1));
+    join().await.unwrap();
 }

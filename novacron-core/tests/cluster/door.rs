@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use novacron_core::cluster::{ImageSpec, OperationHandle, VolumeSpec};
+use novacron_core::cluster::{Evidence, ImageSpec, OperationHandle, VolumeSpec};
 use novacron_core::driver::Call;
 use novacron_core::model::{
     DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind, NicSpec, NodeId, OperationId,
-    OperationState, PortId, Power, SnapshotId, VmId, VolumeId,
+    OperationState, PortId, Power, Returning, SnapshotId, VmId, VolumeId,
 };
-use novacron_core::store::Revision;
+use novacron_core::store::{Commit, Key, Op, Revision, Store as _, TxnId};
 use novacron_core::{Bytes, Cluster, Error, ErrorKind, Phase, RequestOptions, Result, VmSpec};
+
+use uuid::Uuid;
 
 use crate::{SOURCE, Site, soon, spec};
 
@@ -58,6 +60,13 @@ async fn furnish(site: &Site, cluster: &Cluster) -> Objects {
     site.world.set_reachable(host, false);
     lost.wait_for(Phase::Unknown, soon()).await.unwrap();
     let stopping = lost.stop().await.unwrap();
+
+    // What a process left that nobody builds any more.
+    let record = br#"{"v":1,"body":{"id":"gone","schedulable":true}}"#;
+    let mut left = Commit::new(TxnId(Uuid::from_u128(0xf00d)));
+    let key = Key::new("node/gone").unwrap();
+    left.push(Op::Put(key, record.as_slice().into()));
+    site.store.commit(left).await.unwrap();
 
     let image = async |name| {
         let spec = ImageSpec::new(name, site.add_source());
@@ -148,6 +157,16 @@ fn every_change(o: Objects) -> Vec<Change> {
         change("network.create", |c| async move {
             let network = c.networks().create("new", NetworkKind::User).await?;
             Ok(made(network.operation()))
+        }),
+        change("node.evacuate", move |c| async move {
+            let nodes = c.nodes();
+            let stay = Returning::Stay;
+            nodes
+                .evacuate(&node("node-1"), Evidence::Observed, stay)
+                .await
+        }),
+        change("node.remove", move |c| async move {
+            c.nodes().remove(&node("gone")).await
         }),
         change("node.set-schedulable", move |c| async move {
             c.nodes().set_schedulable(&node("node-1"), true).await
@@ -257,8 +276,8 @@ async fn every_change_honours_every_option() {
         let other = keyed.vms().create(spec("quite-another")).await.unwrap_err();
         assert_eq!(field(&other), "options.idempotency_key", "{name}");
         assert_eq!(site.records("audit/").await.len(), audited, "{name}");
-        // The way back from a stop that cannot end cannot end either.
-        if name != "operation.cancel" {
+        // The way back from a stop that cannot end cannot end either, and nobody can tell of a VM on the node.
+        if !["operation.cancel", "node.evacuate"].contains(&name) {
             end(&first).await;
         }
     }

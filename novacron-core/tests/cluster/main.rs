@@ -13,6 +13,7 @@ mod any_json;
 mod bad_input;
 mod cancel;
 mod door;
+mod evacuate;
 mod failing_parts;
 mod forgetting;
 mod gate;
@@ -22,6 +23,7 @@ mod lists;
 mod processes;
 mod storage;
 mod strays;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -409,3 +409,71 @@ async fn a_process_that_was_shut_down_is_not_fenced() {
     let _ = vm.wait_for(Phase::Running, soon()).await.unwrap_err();
     assert_eq!(ground.site.world.running(id).len(), 1);
 }
+
+/// Waits for what the VM's view tells at this process.
+async fn tells_of(vm: &novacron_core::cluster::VmHandle, cluster: &Cluster, what: &str) {
+    let mut changes = cluster.watch(None).await.unwrap();
+    loop {
+        let reason = vm.get().await.unwrap().reason;
+        if reason.contains(what) {
+            return;
+        }
+        let next = tokio::time::timeout(TTL * 3, changes.next()).await;
+        next.unwrap_or_else(|_| panic!("last: {reason:?}"))
+            .unwrap()
+            .unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_process_can_tell_why_something_does_not_get_on() {
+    let mut ground = Ground::new(2);
+    let (leader, _) = ground.process(Role::Controller, &[]).await;
+    let (first, _) = ground.process(Role::Owner, &[0]).await;
+    first.nodes().wait_available(soon()).await.unwrap();
+    let big = spec("big").memory(novacron_core::MiB(1024 * 1024));
+    let big = first.vms().create(big).await.unwrap();
+    tells_of(&big, &first, "have too little memory left").await;
+    // Where it is known it is told at once, and elsewhere as long as it is true.
+    tells_of(&leader.vms().by_id(big.id()), &leader, "too little memory").await;
+    big.delete().await.unwrap().wait(soon()).await.unwrap();
+
+    let waits = spec("waits");
+    first
+        .nodes()
+        .set_schedulable(&node(0), false)
+        .await
+        .unwrap();
+    let waits = first.vms().create(waits).await.unwrap();
+    tells_of(&waits, &first, "are cordoned").await;
+    drop(leader);
+    let (second, _) = ground.process(Role::Both, &[1]).await;
+    second
+        .vms()
+        .by_id(waits.id())
+        .wait_for(Phase::Running, soon())
+        .await
+        .unwrap();
+    let told = async || {
+        let all = ListOptions {
+            limit: 100,
+            ..ListOptions::default()
+        };
+        ground
+            .store
+            .list("reason/", all)
+            .await
+            .unwrap()
+            .records
+            .len()
+    };
+    let mut changes = second.watch(None).await.unwrap();
+    let deadline = Instant::now() + TTL * 6;
+    while told().await > 0 {
+        tokio::time::timeout_at(deadline, changes.next())
+            .await
+            .expect("what a lost process said goes")
+            .unwrap()
+            .unwrap();
+    }
+}

@@ -116,7 +116,9 @@ fn every_seed_keeps_the_invariants() {
     let told = seeds("every_seed", SEEDS, simulate);
     if let Some(told) = told {
         let made: BTreeSet<_> = told.keys().map(String::as_str).collect();
-        assert_eq!(made, BTreeSet::from(CHANGES), "the changes that were made");
+        // Each node has a process that drives it: none can be forgotten.
+        let possible = CHANGES.into_iter().filter(|verb| *verb != "node.remove");
+        assert_eq!(made, possible.collect(), "the changes that were made");
     }
 }
 

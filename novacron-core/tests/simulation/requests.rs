@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use novacron_core::cluster::{ImageSpec, VolumeSpec};
+use novacron_core::cluster::{Evidence, ImageSpec, VolumeSpec};
 use novacron_core::model::{
-    ImageSource, NetworkKind, NicSpec, NodeId, ObjectRef, OperationId, PortId, SnapshotId, VmId,
-    VolumeId, VolumeSource,
+    ImageSource, NetworkKind, NicSpec, NodeId, ObjectRef, OperationId, PortId, Returning,
+    SnapshotId, VmId, VolumeId, VolumeSource,
 };
 use novacron_core::{Bytes, Cluster, RequestOptions, Result, VmSpec};
 
@@ -35,6 +35,8 @@ pub(crate) enum Request {
     Annotate(ObjectRef, String),
     Delete(ObjectRef),
     Schedulable(NodeId, bool),
+    Evacuate(NodeId, Returning),
+    Forget(NodeId),
     Cancel(OperationId),
 }
 
@@ -87,6 +89,8 @@ impl Request {
             Self::Restore(..) => "vm.restore",
             Self::Grow(..) => "volume.grow",
             Self::Schedulable(..) => "node.set-schedulable",
+            Self::Evacuate(..) => "node.evacuate",
+            Self::Forget(_) => "node.remove",
             Self::Cancel(_) => "operation.cancel",
             Self::Label(object, _) => return format!("{}.set-labels", object.kind()),
             Self::Annotate(object, _) => return format!("{}.set-annotations", object.kind()),
@@ -149,6 +153,11 @@ impl Request {
             Self::Annotate(object, value) => on_any!(c, object, set_annotations(text(value))),
             Self::Delete(object) => on_any!(c, object, delete()),
             Self::Schedulable(node, yes) => c.nodes().set_schedulable(node, *yes).await?,
+            Self::Evacuate(node, returning) => {
+                let nodes = c.nodes();
+                nodes.evacuate(node, Evidence::Observed, *returning).await?
+            }
+            Self::Forget(node) => c.nodes().remove(node).await?,
             Self::Cancel(operation) => c.operation(*operation).cancel().await?,
         };
         Ok(Answer {

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use novacron_core::model::{
-    DiskSource, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, PortId, Power, SnapshotId,
-    VmId, VolumeId, VolumeSource,
+    DiskSource, ImageId, NetworkId, NicSpec, NodeId, ObjectRef, OperationId, PortId, Power,
+    Returning, SnapshotId, VmId, VolumeId, VolumeSource,
 };
 use novacron_core::sim::Latency;
+use novacron_core::store::{Commit, Key, Op, Store as _, TxnId};
 use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, Result, VmSpec};
+
+use uuid::Uuid;
 
 use crate::requests::{Answer, Request};
 use crate::site::{RESYNC, Site, node};
 
 /// The request's verb, and on what.
-pub(crate) const STORIES: [&str; 66] = [
+pub(crate) const STORIES: [&str; 70] = [
     "vm.create/blank",
     "vm.create/image",
     "vm.create/volume",
@@ -71,6 +74,9 @@ pub(crate) const STORIES: [&str; 66] = [
     "network.delete",
     "node.set-schedulable/no",
     "node.set-schedulable/yes",
+    "node.set-schedulable/home",
+    "node.evacuate",
+    "node.remove",
     "operation.cancel/create-vm",
     "operation.cancel/create-running",
     "operation.cancel/create-volume",
@@ -80,6 +86,7 @@ pub(crate) const STORIES: [&str; 66] = [
     "operation.cancel/stop",
     "operation.cancel/pause",
     "operation.cancel/reset",
+    "operation.cancel/evacuate",
 ];
 
 /// Something of every kind.
@@ -310,6 +317,25 @@ pub(crate) async fn stage(
         "snapshot.delete" if on_what == "on" => Request::Delete(ObjectRef::Snapshot(o.of_data)),
         "network.create" => Request::CreateNetwork(new()),
         "node.set-schedulable" if on_what == "no" => Request::Schedulable(node(1), false),
+        "node.set-schedulable" if on_what == "home" => {
+            done(cluster, Request::Evacuate(node(1), Returning::Return)).await?;
+            cluster
+                .vms()
+                .by_id(o.lost)
+                .wait_for(Phase::Running, Deadline::after(Duration::from_secs(60)))
+                .await?;
+            Request::Schedulable(node(1), true)
+        }
+        "node.evacuate" => Request::Evacuate(node(1), Returning::Stay),
+        "node.remove" => {
+            // What a process leaves that nobody builds any more.
+            let record = br#"{"v":1,"body":{"id":"gone","schedulable":true}}"#;
+            let mut left = Commit::new(TxnId(Uuid::from_u128(0xf00d)));
+            left.push(Op::Put(Key::new("node/gone")?, record.as_slice().into()));
+            site.disk.connect().commit(left).await?;
+            crate::site::pass(RESYNC).await;
+            Request::Forget(NodeId::new("gone")?)
+        }
         "node.set-schedulable" => {
             done(cluster, Request::Schedulable(node(1), false)).await?;
             Request::Schedulable(node(1), true)
@@ -347,6 +373,7 @@ async fn begun(what: &str, site: &Site, cluster: &Cluster, o: &Objects) -> Resul
             now(cluster, Request::Reset(o.on)).await?;
             Request::Reset(o.on)
         }
+        "evacuate" => Request::Evacuate(node(1), Returning::Return),
         other => panic!("no story of cancelling {other}"),
     };
     // Not under the key of the one before.

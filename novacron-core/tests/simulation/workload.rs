@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
-    DiskSource, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, Power, SnapshotId, VmId,
-    VolumeId, VolumeSource,
+    DiskSource, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, Power, Returning, SnapshotId,
+    VmId, VolumeId, VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -220,6 +220,7 @@ impl Ledger {
         };
         let mut spec = VmSpec::new(format!("vm-{}", self.serial))
             .memory(MiB(1024 * rng.random_range(1..8)))
+            .priority(rng.random_range(0..3))
             .power(power);
         let image = self.images.values().choose(rng);
         if let Some(image) = image.filter(|_| rng.random_bool(0.4)) {
@@ -312,7 +313,12 @@ impl Ledger {
             80..84 => Request::Label(self.anything(rng)?, text),
             84..87 => Request::Annotate(self.anything(rng)?, text),
             87..89 => Request::Schedulable(node(rng.random_range(0..3)), rng.random_bool(0.6)),
-            89..94 => Request::Cancel(*self.undo.keys().rev().take(5).choose(rng)?),
+            89..90 => {
+                let returning = [Returning::Stay, Returning::Return];
+                let returning = returning[rng.random_range(0..2)];
+                Request::Evacuate(node(rng.random_range(0..3)), returning)
+            }
+            90..94 => Request::Cancel(*self.undo.keys().rev().take(5).choose(rng)?),
             // An operator who has looked: no domain of the VM exists anywhere at this moment.
             _ => {
                 if world.artefacts().domains.iter().any(|d| d.id.vm == vm) {

@@ -33,6 +33,16 @@ impl Identity {
             boot_id,
         }))
     }
+
+    /// This process.
+    pub(crate) fn own() -> io::Result<Self> {
+        Self::of(std::process::id())?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Whether there is still such a process, be it a zombie.
+    pub(crate) fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now.as_ref() == Some(self))
+    }
 }
 
 /// The field of `/proc/<pid>/stat` that matters here.

@@ -28,6 +28,7 @@
 
 mod end;
 mod error;
+mod folder;
 mod identity;
 mod lock;
 mod rundir;
@@ -36,9 +37,10 @@ mod watch;
 
 pub(crate) use end::{End, EndCause};
 pub(crate) use error::ProcessError;
-pub(crate) use identity::boot_id;
+pub(crate) use folder::{FolderLock, Owner, owner};
+pub(crate) use identity::{Identity, boot_id};
 pub(crate) use lock::Holder;
-pub(crate) use rundir::{Found, RunDir, fits, holder};
+pub(crate) use rundir::{Found, Hold, RunDir, fits, hold, holder};
 pub(crate) use spawn::{Launch, Listener, launch};
 pub(crate) use watch::Process;
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -41,6 +41,49 @@ pub(crate) fn holder(vm: &Path) -> Result<Option<Holder>, ProcessError> {
         LockState::Held(holder) => holder,
         LockState::Absent | LockState::Free => None,
     })
+}
+
+/// What holds the lock of a VM.
+#[derive(Debug)]
+pub(crate) enum Hold {
+    /// Nothing.
+    Free,
+    /// This process.
+    By(Process),
+    /// Something else than the process that the lock names: it is on its way to be one, or to its end.
+    Unclear,
+}
+
+/// The process that holds the lock of the VM with this folder.
+pub(crate) fn hold(vm: &Path) -> Result<Hold, ProcessError> {
+    let lock = vm.join(LOCK);
+    let holder = match look(&lock)? {
+        LockState::Absent | LockState::Free => return Ok(Hold::Free),
+        LockState::Held(None) => return Ok(Hold::Unclear),
+        LockState::Held(Some(holder)) => holder,
+    };
+    // Looked at after it was opened: a process that took over the pid has no reason to have the lock open.
+    let process =
+        Process::open(holder.pid).map_err(ProcessError::io("watch", Path::new("/proc")))?;
+    let has_it = has_open(holder.pid, &lock).map_err(ProcessError::io("look at", &lock))?;
+    Ok(if has_it {
+        Hold::By(process)
+    } else {
+        Hold::Unclear
+    })
+}
+
+/// Whether a process has this file open.
+fn has_open(pid: u32, path: &Path) -> io::Result<bool> {
+    let file = fs::metadata(path)?;
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Ok(false);
+    };
+    // One that was closed meanwhile is not the file.
+    let mut open = descriptors
+        .flatten()
+        .filter_map(|descriptor| fs::metadata(descriptor.path()).ok());
+    Ok(open.any(|open| (open.dev(), open.ino()) == (file.dev(), file.ino())))
 }
 
 /// Fails when the sockets of the VMs in this state folder could not be bound.

@@ -45,17 +45,23 @@ impl Process {
     }
 
     /// Resolves when the process has ended (then it holds no lock any more), with its status if it was our child.
+    pub(crate) async fn ended(&self) -> io::Result<Option<EndCause>> {
+        self.gone().await?;
+        let pidfd = self.pidfd.as_ref();
+        Ok(pidfd.and_then(|pidfd| wait_now(WaitId::PidFd(pidfd.as_fd()))))
+    }
+
+    /// The same of a process that somebody else reaps.
     #[allow(
         deprecated,
         reason = "a borrowed descriptor stays the same one; the replacement is unsafe and needs a newer tokio"
     )]
-    pub(crate) async fn ended(&self) -> io::Result<Option<EndCause>> {
-        let Some(pidfd) = &self.pidfd else {
-            return Ok(None);
-        };
-        let watched = AsyncFd::with_interest(pidfd.as_fd(), Interest::READABLE)?;
-        watched.readable().await?.retain_ready();
-        Ok(wait_now(WaitId::PidFd(pidfd.as_fd())))
+    pub(crate) async fn gone(&self) -> io::Result<()> {
+        if let Some(pidfd) = &self.pidfd {
+            let watched = AsyncFd::with_interest(pidfd.as_fd(), Interest::READABLE)?;
+            watched.readable().await?.retain_ready();
+        }
+        Ok(())
     }
 
     /// Kills it; nothing if it is gone.

@@ -12,7 +12,7 @@ use crate::process::ProcessError;
 use crate::qmp::QmpError;
 
 /// The time that a call has left; an error when there is none, since then nothing was sent.
-pub(super) fn remaining(call: Call, operation: &'static str) -> Result<Duration> {
+pub(crate) fn remaining(call: Call, operation: &'static str) -> Result<Duration> {
     match call.deadline.remaining() {
         Duration::ZERO => Err(Error::new(
             ErrorKind::DeadlineExceeded,
@@ -35,7 +35,7 @@ pub(super) fn precondition(
     Error::new(ErrorKind::FailedPrecondition, operation, message.into()).with("domain", id)
 }
 
-pub(super) fn process(operation: &'static str, error: ProcessError) -> Error {
+pub(crate) fn process(operation: &'static str, error: ProcessError) -> Error {
     let kind = match &error {
         ProcessError::AlreadyRuns {
             holder: Some(_), ..

@@ -42,10 +42,7 @@ impl Hypervisor for QemuHypervisor {
             .accel
             .resolve()
             .map_err(|e| error::accel(OPERATION, e))?;
-        let host = match self.state.config.host {
-            Some(host) => host,
-            None => host::host_id(&self.state.config.folder, OPERATION)?,
-        };
+        let host = self.state.host(OPERATION)?;
         let unreadable = ProcessError::io("read", "/proc/sys/kernel/random/boot_id".as_ref());
         let boot_id = boot_id().map_err(|e| error::process(OPERATION, unreadable(e)))?;
         let cpus = std::thread::available_parallelism()

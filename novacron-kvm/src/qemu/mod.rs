@@ -25,7 +25,7 @@ mod agent;
 mod args;
 mod consoles;
 mod devices;
-mod error;
+pub(crate) mod error;
 mod firmware;
 mod host;
 mod hot_plug;
@@ -45,6 +45,7 @@ use std::sync::Arc;
 use novacron_core::model::HostId;
 
 use crate::accel::AccelChoice;
+pub(crate) use state::names;
 use state::{Config, State};
 
 /// The most vCPUs of a guest.

@@ -1,27 +1,27 @@
 //! What a hypervisor holds in memory, and how a domain is looked at.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use novacron_core::driver::{Call, DomainId, GuestEvent, HypervisorEvent};
 use novacron_core::model::{Epoch, Exit, HostId, VmId};
 use novacron_core::{Error, ErrorKind, Result};
-use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{OnceCell, OwnedMutexGuard, broadcast};
 use tokio::time::timeout;
 
-use super::error;
 use super::live::Live;
 use super::monitor::{Monitor, Status};
 use super::spec::StoredSpec;
+use super::{error, host};
 use crate::accel::AccelChoice;
 use crate::probe::QemuBinary;
-use crate::process::{End, EndCause, Found, Holder, Process, ProcessError, RunDir, fits, holder};
+use crate::process::{
+    End, EndCause, FolderLock, Found, Holder, Identity, Owner, Process, ProcessError, RunDir, fits,
+    holder, owner,
+};
 use crate::qmp::Qmp;
 
 /// Events that a slow reader may be behind.
@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) events: broadcast::Sender<HypervisorEvent>,
     binary: OnceCell<QemuBinary>,
     slots: Mutex<HashMap<DomainId, Arc<Slot>>>,
-    owned: Mutex<Option<File>>,
+    owned: Mutex<Option<FolderLock>>,
 }
 
 /// A domain's place in the memory.
@@ -161,31 +161,34 @@ impl State {
         made.map_err(|e| {
             error::process(operation, ProcessError::io("make the folder", folder)(e))
         })?;
-        let path = folder.join("lock");
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path);
-        let mut file =
-            opened.map_err(|e| error::process(operation, ProcessError::io("open", &path)(e)))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut holder = String::new();
-            let _ = (&file).take(32).read_to_string(&mut holder);
-            let message = format!("the state folder is used by process {}", holder.trim());
+        let failed = |e| error::process(operation, e);
+        let Some(lock) = FolderLock::take(folder).map_err(failed)? else {
+            let message = match owner(folder).map_err(failed)? {
+                Some(Owner { process, .. }) if process.is_alive() => {
+                    format!("the state folder is used by process {}", process.pid)
+                }
+                _ => "the state folder is locked by another process: perhaps it is being fenced"
+                    .to_owned(),
+            };
             return Err(
                 Error::new(ErrorKind::FailedPrecondition, operation, message)
                     .with("path", folder.display()),
             );
-        }
-        let written = file
-            .set_len(0)
-            .and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
-        written.map_err(|e| error::process(operation, ProcessError::io("write", &path)(e)))?;
-        *owned = Some(file);
+        };
+        let process = Identity::own()
+            .map_err(|e| failed(ProcessError::io("read", "/proc/self/stat".as_ref())(e)))?;
+        let host = self.host(operation)?;
+        lock.name(&Owner { host, process }).map_err(failed)?;
+        *owned = Some(lock);
         Ok(())
+    }
+
+    /// Which host it is. The folder must be there.
+    pub(super) fn host(&self, operation: &'static str) -> Result<HostId> {
+        match self.config.host {
+            Some(host) => Ok(host),
+            None => host::host_id(&self.config.folder, operation),
+        }
     }
 
     /// The domain's run directory.
@@ -223,12 +226,12 @@ impl State {
         self.own(operation)?;
         let failed = |e| error::process(operation, e);
         let (mut ids, mut strangers) = (Vec::new(), Vec::new());
-        for vm in names::<VmId>(&self.config.folder) {
+        for vm in names::<VmId>(&self.config.folder).map_err(failed)? {
             let folder = self.config.folder.join(vm.to_string());
             // Before the specs: one is written before its QEMU is started, and removed after its end.
             let holder = holder(&folder).map_err(failed)?;
             let known = ids.len();
-            for epoch in names::<u64>(&folder) {
+            for epoch in names::<u64>(&folder).map_err(failed)? {
                 let dir = RunDir::new(&folder, epoch);
                 let id = StoredSpec::read(&dir).map_err(failed)?.map(|spec| spec.id);
                 ids.extend(id.filter(|id| id.vm == vm && id.epoch == Epoch(epoch)));
@@ -419,11 +422,20 @@ pub(super) fn exit(end: &End) -> Exit {
 }
 
 /// The entries of a folder whose names parse; none if it is not there.
-fn names<T: std::str::FromStr>(folder: &std::path::Path) -> Vec<T> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+pub(crate) fn names<T: std::str::FromStr>(folder: &Path) -> Result<Vec<T>, ProcessError> {
+    let listed = || {
+        let entries = match std::fs::read_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            names.extend(name.to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(names)
+    };
+    listed().map_err(ProcessError::io::<std::io::Error>("list", folder))
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

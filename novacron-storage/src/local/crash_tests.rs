@@ -240,7 +240,7 @@ async fn after(what: &str, at: &str, dir: &Path, before: usize) {
     for artefact in pool.list(call()).await.unwrap() {
         pool.delete(call(), artefact.id).await.unwrap();
     }
-    for kind in ["volumes", "images"] {
+    for kind in ["volumes", "images", "parts/volumes", "parts/images"] {
         let left: Vec<_> = std::fs::read_dir(pool.dir().join(kind)).unwrap().collect();
         assert!(left.is_empty(), "{context}: {left:?}");
     }

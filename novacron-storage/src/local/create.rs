@@ -1,7 +1,7 @@
 //! Making a volume or an image.
 //!
 //! ```text
-//! <uuid>.<cluster>.<call>.part ──rename──► <uuid>/ (half made) ──layer, synced──► volume.json (made)
+//! parts/… ──rename──► <uuid>/ (half made) ──layer, synced──► volume.json (made)
 //! ```
 //! A failure removes the directory again. A crash leaves it half made: the same call begins anew, `delete` removes it.
 
@@ -111,16 +111,17 @@ impl Pool {
             held,
             deadline: call.deadline,
         };
-        self.restart(&making, cluster).await?;
+        self.restart(&making, id, cluster).await?;
         match self.make(&making, request, fingerprint).await {
             Ok(()) => self.info(OP, id).await,
             Err(error) => Err(self.undo(making, request, error).await),
         }
     }
 
-    /// Clears a directory that an interrupted call may have begun.
-    async fn restart(&self, making: &Making, cluster: ClusterId) -> Result<()> {
+    /// Clears what an interrupted call may have begun.
+    async fn restart(&self, making: &Making, id: ArtefactId, cluster: ClusterId) -> Result<()> {
         let (dir, held) = (making.dir.clone(), Arc::clone(&making.held));
+        let layout = self.layout.clone();
         blocking(OP, move || {
             let _held = held;
             if let Some(other) = cluster_of(&dir).filter(|c| *c != cluster) {
@@ -130,6 +131,9 @@ impl Pool {
                     "another cluster is making it",
                 )
                 .with("cluster", other));
+            }
+            for part in layout.parts(OP, id)? {
+                remove_tree(OP, &part)?;
             }
             sweep(
                 OP,

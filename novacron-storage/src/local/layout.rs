@@ -1,5 +1,6 @@
 //! Where things are, and what is there.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -13,6 +14,8 @@ use novacron_core::{Error, ErrorKind, IdSource as _, Result, SeededIds};
 
 use crate::failure::of_io;
 
+/// The pool's own id.
+const IDENTITY: &str = "pool";
 /// The record of what is in an artefact's directory.
 pub(super) const RECORD: &str = "volume.json";
 /// Whose an artefact is.
@@ -31,21 +34,12 @@ pub(super) struct Layout {
     names: Arc<SeededIds>,
 }
 
-/// A directory of an artefact.
-#[derive(Debug)]
-struct Entry {
-    id: ArtefactId,
-    /// Whose it is, by the name of a directory that is being made or removed.
-    part_of: Option<ClusterId>,
-    path: PathBuf,
-}
-
 impl Layout {
     /// Makes what is missing.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         const OP: &str = "storage.open";
         let fail = |what: &'static str| move |e| of_io(OP, what, dir, e);
-        for kind in ["volumes", "images"] {
+        for kind in ["volumes", "images", "parts/volumes", "parts/images"] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o711)
@@ -55,20 +49,61 @@ impl Layout {
         let root = dir
             .canonicalize()
             .map_err(fail("cannot find the pool's folder"))?;
-        sync_dir(OP, &root)?;
         let names = Arc::new(SeededIds::from_os());
-        Ok(Self { root, names })
+        let layout = Self { root, names };
+        layout.identify(OP)?;
+        sync_dir(OP, &layout.root)?;
+        Ok(layout)
+    }
+
+    /// The pool's own id, as its folder says it; made if it says none.
+    fn identify(&self, op: &'static str) -> Result<()> {
+        let file = self.root.join(IDENTITY);
+        if file.exists() {
+            return self.identity(op).map(drop);
+        }
+        let id = uuid::Uuid::from_u128(self.names.bits());
+        let part = self.root.join("parts").join(format!("{id}.pool"));
+        let fail = |what: &'static str| of_io_at(op, what, &file);
+        new_file(op, &part)?
+            .write_all(format!("{id}\n").as_bytes())
+            .map_err(fail("cannot write the pool's id"))?;
+        sync_file(op, &part)?;
+        // Of several that open a new pool at once, one gives it its id.
+        match fs::hard_link(&part, &file) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(fail("cannot name the pool's id")(e)),
+        }
+        fs::remove_file(&part).map_err(fail("cannot remove the pool's id"))?;
+        self.identity(op).map(drop)
+    }
+
+    /// The pool's own id.
+    pub(super) fn identity(&self, op: &'static str) -> Result<uuid::Uuid> {
+        let file = self.root.join(IDENTITY);
+        let text = fs::read_to_string(&file).map_err(of_io_at(
+            op,
+            "cannot read the pool's id: is its file system mounted?",
+            &file,
+        ))?;
+        text.trim().parse().map_err(|_| {
+            Error::new(ErrorKind::Corrupt, op, "the pool's id is none").with("path", file.display())
+        })
     }
 
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
+    /// The folder of the whole ones.
     fn kind(&self, id: ArtefactId) -> PathBuf {
-        self.root.join(match id {
-            ArtefactId::Volume(_) => "volumes",
-            ArtefactId::Image(_) => "images",
-        })
+        self.root.join(kind_of(id))
+    }
+
+    /// The folder of those that are being made or removed.
+    fn parts_of_kind(&self, id: ArtefactId) -> PathBuf {
+        self.root.join("parts").join(kind_of(id))
     }
 
     /// An artefact's directory.
@@ -80,80 +115,97 @@ impl Layout {
     /// moment, of other hosts too, never write into one directory.
     fn part(&self, id: ArtefactId, cluster: ClusterId) -> PathBuf {
         let call = self.names.bits();
-        self.kind(id)
-            .join(format!("{}.{cluster}.{call:032x}.part", uuid_of(id)))
+        self.parts_of_kind(id)
+            .join(format!("{}.{cluster}.{call:032x}", uuid_of(id)))
     }
 
     /// Every directory of an artefact that is being made or removed.
     pub(super) fn parts(&self, op: &'static str, id: ArtefactId) -> Result<Vec<PathBuf>> {
-        let entries = self.entries(op, &self.kind(id), id)?;
-        Ok(entries
-            .into_iter()
-            .filter(|e| e.id == id && e.part_of.is_some())
-            .map(|e| e.path)
-            .collect())
+        let parts = entries(op, &self.parts_of_kind(id), |name| part_name(name, id))?;
+        let of_it = parts.into_iter().filter(|((of, _), _)| *of == id);
+        Ok(of_it.map(|(_, path)| path).collect())
     }
 
     /// Every whole directory of a volume.
     pub(super) fn volumes(&self, op: &'static str) -> Result<Vec<(ArtefactId, PathBuf)>> {
-        let like = ArtefactId::Volume(VolumeId::from_uuid(uuid::Uuid::nil()));
-        let entries = self.entries(op, &self.kind(like), like)?;
-        Ok(entries
-            .into_iter()
-            .filter(|e| e.part_of.is_none())
-            .map(|e| (e.id, e.path))
-            .collect())
-    }
-
-    fn entries(&self, op: &'static str, dir: &Path, like: ArtefactId) -> Result<Vec<Entry>> {
-        let fail = |e| of_io(op, "cannot list the pool", dir, e);
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(dir).map_err(fail)? {
-            let entry = entry.map_err(fail)?;
-            if let Some((id, part_of)) = parse_name(&entry.file_name(), like) {
-                let path = entry.path();
-                entries.push(Entry { id, part_of, path });
-            }
-        }
-        Ok(entries)
+        entries(op, &self.kind(VOLUME), |name| whole_name(name, VOLUME))
     }
 
     /// Everything in the pool, also what is half made.
     pub(super) fn list(&self) -> Result<Vec<Artefact>> {
         const OP: &str = "storage.list";
-        let nil = uuid::Uuid::nil();
-        let mut found: Vec<Artefact> = Vec::new();
-        for like in [
-            ArtefactId::Volume(VolumeId::from_uuid(nil)),
-            ArtefactId::Image(ImageId::from_uuid(nil)),
-        ] {
-            for entry in self.entries(OP, &self.kind(like), like)? {
-                let stored = match stored(&entry.path) {
+        let mut found: BTreeMap<(ArtefactId, ClusterId), u64> = BTreeMap::new();
+        for like in [VOLUME, IMAGE] {
+            let parts = || entries(OP, &self.parts_of_kind(like), |name| part_name(name, like));
+            // Before and after the whole ones, so that what changes over meanwhile is not missed.
+            let mut dirs: BTreeMap<PathBuf, _> = BTreeMap::new();
+            for ((id, of), path) in parts()? {
+                dirs.insert(path, (id, Some(of)));
+            }
+            for (id, path) in entries(OP, &self.kind(like), |name| whole_name(name, like))? {
+                dirs.insert(path, (id, None));
+            }
+            for ((id, of), path) in parts()? {
+                dirs.insert(path, (id, Some(of)));
+            }
+            for (path, (id, part_of)) in dirs {
+                let stored = match stored(&path) {
                     Ok(stored) => stored,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                    Err(e) => return Err(of_io(OP, "cannot look into", &entry.path, e)),
+                    Err(e) => return Err(of_io(OP, "cannot look into", &path, e)),
                 };
-                let cluster = entry.part_of.or_else(|| cluster_of(&entry.path));
+                let cluster = part_of.or_else(|| cluster_of(&path));
                 let cluster = cluster.unwrap_or_else(|| {
-                    tracing::warn!(artefact = %entry.id, "nothing says whose this artefact is");
-                    ClusterId::from_uuid(nil)
+                    tracing::warn!(artefact = %id, "nothing says whose this artefact is");
+                    ClusterId::from_uuid(uuid::Uuid::nil())
                 });
-                match found
-                    .iter_mut()
-                    .find(|a| a.id == entry.id && a.cluster == cluster)
-                {
-                    Some(same) => same.stored.0 += stored,
-                    None => found.push(Artefact {
-                        cluster,
-                        id: entry.id,
-                        stored: model::Bytes(stored),
-                    }),
-                }
+                *found.entry((id, cluster)).or_default() += stored;
             }
         }
-        found.sort_by_key(|a| a.id);
-        Ok(found)
+        let artefact = |((id, cluster), stored)| Artefact {
+            cluster,
+            id,
+            stored: model::Bytes(stored),
+        };
+        Ok(found.into_iter().map(artefact).collect())
     }
+}
+
+/// Any volume: for what depends on the kind alone.
+const VOLUME: ArtefactId = ArtefactId::Volume(VolumeId::from_uuid(uuid::Uuid::nil()));
+/// Any image.
+const IMAGE: ArtefactId = ArtefactId::Image(ImageId::from_uuid(uuid::Uuid::nil()));
+
+fn of_io_at<'a>(
+    op: &'static str,
+    what: &'static str,
+    path: &'a Path,
+) -> impl Fn(io::Error) -> Error + 'a {
+    move |e| of_io(op, what, path, e)
+}
+
+fn kind_of(id: ArtefactId) -> &'static str {
+    match id {
+        ArtefactId::Volume(_) => "volumes",
+        ArtefactId::Image(_) => "images",
+    }
+}
+
+/// What is in a folder, as far as its names say that it is ours.
+fn entries<T>(
+    op: &'static str,
+    dir: &Path,
+    parse: impl Fn(&OsStr) -> Option<T>,
+) -> Result<Vec<(T, PathBuf)>> {
+    let fail = |e| of_io(op, "cannot list the pool", dir, e);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if let Some(parsed) = parse(&entry.file_name()) {
+            found.push((parsed, entry.path()));
+        }
+    }
+    Ok(found)
 }
 
 fn uuid_of(id: ArtefactId) -> String {
@@ -163,23 +215,22 @@ fn uuid_of(id: ArtefactId) -> String {
     }
 }
 
-/// `<uuid>` or `<uuid>.<cluster>.<call>.part`; anything else is not ours.
-fn parse_name(name: &OsStr, like: ArtefactId) -> Option<(ArtefactId, Option<ClusterId>)> {
+/// `<uuid>`; anything else is not ours.
+fn whole_name(name: &OsStr, like: ArtefactId) -> Option<ArtefactId> {
     let name = name.to_str()?;
-    let (uuid, cluster) = match name.strip_suffix(".part") {
-        Some(rest) => {
-            let (uuid, rest) = rest.split_once('.')?;
-            let (cluster, call) = rest.split_once('.')?;
-            u128::from_str_radix(call, 16).ok()?;
-            (uuid, Some(cluster.parse::<ClusterId>().ok()?))
-        }
-        None => (name, None),
-    };
     let id = match like {
-        ArtefactId::Volume(_) => ArtefactId::Volume(uuid.parse().ok()?),
-        ArtefactId::Image(_) => ArtefactId::Image(uuid.parse().ok()?),
+        ArtefactId::Volume(_) => ArtefactId::Volume(name.parse().ok()?),
+        ArtefactId::Image(_) => ArtefactId::Image(name.parse().ok()?),
     };
-    (uuid_of(id) == uuid).then_some((id, cluster))
+    (uuid_of(id) == name).then_some(id)
+}
+
+/// `<uuid>.<cluster>.<call>`; anything else is not ours.
+fn part_name(name: &OsStr, like: ArtefactId) -> Option<(ArtefactId, ClusterId)> {
+    let (uuid, rest) = name.to_str()?.split_once('.')?;
+    let (cluster, call) = rest.split_once('.')?;
+    u128::from_str_radix(call, 16).ok()?;
+    Some((whole_name(OsStr::new(uuid), like)?, cluster.parse().ok()?))
 }
 
 /// Whose the artefact in `dir` is.
@@ -262,7 +313,7 @@ pub(super) fn begin(
         });
         match filled {
             Ok(()) => {}
-            // Another call removes the artefact.
+            // Another call has made the artefact, or removes it, and took this for a leftover.
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
             Err(e) => {
                 let _ = remove_tree(op, &part);
@@ -326,21 +377,26 @@ mod tests {
 
     #[test]
     fn only_our_own_names_are_taken() {
-        let like = ArtefactId::Volume(VolumeId::from_uuid(uuid::Uuid::nil()));
         let uuid = "018b0000-0000-7000-8000-000000000001";
-        let parse = |name: &str| parse_name(OsStr::new(name), like);
-        assert!(matches!(parse(uuid), Some((ArtefactId::Volume(_), None))));
-        let part = format!("{uuid}.{uuid}.00000000000000000000000000000007.part");
-        assert!(matches!(parse(&part), Some((_, Some(_)))));
+        assert!(whole_name(OsStr::new(uuid), VOLUME).is_some());
+        let part = format!("{uuid}.{uuid}.00000000000000000000000000000007");
+        assert!(part_name(OsStr::new(&part), VOLUME).is_some());
         for foreign in [
             "lost+found",
             "018B0000-0000-7000-8000-000000000001",
             "018b0000000070008000000000000001",
             "018b0000-0000-7000-8000-000000000001.part",
-            "018b0000-0000-7000-8000-000000000001.018b0000-0000-7000-8000-000000000001.part",
+            "018b0000-0000-7000-8000-000000000001.018b0000-0000-7000-8000-000000000001",
             "..",
         ] {
-            assert!(parse(foreign).is_none(), "{foreign}");
+            assert!(
+                whole_name(OsStr::new(foreign), VOLUME).is_none(),
+                "{foreign}"
+            );
+            assert!(
+                part_name(OsStr::new(foreign), VOLUME).is_none(),
+                "{foreign}"
+            );
         }
     }
 }

@@ -8,7 +8,9 @@
 //!                        base.qcow2     the first layer (or base.raw)
 //!                        <snapshot>.qcow2      the layer above a snapshot
 //!                        <snapshot>-<n>.qcow2  the layer above a snapshot that was restored
-//!   <uuid>.<cluster>.<call>.part/       being made or being removed; `list` shows it, `delete` removes it
+//! <dir>/pool             its own id: a folder that was copied as a whole is the same pool
+//! <dir>/parts/volumes/, <dir>/parts/images/    being made or being removed; `list` shows it, `delete` removes it
+//!   <uuid>.<cluster>.<call>/
 //! ```
 //! A change makes new files beside the old ones, syncs them, then replaces `volume.json` by an atomic rename; files
 //! that it does not name are swept by the next change. A directory without `volume.json` is half made. A linked clone
@@ -162,13 +164,16 @@ impl Pool {
     async fn probe(&self, call: Call) -> Result<PoolInfo> {
         const OP: &str = "storage.probe";
         self.qemu.answers(OP, call.deadline).await?;
-        let root = self.layout.root().to_owned();
+        let layout = self.layout.clone();
         blocking(OP, move || {
-            let stat = rustix::fs::statvfs(&root)
-                .map_err(|e| of_io(OP, "cannot ask the file system", &root, e.into()))?;
+            let root = layout.root();
+            let identity = layout.identity(OP)?;
+            let stat = rustix::fs::statvfs(root)
+                .map_err(|e| of_io(OP, "cannot ask the file system", root, e.into()))?;
             Ok(PoolInfo {
                 capacity: model::Bytes(stat.f_blocks.saturating_mul(stat.f_frsize)),
                 free: model::Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)),
+                identity: Some(identity),
             })
         })
         .await

@@ -166,6 +166,8 @@ impl Fixture {
         let mut open = vec![
             self.pool.dir().join("volumes"),
             self.pool.dir().join("images"),
+            self.pool.dir().join("parts/volumes"),
+            self.pool.dir().join("parts/images"),
         ];
         while let Some(dir) = open.pop() {
             for entry in std::fs::read_dir(dir).unwrap() {

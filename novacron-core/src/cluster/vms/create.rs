@@ -273,6 +273,8 @@ fn draft(
         },
         restart: spec.restart,
         node: spec.node.clone(),
+        priority: spec.priority,
+        anti_affinity: spec.anti_affinity.as_ref().map(Name::new).transpose()?,
     };
     Ok((id, draft.name(&vm.meta, "vm", id)?.put(&id, &vm)?))
 }

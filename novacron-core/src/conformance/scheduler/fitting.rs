@@ -86,6 +86,25 @@ pub fn reachable_is_honoured(fixture: &dyn SchedulerFixture) {
     assert_eq!(decide(&mut *placer, &limited(&[])), None);
 }
 
+/// A request goes to no node that it is to be kept apart from, even if it wishes for it or asks for no other.
+pub fn avoid_is_honoured(fixture: &dyn SchedulerFixture) {
+    let hosts: Vec<_> = (0..3).map(|n| host(n, 8, 1_000)).collect();
+    let mut placer = fixture.scheduler().open(hosts, VIEW);
+    let apart = |nodes: &[usize]| PlacementRequest {
+        avoid: nodes.iter().map(|n| node(*n)).collect(),
+        prefer: Some(node(0)),
+        ..request(1, 100)
+    };
+    assert_eq!(decide(&mut *placer, &apart(&[0, 2])), Some(node(1)));
+    assert_eq!(decide(&mut *placer, &apart(&[0, 1, 2])), None);
+    let only = PlacementRequest {
+        only: Some(node(0)),
+        ..apart(&[0])
+    };
+    assert_eq!(decide(&mut *placer, &only), None);
+    assert_eq!(decide(&mut *placer, &apart(&[1])), Some(node(0)));
+}
+
 /// A wish is fulfilled if everything fits there, and passed over if not.
 pub fn prefer_is_honoured_where_it_fits(fixture: &dyn SchedulerFixture) {
     let scheduler = fixture.scheduler();

@@ -38,6 +38,7 @@ macro_rules! scheduler_conformance {
             burst_fills_the_cluster
             only_is_honoured
             reachable_is_honoured
+            avoid_is_honoured
             prefer_is_honoured_where_it_fits
             closed_host_takes_nothing
             vcpus_of_one_guest_are_limited

@@ -68,10 +68,12 @@ pub(super) fn request(vcpus: u32, memory: u64) -> PlacementRequest {
         memory: MiB(memory),
         only: None,
         reachable: None,
+        avoid: BTreeSet::new(),
         prefer: None,
         uefi: false,
         bridge: false,
         user_network: false,
+        recovery: false,
         seed: 1,
     }
 }
@@ -96,12 +98,18 @@ pub(super) fn cluster(rng: &mut StdRng) -> Vec<Host> {
 pub(super) fn any_request(rng: &mut StdRng) -> PlacementRequest {
     let mut some = |p: f64| rng.random_bool(p);
     let (only, prefer, limited) = (some(0.1), some(0.3), some(0.3));
+    let apart = some(0.3);
     let (uefi, bridge, user_network) = (some(0.3), some(0.3), some(0.3));
     let mut any = || node(rng.random_range(0..13));
     PlacementRequest {
         only: only.then(&mut any),
         prefer: prefer.then(&mut any),
         reachable: limited.then(|| (0..6).map(|_| any()).collect::<BTreeSet<_>>()),
+        avoid: if apart {
+            (0..3).map(|_| any()).collect()
+        } else {
+            BTreeSet::new()
+        },
         uefi,
         bridge,
         user_network,
@@ -135,6 +143,7 @@ impl Account {
         host.open
             && request.only.as_ref().is_none_or(|only| only == node)
             && request.reachable.as_ref().is_none_or(|r| r.contains(node))
+            && !request.avoid.contains(node)
             && (can.uefi || !request.uefi)
             && (can.bridge || !request.bridge)
             && (can.user_network || !request.user_network)

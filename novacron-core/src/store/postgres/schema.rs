@@ -40,6 +40,7 @@ const KINDS: &[(&str, &str)] = &[
     ("pool-status", "pool_status"),
     ("port", "ports"),
     ("port-status", "port_status"),
+    ("reason", "reasons"),
     ("run", "runs"),
     ("snapshot", "snapshots"),
     ("snapshot-status", "snapshot_status"),

@@ -59,6 +59,7 @@ CREATE TABLE {schema}.names           PARTITION OF {schema}.records FOR VALUES I
 CREATE TABLE {schema}.operations      PARTITION OF {schema}.records FOR VALUES IN ('operation');
 CREATE TABLE {schema}.events          PARTITION OF {schema}.records FOR VALUES IN ('event');
 CREATE TABLE {schema}.audits          PARTITION OF {schema}.records FOR VALUES IN ('audit');
+CREATE TABLE {schema}.reasons         PARTITION OF {schema}.records FOR VALUES IN ('reason');
 CREATE TABLE {schema}.graves          PARTITION OF {schema}.records FOR VALUES IN ('grave');
 CREATE TABLE {schema}.idempotency     PARTITION OF {schema}.records FOR VALUES IN ('idempotency');
 CREATE TABLE {schema}.others          PARTITION OF {schema}.records DEFAULT;
