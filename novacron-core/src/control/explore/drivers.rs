@@ -160,7 +160,11 @@ impl Hypervisor for Host {
     }
     async fn stop(&self, _: Call, id: DomainId, mode: StopMode) -> Result<StopReport> {
         let kill = mode == StopMode::Kill;
-        let report = if kill { StopReport::Ended } else { StopReport::Asked };
+        let report = if kill {
+            StopReport::Ended
+        } else {
+            StopReport::Asked
+        };
         expect!(self.1.ask(Request::Stop(self.0.clone(), id, kill)), Answer::Done => report)
     }
     async fn reset(&self, _: Call, _: DomainId) -> Result<()> {

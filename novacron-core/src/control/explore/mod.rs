@@ -21,12 +21,14 @@
 //! `NOVACRON_EXPLORE=n` explores up to n states of each scenario instead of [`QUICK`]; a scenario may have fewer.
 
 mod drivers;
+mod fate;
 mod scenario;
 mod search;
 mod site;
 mod state;
 mod steps;
 mod vessel;
+mod words;
 
 use scenario::{Ask, NOTHING, Scenario, SlotOf, node};
 use search::explore;

@@ -124,6 +124,7 @@ impl Scenario {
         let owned = |member| Ownership {
             member,
             since: NOW,
+            fencing: None,
             fenced: None,
         };
         for id in &self.nodes {
@@ -139,13 +140,21 @@ impl Scenario {
             let record = Node {
                 id: id.clone(),
                 schedulable: true,
+                evacuation: None,
+                generation: 1,
             };
             put(records::put(id, &record));
             put(records::put(id, &status));
             put(records::put(id, &NodeOwner(owned(owner(id)))));
             site.hosts.insert(id.clone(), machine);
         }
-        let named = |name| Meta::new(Name::new(name).expect("a name"), Name::new("p").expect("a name"), NOW);
+        let named = |name| {
+            Meta::new(
+                Name::new(name).expect("a name"),
+                Name::new("p").expect("a name"),
+                NOW,
+            )
+        };
         let mut disks = Vec::new();
         if self.volume {
             let record = Pool {
@@ -199,6 +208,8 @@ impl Scenario {
             },
             restart: RestartPolicy::OnFailure,
             node: None,
+            anti_affinity: None,
+            priority: 0,
         };
         put(records::put(&VM, &vm));
         let mut records = BTreeMap::new();

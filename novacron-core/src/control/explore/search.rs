@@ -91,15 +91,18 @@ fn broken(state: &State) -> Option<String> {
         }
         let present = state.present().cache();
         let claim = present.claims.get(&id.vm);
-        let holds =
-            claim.is_some_and(|c| c.is_held() && c.epoch == id.epoch && c.place.node() == Some(node));
+        let holds = claim
+            .is_some_and(|c| c.is_held() && c.epoch == id.epoch && c.place.node() == Some(node));
         if !holds {
             return Some(format!("epoch {} runs on {node} without a claim", id.epoch));
         }
         for volume in &state.site.hosts[node].domains[id].disks {
             let writer = present.volume_claims.get(volume);
             if writer.is_none_or(|w| w.epoch != id.epoch || w.orphaned) {
-                return Some(format!("epoch {} writes a volume that is not its", id.epoch));
+                return Some(format!(
+                    "epoch {} writes a volume that is not its",
+                    id.epoch
+                ));
             }
         }
     }

@@ -11,9 +11,7 @@ use uuid::Uuid;
 use super::drivers::{Answer, Request};
 use crate::driver::{Domain, DomainId, DomainOwner, DomainState};
 use crate::error::ErrorKind;
-use crate::model::{
-    Epoch, Exit, HostId, HostInfo, MiB, NodeCapabilities, NodeId, VmId, VolumeId,
-};
+use crate::model::{Epoch, Exit, HostId, HostInfo, MiB, NodeCapabilities, NodeId, VmId, VolumeId};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Site {

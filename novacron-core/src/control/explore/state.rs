@@ -11,7 +11,6 @@ use std::sync::{Arc, RwLock};
 use super::drivers::{Answer, Request};
 use super::site::Site;
 use crate::control::cache::Cache;
-use crate::control::executor::Completion;
 use crate::control::part::Part;
 use crate::control::plan::{Command, ObjectKey, Outcome};
 use crate::control::runtime::Owned;
@@ -74,7 +73,10 @@ impl View {
             .iter()
             .filter(|(key, now)| self.records.get(*key) != Some(now))
             .map(|(key, (_, value))| (key, Some(value.clone())));
-        let gone = self.records.keys().filter(|k| !next.records.contains_key(*k));
+        let gone = self
+            .records
+            .keys()
+            .filter(|k| !next.records.contains_key(*k));
         let change = |(key, value): (&Key, _)| Change {
             key: key.clone(),
             value,
@@ -238,7 +240,11 @@ impl State {
 
     /// Every precondition that is on its way.
     fn preconditions(&self) -> impl Iterator<Item = &Precondition> {
-        let tasks = self.slots.iter().flatten().flat_map(|s| s.process.tasks.values());
+        let tasks = self
+            .slots
+            .iter()
+            .flatten()
+            .flat_map(|s| s.process.tasks.values());
         let sent = tasks.filter_map(|task| match task {
             Task::Commit(sent) => Some(sent),
             _ => None,
@@ -254,7 +260,10 @@ impl State {
             _ => None,
         });
         let used: BTreeSet<_> = seen.map(|(version, _)| *version).chain(required).collect();
-        (1..).map(Revision).find(|v| !used.contains(v)).expect("one of all")
+        (1..)
+            .map(Revision)
+            .find(|v| !used.contains(v))
+            .expect("one of all")
     }
 
     /// A token of the leader's lease that nobody takes for another.
@@ -265,7 +274,9 @@ impl State {
             _ => None,
         });
         let used: BTreeSet<_> = believed.chain(required).collect();
-        (1..).find(|token| !used.contains(token)).expect("one of all")
+        (1..)
+            .find(|token| !used.contains(token))
+            .expect("one of all")
     }
 
     /// Forgets what nothing can depend on any more; the state's fingerprint.
@@ -293,7 +304,10 @@ impl State {
 
     pub(super) fn wants_on(&self) -> bool {
         let present = self.present().cache();
-        present.vms.values().any(|vm| vm.power.state == crate::model::Power::On)
+        present
+            .vms
+            .values()
+            .any(|vm| vm.power.state == crate::model::Power::On)
     }
 
     /// Where the domains run.
@@ -301,13 +315,5 @@ impl State {
         let hosts = self.site.hosts.iter();
         let running = hosts.flat_map(|(node, h)| h.running().map(|(id, _)| (node.clone(), *id)));
         running.collect()
-    }
-}
-
-/// What a command came to, for the trace.
-pub(super) fn told(completion: &Completion) -> String {
-    match &completion.result {
-        Ok(_) => "done".to_owned(),
-        Err(error) => error.to_string(),
     }
 }

@@ -11,21 +11,21 @@
 //! Any process may be slow in any of them. It always believes that it is alive and, once it led, that it leads until it
 //! learns better, which may be never: that includes every pause, every cut and every clock that is wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::drivers::{Answer, Request};
 use super::scenario::Scenario;
-use super::state::{NOW, Process, Sent, State, Task, View, told};
+use super::state::{NOW, Process, Sent, State, Task, View};
 use super::vessel::Vessel;
+use super::words::{short, told, told_ops};
 use crate::control::cache::PREFIXES;
 use crate::control::part::{Part, part_of};
 use crate::control::plan::{Command, Draft, ObjectKey};
 use crate::control::runtime::Ended;
 use crate::control::session::member_lease;
-use crate::driver::DomainState;
 use crate::error::ErrorKind;
-use crate::model::{Claim, Exit, Member, MemberId, MemberState, Role};
+use crate::model::{Claim, Member, MemberId, MemberState, Role};
 use crate::records::{self, NodeOwner, Stored};
 use crate::store::{Key, Op, Revision};
 
@@ -71,13 +71,13 @@ impl Stepper {
         }
     }
 
-    fn view(&mut self, records: std::collections::BTreeMap<Key, (Revision, bytes::Bytes)>) -> Arc<View> {
+    fn view(&mut self, records: BTreeMap<Key, (Revision, bytes::Bytes)>) -> Arc<View> {
         let print = super::state::fingerprint(&format!("{records:?}"));
         let fresh = || Arc::new(View::new(records));
         Arc::clone(self.views.entry(print).or_insert_with(fresh))
     }
 
-    fn process(&mut self, process: Process) -> Arc<Process> {
+    pub(super) fn process(&mut self, process: Process) -> Arc<Process> {
         let process = process.normal();
         let known = self.processes.entry(process.print);
         Arc::clone(known.or_insert_with(|| Arc::new(process)))
@@ -92,12 +92,16 @@ impl Stepper {
             // As a new owner of what the records give it.
             let process = self.vessel.joined(&slot.process, &state.views[0]);
             let process = process.normal();
-            slot.process = Arc::clone(self.processes.entry(process.print).or_insert(Arc::new(process)));
+            slot.process = Arc::clone(
+                self.processes
+                    .entry(process.print)
+                    .or_insert(Arc::new(process)),
+            );
         }
         state
     }
 
-    fn set(&mut self, state: &mut State, n: usize, process: Process) {
+    pub(super) fn set(&mut self, state: &mut State, n: usize, process: Process) {
         let process = self.process(process);
         if let Some(slot) = &mut state.slots[n] {
             slot.process = process;
@@ -137,7 +141,14 @@ impl Stepper {
         next
     }
 
-    fn looks(&mut self, state: &State, n: usize, key: &ObjectKey, view: &View, next: &mut Vec<Next>) {
+    fn looks(
+        &mut self,
+        state: &State,
+        n: usize,
+        key: &ObjectKey,
+        view: &View,
+        next: &mut Vec<Next>,
+    ) {
         let Some(slot) = &state.slots[n] else { return };
         let process = &slot.process;
         if let ObjectKey::Member(id) = key
@@ -149,7 +160,7 @@ impl Stepper {
         let (plan, mut looked) = self.vessel.look(process, view, key);
         let name = self.scenario.name(n);
         if let Some(draft) = plan.commit {
-            let what = format!("{name} looks at {key:?} and commits");
+            let what = format!("{name} looks at {key} and commits");
             let sent = self.sent(process.member, key, view, draft);
             if self.is_one_too_many(&sent) {
                 self.cut_short = true;
@@ -227,7 +238,14 @@ impl Stepper {
         })
     }
 
-    fn goes_on(&mut self, state: &State, n: usize, key: &ObjectKey, task: &Task, next: &mut Vec<Next>) {
+    fn goes_on(
+        &mut self,
+        state: &State,
+        n: usize,
+        key: &ObjectKey,
+        task: &Task,
+        next: &mut Vec<Next>,
+    ) {
         match task {
             Task::Settling(_) => {}
             Task::Commit(sent) => self.commit_comes_in(state, n, key, sent, next),
@@ -251,7 +269,14 @@ impl Stepper {
         }
     }
 
-    fn commit_comes_in(&mut self, state: &State, n: usize, key: &ObjectKey, sent: &Sent, next: &mut Vec<Next>) {
+    fn commit_comes_in(
+        &mut self,
+        state: &State,
+        n: usize,
+        key: &ObjectKey,
+        sent: &Sent,
+        next: &mut Vec<Next>,
+    ) {
         let Some(slot) = &state.slots[n] else { return };
         let mut process = (*slot.process).clone();
         process.tasks.remove(key);
@@ -261,9 +286,15 @@ impl Stepper {
         let (what, broken) = match &verdict {
             Ok(()) => {
                 let broken = self.apply(&mut after, sent);
-                (format!("{name}'s commit of {key:?} is applied: {}", told_ops(&sent.ops)), broken)
+                (
+                    format!(
+                        "{name}'s commit of {key} is applied: {}",
+                        told_ops(&sent.ops)
+                    ),
+                    broken,
+                )
             }
-            Err(_) => (format!("{name}'s commit of {key:?} is refused"), None),
+            Err(_) => (format!("{name}'s commit of {key} is refused"), None),
         };
         let applied = verdict.is_ok();
         let result = verdict.map(|()| Revision(1));
@@ -285,7 +316,7 @@ impl Stepper {
     }
 
     /// Applies it; the invariant that this breaks.
-    fn apply(&mut self, state: &mut State, sent: &Sent) -> Option<String> {
+    pub(super) fn apply(&mut self, state: &mut State, sent: &Sent) -> Option<String> {
         let holds = match &sent.part {
             None => true,
             Some(Part::Leader) => state.leader.is_some_and(|(member, _)| member == sent.by),
@@ -311,10 +342,23 @@ impl Stepper {
         }
         let view = self.view(records);
         state.views.push(view);
-        (!holds).then(|| format!("{} wrote as {:?}, which it is not any more", sent.by, sent.part))
+        (!holds).then(|| {
+            format!(
+                "{} wrote as {:?}, which it is not any more",
+                sent.by, sent.part
+            )
+        })
     }
 
-    fn answered(&mut self, state: &State, n: usize, key: &ObjectKey, request: &Request, fate: Fate, next: &mut Vec<Next>) {
+    fn answered(
+        &mut self,
+        state: &State,
+        n: usize,
+        key: &ObjectKey,
+        request: &Request,
+        fate: Fate,
+        next: &mut Vec<Next>,
+    ) {
         let Some(slot) = &state.slots[n] else { return };
         let mut after = state.clone();
         let answer = match fate {
@@ -329,12 +373,21 @@ impl Stepper {
                 Answer::Failed(ErrorKind::OutcomeUnknown)
             }
         };
-        let what = format!("{}'s call {request:?}: {}", self.scenario.name(n), match &answer {
-            Answer::Failed(kind) => format!("{kind:?}"),
-            _ => "done".to_owned(),
-        });
+        let what = format!(
+            "{}'s call {request:?}: {}",
+            self.scenario.name(n),
+            match &answer {
+                Answer::Failed(kind) => format!("{kind:?}"),
+                _ => "done".to_owned(),
+            }
+        );
         let mut process = (*slot.process).clone();
-        if let Some(Task::Command { command, answers, next }) = process.tasks.get_mut(key) {
+        if let Some(Task::Command {
+            command,
+            answers,
+            next,
+        }) = process.tasks.get_mut(key)
+        {
             answers.push(answer);
             *next = self.vessel.carry_on(n, key, command, answers).ok();
         }
@@ -345,16 +398,31 @@ impl Stepper {
         });
     }
 
-    fn learns(&mut self, state: &State, n: usize, key: &ObjectKey, command: &Command, answers: &[Answer], next: &mut Vec<Next>) {
+    fn learns(
+        &mut self,
+        state: &State,
+        n: usize,
+        key: &ObjectKey,
+        command: &Command,
+        answers: &[Answer],
+        next: &mut Vec<Next>,
+    ) {
         let Some(slot) = &state.slots[n] else { return };
         let Err(completion) = self.vessel.carry_on(n, key, command, answers) else {
             return;
         };
-        let what = format!("{}'s {} ends: {}", self.scenario.name(n), short(command), told(&completion));
+        let what = format!(
+            "{}'s {} ends: {}",
+            self.scenario.name(n),
+            short(command),
+            told(&completion)
+        );
         let mut process = (*slot.process).clone();
         process.tasks.remove(key);
         let view = Arc::clone(&state.views[slot.at]);
-        let process = self.vessel.takes(&process, &view, key, Ended::Command(Box::new(completion)));
+        let process = self
+            .vessel
+            .takes(&process, &view, key, Ended::Command(Box::new(completion)));
         let mut after = state.clone();
         self.set(&mut after, n, process);
         next.push(plain(what, after));
@@ -362,7 +430,10 @@ impl Stepper {
 
     fn sees(&mut self, state: &State, n: usize, next: &mut Vec<Next>) {
         let Some(slot) = &state.slots[n] else { return };
-        let (old, new) = (Arc::clone(&state.views[slot.at]), Arc::clone(&state.views[slot.at + 1]));
+        let (old, new) = (
+            Arc::clone(&state.views[slot.at]),
+            Arc::clone(&state.views[slot.at + 1]),
+        );
         let mut process = self.vessel.sees(&slot.process, &old, &new);
         process.tasks.retain(|_, task| match task {
             Task::Settling(behind) => {
@@ -376,160 +447,14 @@ impl Stepper {
             slot.at += 1;
         }
         self.set(&mut after, n, process);
-        next.push(plain(format!("{} sees one more commit", self.scenario.name(n)), after));
-    }
-
-    fn leases(&mut self, state: &State, n: usize, next: &mut Vec<Next>) {
-        let Some(slot) = &state.slots[n] else { return };
-        let (member, name) = (slot.process.member, self.scenario.name(n));
-        if !state.alive.contains(&member) {
-            let mut after = state.clone();
-            after.alive.insert(member);
-            next.push(plain(format!("{name} has its lease again"), after));
-        } else if state.budget.leases > 0 {
-            let mut after = state.clone();
-            after.budget.leases -= 1;
-            after.alive.remove(&member);
-            next.push(fault(format!("{name}'s lease runs out: it is cut off, or slow"), after));
-        }
-        if let Some(token) = slot.process.leads
-            && state.leader != Some((member, token))
-        {
-            let mut after = state.clone();
-            let mut process = (*slot.process).clone();
-            process.leads = None;
-            self.set(&mut after, n, process);
-            next.push(plain(format!("{name} learns that it does not lead any more"), after));
-        }
-        match state.leader {
-            None if self.scenario.leads(n) => {
-                let mut after = state.clone();
-                let token = state.fresh_token();
-                after.leader = Some((member, token));
-                let mut process = (*slot.process).clone();
-                process.leads = Some(token);
-                self.set(&mut after, n, process);
-                next.push(plain(format!("{name} is granted the leader's lease"), after));
-            }
-            Some((leader, _)) if leader == member && state.budget.leaders > 0 => {
-                let mut after = state.clone();
-                after.budget.leaders -= 1;
-                after.leader = None;
-                next.push(fault(format!("{name}'s lease as the leader runs out"), after));
-            }
-            _ => {}
-        }
-    }
-
-    fn dies(&mut self, state: &State, n: usize, next: &mut Vec<Next>) {
-        let Some(slot) = &state.slots[n] else { return };
-        if state.budget.crashes == 0 {
-            return;
-        }
-        let mut after = state.clone();
-        after.budget.crashes -= 1;
-        for task in slot.process.tasks.values() {
-            match task {
-                Task::Commit(sent) => after.orphans.push(sent.clone()),
-                Task::Command {
-                    next: Some(request), ..
-                } => after.site.lose(request, false),
-                _ => {}
-            }
-        }
-        after.slots[n] = None;
-        next.push(fault(format!("{} dies", self.scenario.name(n)), after));
-    }
-
-    /// A new process in place of one that died.
-    fn joins(&mut self, state: &State, n: usize, next: &mut Vec<Next>) {
-        let mut after = state.clone();
-        after.members += 1;
-        let member = MemberId(after.members);
-        let sent = Sent {
-            by: member,
-            part: None,
-            requires: Vec::new(),
-            ops: vec![put_member(member, self.scenario.role(n))],
-        };
-        self.apply(&mut after, &sent);
-        after.alive.insert(member);
-        let view = Arc::clone(after.present());
-        let process = self.vessel.joined(&Process::new(n, member), &view);
-        let process = self.process(process);
-        let at = after.views.len() - 1;
-        after.slots[n] = Some(super::state::Slot { process, at });
-        next.push(plain(format!("{} is started again, as {member}", self.scenario.name(n)), after));
-    }
-
-    /// What happens outside of the processes.
-    fn befalls(&mut self, state: &State, next: &mut Vec<Next>) {
-        let living = |member| state.slots.iter().flatten().any(|s| s.process.member == member);
-        for member in &state.alive {
-            if !living(*member) {
-                let mut after = state.clone();
-                after.alive.remove(member);
-                next.push(plain(format!("the lease of {member}, which is dead, runs out"), after));
-            }
-        }
-        if let Some((leader, _)) = state.leader.filter(|(leader, _)| !living(*leader)) {
-            let mut after = state.clone();
-            after.leader = None;
-            next.push(plain(format!("the leader's lease of {leader}, which is dead, runs out"), after));
-        }
-        for late in &state.site.late {
-            let mut after = state.clone();
-            after.site.carry_out_late(late);
-            next.push(plain(format!("late: {:?}", late.request), after));
-        }
-        for (i, sent) in state.orphans.iter().enumerate() {
-            if state.admits(sent).is_ok() {
-                let mut after = state.clone();
-                after.orphans.remove(i);
-                let broken = self.apply(&mut after, sent);
-                next.push(Next {
-                    broken,
-                    ..plain(format!("late: a dead process's commit: {}", told_ops(&sent.ops)), after)
-                });
-            }
-        }
-        if state.budget.reboots > 0 {
-            for node in state.site.hosts.keys() {
-                let mut after = state.clone();
-                after.budget.reboots -= 1;
-                after.site.reboot(node);
-                next.push(fault(format!("host {node} boots"), after));
-            }
-        }
-        if state.budget.exits > 0 {
-            for (node, id) in state.running() {
-                let mut after = state.clone();
-                after.budget.exits -= 1;
-                let host = after.site.hosts.get_mut(&node);
-                if let Some(domain) = host.and_then(|h| h.domains.get_mut(&id)) {
-                    domain.state = DomainState::Ended(Exit::Panicked);
-                }
-                next.push(fault(format!("the guest {} on {node} ends", id.epoch), after));
-            }
-        }
-        if let Some(request) = self.scenario.requests.get(usize::from(state.budget.requests)) {
-            let mut after = state.clone();
-            after.budget.requests += 1;
-            let request = *request;
-            let ops = self.scenario.asked(request, &state.present().cache());
-            let sent = Sent {
-                by: MemberId(0),
-                part: None,
-                requires: Vec::new(),
-                ops,
-            };
-            self.apply(&mut after, &sent);
-            next.push(fault(format!("a user: {request:?}"), after));
-        }
+        next.push(plain(
+            format!("{} sees one more commit", self.scenario.name(n)),
+            after,
+        ));
     }
 }
 
-fn plain(what: String, state: State) -> Next {
+pub(super) fn plain(what: String, state: State) -> Next {
     Next {
         what,
         turn: Some(state.slots.len()),
@@ -538,7 +463,7 @@ fn plain(what: String, state: State) -> Next {
     }
 }
 
-fn fault(what: String, state: State) -> Next {
+pub(super) fn fault(what: String, state: State) -> Next {
     Next {
         turn: None,
         ..plain(what, state)
@@ -569,6 +494,7 @@ pub(super) fn put_member(id: MemberId, role: Role) -> Op {
         id,
         name: String::new(),
         version: String::new(),
+        level: records::LEVEL,
         role,
         joined_at: NOW,
         state: MemberState::Alive,
@@ -580,7 +506,7 @@ fn is_fenced(op: &Op) -> bool {
     match op {
         Op::Put(key, value) if NodeOwner::parse(key).is_some() => {
             let owner: NodeOwner = records::decode(key, value).expect("an owner");
-            owner.fenced.is_some()
+            owner.fencing.is_some()
         }
         _ => false,
     }
@@ -607,28 +533,4 @@ fn timeless(op: Op) -> Op {
         }
         gone @ Op::Delete(_) => gone,
     }
-}
-
-fn short(command: &Command) -> String {
-    let text = format!("{command:?}");
-    text.split([' ', '{', '(']).next().unwrap_or_default().to_owned()
-}
-
-/// The records that a commit writes, with what a reader of a trace wants of them.
-fn told_ops(ops: &[Op]) -> String {
-    let told = ops.iter().map(|op| match op {
-        Op::Delete(key) => format!("no {}", key.kind()),
-        Op::Put(key, value) => {
-            let json: serde_json::Value = serde_json::from_slice(value).expect("JSON");
-            let body = &json["body"];
-            let mut text = key.as_str().split('/').next().unwrap_or_default().to_owned();
-            for field in ["epoch", "place", "phase", "state", "member", "released", "proof", "fenced", "power"] {
-                if !body[field].is_null() {
-                    text += &format!(" {field}={}", body[field]);
-                }
-            }
-            text
-        }
-    });
-    told.collect::<Vec<_>>().join("; ")
 }

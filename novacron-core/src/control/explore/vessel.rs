@@ -12,6 +12,7 @@ use super::site::Site;
 use super::state::{NOW, Process, View};
 use crate::control::cache::Cache;
 use crate::control::executor::{Completion, Drivers};
+use crate::control::index::Limits;
 use crate::control::plan::{Command, ObjectKey, Plan};
 use crate::control::retention::Retention;
 use crate::control::runtime::{Ended, Parts, Runtime};
@@ -49,7 +50,10 @@ impl Vessel {
         let ids: Arc<dyn IdSource> = Arc::new(SeededIds::from_seed(1));
         let drivers = scenario.slots.iter().map(|slot| {
             let host = |node: &NodeId| -> (NodeId, Arc<dyn Hypervisor>) {
-                (node.clone(), Arc::new(Host(node.clone(), Arc::clone(&script))))
+                (
+                    node.clone(),
+                    Arc::new(Host(node.clone(), Arc::clone(&script))),
+                )
             };
             let fence = |node: &NodeId| -> (NodeId, Arc<dyn Fence>) {
                 (node.clone(), Arc::new(Power(Arc::clone(&script))))
@@ -106,6 +110,7 @@ impl Vessel {
             retention: Retention::default(),
             // It is over at once: what waits for it may also wait.
             grace: Duration::ZERO,
+            limits: Limits::default(),
             member: process.member,
             standing,
             nudge: Arc::new(Notify::new()),
@@ -133,7 +138,10 @@ impl Vessel {
             owned: std::mem::take(&mut runtime.owned),
             world: std::mem::take(&mut runtime.world),
             outcomes: std::mem::take(&mut runtime.outcomes),
-            failures: failures.filter(|(n, _)| *n > 0).map(|(n, k)| (k, n)).collect(),
+            failures: failures
+                .filter(|(n, _)| *n > 0)
+                .map(|(n, k)| (k, n))
+                .collect(),
             ..before.clone()
         }
     }
@@ -160,7 +168,9 @@ impl Vessel {
         let cache = Arc::clone(&view.cache);
         self.turn(process, cache, Some(key), |runtime| {
             runtime.placing.all_changed(&view.cache());
-            let plan = runtime.reconcile(key).expect("an object that can be looked at");
+            let plan = runtime
+                .reconcile(key)
+                .expect("an object that can be looked at");
             if let Some(command) = &plan.command {
                 runtime.begin(key, command);
             }
@@ -209,7 +219,8 @@ impl Vessel {
         answers: &[Answer],
     ) -> Result<Request, Completion> {
         let _timer = self.timer.enter();
-        self.script.carry_on(&self.drivers[slot], key, command, answers)
+        self.script
+            .carry_on(&self.drivers[slot], key, command, answers)
     }
 
     /// Whether another look at the node would tell its owner anything.
