@@ -313,6 +313,7 @@ impl Joining<'_> {
         let ownership = Ownership {
             member: me,
             since: self.clock.now(),
+            fencing: None,
             fenced: None,
         };
         let was = unchanged::<T>(id, stored.map(|record| record.version));

@@ -52,7 +52,11 @@ pub(crate) fn reconcile(
             }) => refuse(reason),
             Some(Outcome::Failed { .. }) => write(ActionStatus::Unknown { at: now }),
             Some(
-                Outcome::Bound(_) | Outcome::Fenced(_) | Outcome::Detached(_) | Outcome::Undone(_),
+                Outcome::Bound(_)
+                | Outcome::Fenced(..)
+                | Outcome::Lapsed(_)
+                | Outcome::Detached(_)
+                | Outcome::Undone(_),
             )
             | None => {
                 let claim = cache.claims.get(&action.vm);

@@ -52,7 +52,7 @@ pub(crate) const PREFIXES: [&str; 25] = [
 
 pub(crate) type Table<K, V> = BTreeMap<K, Versioned<V>>;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Cache {
     pub(crate) revision: Revision,
     pub(crate) vms: Table<VmId, Vm>,

@@ -111,7 +111,7 @@ impl Runtime {
         }
     }
 
-    fn apply(&mut self, revision: Revision, changes: &[Change]) {
+    pub(super) fn apply(&mut self, revision: Revision, changes: &[Change]) {
         let mut wake = Vec::new();
         {
             let mut cache = self

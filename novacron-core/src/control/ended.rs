@@ -130,13 +130,14 @@ impl Runtime {
         match (&command, result) {
             (Command::Observe { node }, result) => self.take_observation(node, result, now),
             (Command::Inventory { pool }, result) => self.take_inventory(pool, result, now),
-            (Command::Fence(_), Ok(Report::Fenced(receipt))) => {
-                self.outcomes.insert(key.clone(), Outcome::Fenced(receipt));
+            (Command::Fence { of, .. }, Ok(Report::Fenced(receipt))) => {
+                let fenced = Outcome::Fenced(receipt, *of);
+                self.outcomes.insert(key.clone(), fenced);
             }
-            (Command::CheckMember { .. }, Ok(Report::Lease(None))) => {
-                self.outcomes.insert(key.clone(), Outcome::Gone);
+            (Command::CheckMember { of, .. }, Ok(Report::Lease(None))) => {
+                self.outcomes.insert(key.clone(), Outcome::Lapsed(*of));
             }
-            (Command::CheckMember { member }, Ok(Report::Lease(Some(remaining)))) => {
+            (Command::CheckMember { member, .. }, Ok(Report::Lease(Some(remaining)))) => {
                 self.world
                     .leases
                     .insert(*member, now.plus(remaining + SLACK));
@@ -223,7 +224,7 @@ impl Runtime {
         }
         // A host or a pool has its own rhythm, so that no failure there delays the next look at it.
         let own_rhythm = matches!(key, ObjectKey::Node(_) | ObjectKey::Pool(_))
-            && !matches!(command, Command::Fence(_));
+            && !matches!(command, Command::Fence { .. });
         if failed && !own_rhythm {
             self.queue.release_later(&key, now);
         } else {

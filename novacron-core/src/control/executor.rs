@@ -329,7 +329,7 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             let (info, list) = tokio::try_join!(backend.probe(call), backend.list(call))?;
             Ok(Report::Inventory(info, list))
         }
-        Command::Fence(target) => {
+        Command::Fence { target, .. } => {
             let fence = drivers.fences.get(&target.node).ok_or_else(|| {
                 let message = "this process does not know how to fence the node";
                 Error::new(ErrorKind::Unavailable, "node.fence", message)
@@ -337,7 +337,7 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             tracing::warn!(node = %target.node, host = %target.host, "a host is being fenced");
             fence.fence(call, target).await.map(Report::Fenced)
         }
-        Command::CheckMember { member } => {
+        Command::CheckMember { member, .. } => {
             let Holder { name, ttl } = &drivers.holder;
             let lease = session::member_lease(*member);
             let asked = Instant::now();

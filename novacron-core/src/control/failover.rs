@@ -12,11 +12,13 @@
 //! | suspect | leader ([`super::member`]) | the member is lost |
 //! | checking | any process that drives the host ([`super::ownership`]) | that it is the owner now |
 //! | unreachable | leader (here, [`super::run`]) | the node's status; that its runs are unknown |
-//! | fencing, fenced | leader (here) | the receipt, in the ownership record |
+//! | fencing | leader (here) | the mark, in the ownership record, while the member is lost: who owns the node must take it anew |
+//! | fenced | leader (here) | the receipt, in the same record |
 //! | recovered | leader ([`super::run`], [`super::vm`]) | each run's [`StopProof::Fenced`]; the claims are released by it |
 //!
-//! The receipt is written conditional on the ownership record, and every proof conditional on that one: an owner that comes
-//! back first takes the record, and then it is his word that counts. A process that was shut down left its guests running
+//! The host is fenced only after the mark is written, the receipt is written conditional on that very record, and every proof
+//! conditional on the receipt's. So from before the fence on an owner that comes back can write nothing as such, and begin
+//! nothing, before it has taken the record; and then it is his word that counts, and a receipt under way is void. A process that was shut down left its guests running
 //! on purpose: its node is not fenced.
 //!
 //! [`StopProof::Fenced`]: crate::model::StopProof::Fenced
@@ -28,7 +30,7 @@ use super::node;
 use super::plan::{Command, Draft, Outcome, Plan};
 use crate::driver::FenceTarget;
 use crate::error::Result;
-use crate::model::{MemberState, NodeId, NodeState, ObjectRef, Ownership};
+use crate::model::{Member, MemberState, NodeId, NodeState, ObjectRef, Ownership};
 use crate::records::NodeOwner;
 use crate::time::Timestamp;
 
@@ -49,10 +51,8 @@ pub(crate) fn reconcile(
     else {
         return Ok(Plan::nothing());
     };
-    let lost = cache
-        .members
-        .get(&owner.member)
-        .is_none_or(|m| matches!(m.state, MemberState::Lost { .. }));
+    let member = cache.members.get(&owner.member);
+    let lost = member.is_none_or(|m| matches!(m.state, MemberState::Lost { .. }));
     let held = cache.runs_on(node).any(|(vm, run)| {
         let claim = cache.claims.get(&vm);
         run.proof.is_none() && claim.is_some_and(|c| c.is_held() && c.epoch == run.epoch)
@@ -63,22 +63,185 @@ pub(crate) fn reconcile(
     if status.state == NodeState::Available || owner.fenced.is_some() {
         return Ok(Plan::nothing());
     }
-    if let Some(Outcome::Fenced(receipt)) = outcome {
+    let unchanged = || Draft::new().unchanged::<NodeOwner>(node, Some(owner.version));
+    if owner.fencing.is_none() {
+        let fencing = NodeOwner(Ownership {
+            fencing: Some(now),
+            ..owner.0.clone()
+        });
+        let (object, message) = (ObjectRef::Node(node.clone()), "its host is being fenced");
+        return Ok(Plan::commit(
+            unchanged()
+                .unchanged::<Member>(&owner.member, member.map(|m| m.version))
+                .put(node, &fencing)?
+                .event(object, None, "fencing", message),
+        ));
+    }
+    if let Some(Outcome::Fenced(receipt, of)) = outcome
+        && *of == owner.version
+    {
         let message = format!("fenced by {}: {}", receipt.method, receipt.detail);
         let fenced = NodeOwner(Ownership {
             fenced: Some(receipt.clone()),
             ..owner.0.clone()
         });
-        return Ok(Plan::commit(
-            Draft::new()
-                .unchanged::<NodeOwner>(node, Some(owner.version))
-                .put(node, &fenced)?
-                .event(ObjectRef::Node(node.clone()), None, "fenced", message),
-        ));
+        return Ok(Plan::commit(unchanged().put(node, &fenced)?.event(
+            ObjectRef::Node(node.clone()),
+            None,
+            "fenced",
+            message,
+        )));
     }
-    Ok(Plan::command(Command::Fence(FenceTarget {
-        node: node.clone(),
-        host: host.host,
-        boot_id: host.boot_id.clone(),
-    })))
+    Ok(Plan::command(Command::Fence {
+        target: FenceTarget {
+            node: node.clone(),
+            host: host.host,
+            boot_id: host.boot_id.clone(),
+        },
+        of: owner.version,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::lifecycle::RunPhase;
+    use crate::model::{
+        Claim, Decision, Epoch, FenceReceipt, HostId, HostInfo, MemberId, NodeCapabilities,
+        NodeStatus, PlaceId, Role, Run, Unexplained, VmId,
+    };
+    use crate::records::{self, Stored};
+    use crate::store::{Change, Op, Precondition, Revision};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+    const OWNER: MemberId = MemberId(7);
+
+    fn node() -> NodeId {
+        NodeId::new("alpha").unwrap()
+    }
+
+    fn put<T: Stored>(cache: &mut Cache, id: &T::Id, value: &T, version: u64) {
+        let Op::Put(key, value) = records::put(id, value).unwrap() else {
+            panic!("a put");
+        };
+        let value = Some(value);
+        let taken = cache.apply(&Change { key, value }, Revision(version), &mut Vec::new());
+        taken.unwrap();
+    }
+
+    /// A node with a guest, whose owner (of version 1) is lost (version 2).
+    fn lost(fencing: Option<Timestamp>) -> Cache {
+        let mut cache = Cache::default();
+        let at = Timestamp::default();
+        let owner = Ownership {
+            member: OWNER,
+            since: at,
+            fencing,
+            fenced: None,
+        };
+        put(&mut cache, &node(), &NodeOwner(owner), 1);
+        let member = Member {
+            id: OWNER,
+            name: String::new(),
+            version: String::new(),
+            level: 1,
+            role: Role::Both,
+            joined_at: at,
+            state: MemberState::Lost { at },
+        };
+        put(&mut cache, &OWNER, &member, 2);
+        let status = NodeStatus {
+            state: NodeState::Unreachable,
+            message: String::new(),
+            host: Some(HostInfo {
+                host: HostId::from_uuid(Uuid::nil()),
+                boot_id: "boot".to_owned(),
+                capabilities: NodeCapabilities::default(),
+            }),
+            member: OWNER,
+            unknown_domains: Unexplained::default(),
+            since: at,
+        };
+        put(&mut cache, &node(), &status, 3);
+        let (vm, place) = (VmId::from_uuid(Uuid::nil()), PlaceId::Node(node()));
+        let claim = Claim {
+            epoch: Epoch(1),
+            place: place.clone(),
+            released: None,
+            power_serial: 1,
+            failures: 0,
+            not_before: None,
+            recovery: false,
+            moving_to: None,
+            home: None,
+            decision: Decision {
+                scheduler: String::new(),
+                view: Revision(1),
+                seed: 0,
+                winner: place,
+                rejections: BTreeMap::new(),
+            },
+        };
+        put(&mut cache, &vm, &claim, 4);
+        let run = Run {
+            vm,
+            node: node(),
+            epoch: Epoch(1),
+            phase: RunPhase::Unknown,
+            began: None,
+            message: String::new(),
+            exit: None,
+            proof: None,
+            since: at,
+            started_at: None,
+            generation: 1,
+        };
+        put(&mut cache, &(node(), vm), &run, 5);
+        cache
+    }
+
+    fn plan(cache: &Cache, outcome: Option<&Outcome>) -> Plan {
+        reconcile(&node(), cache, Duration::ZERO, true, outcome, NOW).unwrap()
+    }
+
+    fn fenced(of: u64) -> Outcome {
+        let receipt = FenceReceipt {
+            method: "power".to_owned(),
+            detail: "off".to_owned(),
+        };
+        Outcome::Fenced(receipt, Revision(of))
+    }
+
+    #[test]
+    fn a_host_is_fenced_only_once_its_owner_can_write_nothing_any_more() {
+        let draft = plan(&lost(None), None).commit.expect("the mark first");
+        for required in [
+            Precondition::At(NodeOwner::key(&node()), Revision(1)),
+            // One that is back meanwhile is not fenced.
+            Precondition::At(Member::key(&OWNER), Revision(2)),
+        ] {
+            assert!(draft.requires.contains(&required), "{required:?}");
+        }
+        let marked = lost(Some(NOW));
+        assert!(!super::super::part::is_kept(
+            &marked.node_owners[&node()],
+            &marked
+        ));
+        let plan = plan(&marked, None);
+        assert!(matches!(plan.command, Some(Command::Fence { of, .. }) if of == Revision(1)));
+    }
+
+    #[test]
+    fn a_receipt_is_of_the_ownership_under_which_the_fence_was_begun() {
+        let marked = lost(Some(NOW));
+        let taken_back = plan(&marked, Some(&fenced(9)));
+        assert!(matches!(taken_back.command, Some(Command::Fence { .. })));
+        let draft = plan(&marked, Some(&fenced(1))).commit.expect("the receipt");
+        let required = Precondition::At(NodeOwner::key(&node()), Revision(1));
+        assert!(draft.requires.contains(&required));
+    }
 }

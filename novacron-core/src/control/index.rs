@@ -53,7 +53,7 @@ struct Facts {
     group: Option<(Name, Name)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     pub(crate) limits: Limits,
     facts: BTreeMap<VmId, Facts>,

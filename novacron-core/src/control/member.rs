@@ -59,7 +59,7 @@ pub(crate) fn reconcile(
     let unchanged = || Draft::new().unchanged::<Member>(&id, Some(member.version));
     let at = match member.state {
         MemberState::Alive => {
-            if matches!(outcome, Some(Outcome::Gone)) {
+            if matches!(outcome, Some(Outcome::Lapsed(of)) if *of == member.version) {
                 tracing::warn!(member = %id, name = member.name, "a process of the cluster was lost");
                 let lost = Member {
                     state: MemberState::Lost { at: now },
@@ -70,7 +70,10 @@ pub(crate) fn reconcile(
             return Ok(match world.leases.get(&id) {
                 _ if now < from => Plan::wake_at(from),
                 Some(runs_out) if now < *runs_out => Plan::wake_at(*runs_out),
-                _ => Plan::command(Command::CheckMember { member: id }),
+                _ => Plan::command(Command::CheckMember {
+                    member: id,
+                    of: member.version,
+                }),
             });
         }
         MemberState::Left { at } | MemberState::Lost { at } => at,

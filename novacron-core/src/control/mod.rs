@@ -41,6 +41,8 @@ pub(crate) mod commit;
 mod ended;
 pub(crate) mod evacuate;
 pub(crate) mod executor;
+#[cfg(test)]
+mod explore;
 mod failover;
 pub(crate) mod index;
 pub(crate) mod member;

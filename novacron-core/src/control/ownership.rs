@@ -35,6 +35,7 @@ where
     let ownership = Ownership {
         member: me,
         since: now,
+        fencing: None,
         fenced: None,
     };
     Ok(Plan::commit(

@@ -90,11 +90,11 @@ pub(crate) fn owner(part: &Part, cache: &Cache) -> Option<MemberId> {
     is_kept(owner, cache).then_some(owner.member)
 }
 
-/// Whether the owner is alive. One that was taken for lost, and whose host was fenced, must take it anew: what it is given
-/// from then on is not covered by that receipt.
+/// Whether the owner is alive. One that was taken for lost, and whose host is being fenced or was, must take it anew: what
+/// it begins from then on is not covered by that receipt.
 pub(super) fn is_kept(owner: &Ownership, cache: &Cache) -> bool {
     let member = cache.members.get(&owner.member);
-    owner.fenced.is_none() && member.is_some_and(|m| m.is_alive())
+    owner.fencing.is_none() && owner.fenced.is_none() && member.is_some_and(|m| m.is_alive())
 }
 
 /// What a commit of the part's keeper requires, if that is `me`.

@@ -196,8 +196,10 @@ pub(crate) const BUDGET: Duration = Duration::from_secs(300);
 pub(crate) enum Outcome {
     /// It did, with this size if it has one.
     Done(Option<Bytes>),
-    /// It fenced a host.
-    Fenced(FenceReceipt),
+    /// It fenced a host, of which this was the ownership.
+    Fenced(FenceReceipt, Revision),
+    /// The lease of a process had run out, of which this was the record.
+    Lapsed(Revision),
     /// It bound a port.
     Bound(PortBinding),
     /// It removed the object.
@@ -318,10 +320,16 @@ pub(crate) enum Command {
         pool: PoolId,
     },
     /// Make certain that a host whose owner was lost runs nothing.
-    Fence(FenceTarget),
+    Fence {
+        target: FenceTarget,
+        /// The ownership under which that was decided.
+        of: Revision,
+    },
     /// Ask whether a process's lease has run out.
     CheckMember {
         member: MemberId,
+        /// Its record when that was decided.
+        of: Revision,
     },
     /// Forget what was kept long enough.
     Forget(Cutoffs),
@@ -355,7 +363,7 @@ impl Command {
             | Self::DropSnapshot { .. }
             | Self::Delete { .. }
             | Self::Detach { .. }
-            | Self::Fence(_)
+            | Self::Fence { .. }
             | Self::Forget(_) => 120,
             Self::Create { .. } => 3600,
         })

@@ -63,7 +63,7 @@ impl Default for Retention {
 }
 
 /// What the runtime remembers between two rounds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rounds {
     last: Timestamp,
     /// Which revision there was when.

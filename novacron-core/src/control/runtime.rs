@@ -97,13 +97,13 @@ pub(crate) struct Runtime {
     event_tx: mpsc::Sender<DriverEvent>,
     listeners: JoinSet<()>,
     /// What this process looks after, as of the cache.
-    owned: Owned,
+    pub(super) owned: Owned,
     /// Whether it led, and was alive, when that was last looked at.
     stood: (bool, bool),
 }
 
-#[derive(Default)]
-struct Owned {
+#[derive(Clone, Debug, Default)]
+pub(super) struct Owned {
     nodes: BTreeSet<NodeId>,
     pools: BTreeSet<PoolId>,
 }
@@ -115,11 +115,11 @@ enum DriverEvent {
 }
 
 impl Runtime {
-    /// Fills the cache. Nothing is decided before that.
-    pub(crate) async fn open(parts: Parts) -> Result<Self> {
+    /// Knows nothing yet.
+    pub(super) fn new(parts: Parts) -> Self {
         let (event_tx, events) = mpsc::channel(EVENTS);
         let placing = Placing::new(Arc::clone(&parts.scheduler));
-        let mut runtime = Self {
+        Self {
             parts,
             queue: Queue::default(),
             world: World::default(),
@@ -134,7 +134,12 @@ impl Runtime {
             listeners: JoinSet::new(),
             owned: Owned::default(),
             stood: (false, false),
-        };
+        }
+    }
+
+    /// Fills the cache. Nothing is decided before that.
+    pub(crate) async fn open(parts: Parts) -> Result<Self> {
+        let mut runtime = Self::new(parts);
         runtime.refill().await?;
         runtime.queue.push(ObjectKey::Retention);
         for node in runtime.parts.drivers.nodes.keys() {
@@ -331,7 +336,8 @@ impl Runtime {
         }
     }
 
-    fn reconcile(&mut self, key: &ObjectKey) -> Result<Plan> {
+    /// What is to be done about the object, if this process has its part.
+    pub(super) fn reconcile(&mut self, key: &ObjectKey) -> Result<Plan> {
         let now = self.parts.clock.now();
         let cache = Arc::clone(&self.parts.cache);
         let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
@@ -495,26 +501,7 @@ impl Runtime {
             self.queue.set_busy(key.clone());
             self.commit(key, draft);
         } else if let Some(command) = plan.command {
-            if let ObjectKey::Run(node, vm) = &key
-                && let Some(run) = self.world.runs.get_mut(&(node.clone(), *vm))
-            {
-                run.stale = false;
-            }
-            if matches!(command, Command::Forget(_)) {
-                let (keep, now) = (&self.parts.retention, self.parts.clock.now());
-                let revision = *self.parts.progress.borrow();
-                self.world.rounds.begin(keep, revision, now);
-            }
-            if let Command::Observe { node } = &command {
-                let seen = self.world.nodes.entry(node.clone()).or_default();
-                seen.observations += 1;
-                seen.stale = false;
-                // Listening begins before the list is read, so that nothing falls between the two.
-                if std::mem::take(&mut seen.deaf) {
-                    self.listen(node.clone());
-                }
-            }
-            self.queue.set_busy(key.clone());
+            self.begin(&key, &command);
             let drivers = Arc::clone(&self.parts.drivers);
             self.tasks.spawn(async move {
                 Ended::Command(Box::new(execute(drivers, key, command).await))
@@ -527,6 +514,30 @@ impl Runtime {
                 self.outcomes.remove(&key);
             }
         }
+    }
+
+    /// Takes down that a command of the object is under way.
+    pub(super) fn begin(&mut self, key: &ObjectKey, command: &Command) {
+        if let ObjectKey::Run(node, vm) = key
+            && let Some(run) = self.world.runs.get_mut(&(node.clone(), *vm))
+        {
+            run.stale = false;
+        }
+        if matches!(command, Command::Forget(_)) {
+            let (keep, now) = (&self.parts.retention, self.parts.clock.now());
+            let revision = *self.parts.progress.borrow();
+            self.world.rounds.begin(keep, revision, now);
+        }
+        if let Command::Observe { node } = command {
+            let seen = self.world.nodes.entry(node.clone()).or_default();
+            seen.observations += 1;
+            seen.stale = false;
+            // Listening begins before the list is read, so that nothing falls between the two.
+            if std::mem::take(&mut seen.deaf) {
+                self.listen(node.clone());
+            }
+        }
+        self.queue.set_busy(key.clone());
     }
 
     fn commit(&mut self, key: ObjectKey, draft: Draft) {

@@ -23,7 +23,7 @@ use crate::store::{Lease, LeaseAnswer, Store};
 use crate::time::IdSource;
 
 /// The lease that the leader holds.
-const LEADER: &str = "leader";
+pub(crate) const LEADER: &str = "leader";
 /// In a store that no other process can open, this long is short enough: nobody waits for it.
 const EXCLUSIVE_TTL: Duration = Duration::from_secs(3600);
 /// How long after another's lease should have run out it is asked for: clocks tick apart.
@@ -77,6 +77,25 @@ struct Held {
 }
 
 impl Standing {
+    /// That of a process that counts itself as alive, and as the leader under this lease, for ever.
+    #[cfg(test)]
+    pub(crate) fn believed(leads: Option<Lease>) -> Self {
+        let held = |lease| Held {
+            lease,
+            until: Instant::now() + Duration::from_secs(3600),
+        };
+        let alive = Lease {
+            name: String::new(),
+            holder: String::new(),
+            token: 0,
+            ttl: Duration::ZERO,
+        };
+        Self {
+            alive: Some(held(alive)),
+            leads: leads.map(held),
+        }
+    }
+
     /// The leader's lease, while it leads.
     pub(crate) fn leads(&self) -> Option<&Lease> {
         let held = self.leads.as_ref()?;

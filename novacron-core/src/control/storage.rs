@@ -286,7 +286,8 @@ impl Look<'_> {
             }
             Outcome::Failed { .. }
             | Outcome::Gone
-            | Outcome::Fenced(_)
+            | Outcome::Fenced(..)
+            | Outcome::Lapsed(_)
             | Outcome::Bound(_)
             | Outcome::Detached(_)
             | Outcome::Undone(_) => None,

@@ -8,7 +8,7 @@ use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PoolInfo, PortArt
 use crate::model::{Epoch, HostInfo, MemberId, NodeId, PoolId, PortId, StopProof, VmId};
 use crate::time::Timestamp;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, SeenNode>,
     pub(crate) runs: BTreeMap<(NodeId, VmId), SeenRun>,
@@ -19,7 +19,7 @@ pub(crate) struct World {
 }
 
 /// A host, as last observed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SeenNode {
     /// The last probe, if it answered.
     pub(crate) host: Option<HostInfo>,
@@ -56,7 +56,7 @@ pub(crate) enum Leftover {
 
 /// When the removal of a leftover was last tried: one that does not go must not keep the others, or be tried all the
 /// time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tried<K>(BTreeMap<K, Timestamp>);
 
 impl<K> Default for Tried<K> {
@@ -96,7 +96,7 @@ impl SeenNode {
 }
 
 /// What this process remembers of a run between two looks.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SeenRun {
     /// The node's last observation that had begun when a command ended here: what it lists may be older than what the
     /// command saw.
@@ -116,7 +116,7 @@ pub(crate) struct SeenRun {
 }
 
 /// Why a start or an adaptation failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RunError {
     pub(crate) epoch: Epoch,
     /// Of the assignment that it was to make true.
@@ -127,7 +127,7 @@ pub(crate) struct RunError {
 }
 
 /// A pool, as last listed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SeenPool {
     /// Our artefacts that no record named when they were listed.
     pub(crate) strays: BTreeSet<ArtefactId>,

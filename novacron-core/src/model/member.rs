@@ -96,6 +96,9 @@ pub struct Ownership {
     pub member: MemberId,
     /// Since when.
     pub since: Timestamp,
+    /// Since when the leader has the node's host fenced: from then on its owner, if it comes back, must take it anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fencing: Option<Timestamp>,
     /// Of a node whose owner was lost: what proves that its host runs nothing of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<FenceReceipt>,

@@ -4,7 +4,7 @@ use super::{Key, MAX_BEAT_BYTES, Precondition, Revision};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What preconditions are evaluated against: the store as it is right before the commit.
-pub(super) trait Facts {
+pub(crate) trait Facts {
     /// Why a look-up can fail.
     type Error;
 
@@ -26,7 +26,7 @@ pub(super) fn beat(key: &Key, value: Option<&[u8]>) -> Result<()> {
 }
 
 /// Looks every precondition up; the inner result is [`ErrorKind::Conflict`] at the first one that does not hold.
-pub(super) fn evaluate<F: Facts>(
+pub(crate) fn evaluate<F: Facts>(
     preconditions: &[Precondition],
     facts: &F,
 ) -> Result<Result<()>, F::Error> {

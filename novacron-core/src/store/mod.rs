@@ -19,7 +19,7 @@
 //! **Leases are not Claims.** A lease has a time to live and serves leadership and liveness; a claim (a record like
 //! any other, see [`crate::model::Claim`]) never expires.
 
-mod check;
+pub(crate) mod check;
 mod crc;
 mod dump;
 #[cfg(feature = "etcd")]
