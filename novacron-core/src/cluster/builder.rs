@@ -16,9 +16,10 @@ use crate::control::retention::Retention;
 use crate::control::runtime::{Parts, Runtime};
 use crate::control::session::{Holder, Session};
 use crate::control::waiters::Waiters;
+use crate::control::watchdog::Feeder;
 use crate::driver::{
     AllowAll, Authorizer, Fence, FirstFit, Hypervisor, NetworkDriver, NoSecrets, Scheduler,
-    SecretSource, StorageBackend,
+    SecretSource, StorageBackend, Watchdog,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{Name, NodeId, PoolId, PoolScope, Role};
@@ -43,6 +44,7 @@ struct Named {
     networks: BTreeMap<NodeId, Arc<dyn NetworkDriver>>,
     pools: PoolsByName,
     fences: BTreeMap<NodeId, Arc<dyn Fence>>,
+    watchdogs: BTreeMap<NodeId, Arc<dyn Watchdog>>,
 }
 
 /// Builds a [`Cluster`]. Names are checked when it is built, all at once.
@@ -54,6 +56,7 @@ pub struct Builder {
     networks: Vec<(String, Arc<dyn NetworkDriver>)>,
     pools: Vec<NamedPool>,
     fences: Vec<(String, Arc<dyn Fence>)>,
+    watchdogs: Vec<(String, Arc<dyn Watchdog>)>,
     scheduler: Arc<dyn Scheduler>,
     authorizer: Arc<dyn Authorizer>,
     secrets: Arc<dyn SecretSource>,
@@ -77,6 +80,7 @@ impl Builder {
             networks: Vec::new(),
             pools: Vec::new(),
             fences: Vec::new(),
+            watchdogs: Vec::new(),
             scheduler: Arc::new(FirstFit::default()),
             authorizer: Arc::new(AllowAll),
             secrets: Arc::new(NoSecrets),
@@ -140,6 +144,18 @@ impl Builder {
     #[must_use]
     pub fn fence(mut self, node: impl Into<String>, fence: impl Fence) -> Self {
         self.fences.push((node.into(), Arc::new(fence)));
+        self
+    }
+
+    /// A node of this process whose host ends itself when this process is lost: then its VMs are started elsewhere, also
+    /// without a [`fence`](Self::fence). Without this call a host that is cut off keeps its guests (`on_owner_loss = keep`).
+    ///
+    /// This process runs on that host. It arms the watchdog before the first guest starts there, and feeds it while it is
+    /// alive for the others. It is reset, with its guests, when that ends without a [`Cluster::shutdown`]: when the process
+    /// is killed and none takes its place in time, too. The watchdog's time is three [`lease_ttl`](Self::lease_ttl) at least.
+    #[must_use]
+    pub fn self_fence(mut self, node: impl Into<String>, watchdog: impl Watchdog) -> Self {
+        self.watchdogs.push((node.into(), Arc::new(watchdog)));
         self
     }
 
@@ -247,6 +263,7 @@ impl Builder {
             networks,
             pools,
             fences,
+            watchdogs,
         } = self.names()?;
         crate::store::finished(&*store).await?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
@@ -262,10 +279,21 @@ impl Builder {
             ids: &*self.ids,
         };
         let member = this.join().await?;
-        let (session, standing) =
-            Session::open(Arc::clone(&store), member, holder.clone(), self.role).await;
-        let nudge = Arc::new(Notify::new());
         let cache = Arc::new(RwLock::new(Cache::default()));
+        let feeder = Arc::new(Feeder {
+            member,
+            cache: Arc::clone(&cache),
+            watchdogs: watchdogs.clone().into_iter().collect(),
+        });
+        let (session, standing) = Session::open(
+            Arc::clone(&store),
+            member,
+            holder.clone(),
+            self.role,
+            Arc::clone(&feeder),
+        )
+        .await;
+        let nudge = Arc::new(Notify::new());
         let drivers = Arc::new(Drivers {
             store: Arc::clone(&store),
             clock: Arc::clone(&self.clock),
@@ -274,6 +302,7 @@ impl Builder {
             nodes,
             networks,
             fences,
+            watchdogs,
             pools: pools
                 .into_iter()
                 .map(|(id, (_, backend))| (id, backend))
@@ -316,6 +345,7 @@ impl Builder {
             member,
             standing,
             session,
+            feeder,
             cache,
             progress,
             waiters,
@@ -360,32 +390,12 @@ impl Builder {
                 }
             }
         }
-        let mut networks = BTreeMap::new();
-        for (text, driver) in &self.networks {
-            match NodeId::new(text) {
-                Ok(id) if nodes.contains_key(&id) => {
-                    if networks.insert(id, Arc::clone(driver)).is_some() {
-                        let message = format!("node {text:?} was given two");
-                        problems.push(problem("network", message));
-                    }
-                }
-                _ => problems.push(problem(
-                    "network",
-                    format!("{text:?} is no node of this cluster"),
-                )),
-            }
-        }
-        let mut fences = BTreeMap::new();
-        for (text, fence) in &self.fences {
-            let message = match NodeId::new(text) {
-                Ok(id) => match fences.insert(id, Arc::clone(fence)) {
-                    None => continue,
-                    Some(_) => format!("node {text:?} was given two"),
-                },
-                Err(e) => e.message().to_owned(),
-            };
-            problems.push(problem("fence", message));
-        }
+        let here = |id: &NodeId| nodes.contains_key(id);
+        let networks = by_node("network", &self.networks, here, &mut problems);
+        let watchdogs = by_node("self_fence", &self.watchdogs, here, &mut problems);
+        let fences = by_node("fence", &self.fences, |_| true, &mut problems);
+        // The nodes of other processes are not known here.
+        let alone = self.store.as_ref().is_none_or(|store| store.exclusive());
         let mut pools = BTreeMap::new();
         for (text, scope, backend) in &self.pools {
             let scope = match scope {
@@ -394,7 +404,9 @@ impl Builder {
                     let mut set = BTreeSet::new();
                     for node in names {
                         match NodeId::new(node) {
-                            Ok(id) if nodes.contains_key(&id) => drop(set.insert(id)),
+                            Ok(id) if !alone || nodes.contains_key(&id) => {
+                                set.insert(id);
+                            }
                             _ => problems.push(problem(
                                 format!("storage {text}"),
                                 format!("{node:?} is no node of this cluster"),
@@ -423,8 +435,31 @@ impl Builder {
                 networks,
                 pools,
                 fences,
+                watchdogs,
             }),
             _ => Err(Error::invalid("cluster.build", problems)),
         }
     }
+}
+
+/// What was given to nodes by their names, one to each of those that may be named.
+fn by_node<T: ?Sized>(
+    field: &str,
+    given: &[(String, Arc<T>)],
+    may: impl Fn(&NodeId) -> bool,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<NodeId, Arc<T>> {
+    let mut found = BTreeMap::new();
+    for (text, driver) in given {
+        let message = match NodeId::new(text) {
+            Ok(id) if may(&id) => match found.insert(id, Arc::clone(driver)) {
+                None => continue,
+                Some(_) => format!("node {text:?} was given two"),
+            },
+            Ok(_) => format!("{text:?} is no node of this cluster"),
+            Err(e) => e.message().to_owned(),
+        };
+        problems.push(problem(field, message));
+    }
+    found
 }

@@ -35,6 +35,7 @@ mod watch;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch as signal;
 use tokio::task::JoinHandle;
@@ -65,7 +66,8 @@ use crate::control::executor::Drivers;
 use crate::control::plan::{Draft, ObjectKey};
 use crate::control::session::Standing;
 use crate::control::waiters::Waiters;
-use crate::driver::{Authorizer, Scheduler};
+use crate::control::watchdog::Feeder;
+use crate::driver::{Authorizer, Call, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ClusterId, Member, MemberId, MemberState};
 use crate::records::{Stored, from_record};
@@ -129,6 +131,7 @@ pub(crate) struct Inner {
     standing: signal::Receiver<Standing>,
     /// Keeps the leases.
     session: JoinHandle<()>,
+    feeder: Arc<Feeder>,
     pub(crate) cache: Arc<RwLock<Cache>>,
     pub(crate) progress: signal::Receiver<Revision>,
     pub(crate) waiters: Arc<Waiters>,
@@ -226,7 +229,8 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ErrorKind::DeadlineExceeded`] when the loop did not end in time (it is aborted then), or it could not be written
-    /// down that this process left: the others then find out when its lease has run out. Those of the store likewise.
+    /// down that this process left: the others then find out when its lease has run out, and a host that fences itself
+    /// does. Those of the store likewise, and of a watchdog that is not stopped.
     pub async fn shutdown(&self, deadline: Deadline) -> Result<()> {
         self.inner.stop.send_replace(true);
         let task = self
@@ -256,6 +260,9 @@ impl Cluster {
     }
 }
 
+/// How long the stop of a watchdog may take.
+const DISARM: Duration = Duration::from_secs(5);
+
 fn late(message: &'static str) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, "cluster.shutdown", message)
 }
@@ -283,7 +290,9 @@ impl Inner {
         let left = left.await;
         let standing = self.standing.borrow().clone();
         standing.leave(&*self.store).await;
-        left
+        left?;
+        // Only who has left is not taken for lost: until then the host ends itself.
+        self.feeder.disarm(Call::within(DISARM)).await
     }
 
     /// Reads from the cache once it has everything that was committed before the call.
@@ -310,7 +319,7 @@ impl Inner {
     /// Waits until the cache has `revision`.
     async fn reach(&self, revision: Revision) -> Result<()> {
         let mut progress = self.progress.clone();
-        let limit = Deadline::after(std::time::Duration::from_secs(30));
+        let limit = Deadline::after(Duration::from_secs(30));
         match tokio::time::timeout_at(limit.instant(), progress.wait_for(|at| *at >= revision))
             .await
         {

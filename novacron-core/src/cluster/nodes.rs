@@ -42,6 +42,8 @@ pub struct NodeView {
     pub status: Option<NodeStatus>,
     /// The living process that looks after it.
     pub owner: Option<MemberId>,
+    /// Why it does not get on: a fence that failed, a watchdog that cannot be armed.
+    pub reason: Option<String>,
 }
 
 fn view(node: &Versioned<Node>, cache: &Cache) -> NodeView {
@@ -50,6 +52,9 @@ fn view(node: &Versioned<Node>, cache: &Cache) -> NodeView {
         node: node.clone(),
         status: status.map(|s| s.value.clone()),
         owner: part::owner(&Part::Node(node.id.clone()), cache),
+        reason: cache
+            .why(&ObjectKey::Node(node.id.clone()))
+            .map(str::to_owned),
     }
 }
 

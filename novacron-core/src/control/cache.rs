@@ -334,7 +334,8 @@ impl Cache {
             "node-status" => {
                 let (id, old) = take!(node_status, NodeStatus);
                 let new = self.node_status.get(&id);
-                if old.map(|s| (s.state, s.member)) != new.map(|s| (s.state, s.member)) {
+                let open = |s: &NodeStatus| (s.state, s.member, s.watchdog_secs);
+                if old.as_ref().map(open) != new.map(|s| open(s)) {
                     self.wake_placed(&id, wake);
                 }
                 wake.push(ObjectKey::Node(id));

@@ -23,6 +23,8 @@ impl Runtime {
         let mut cache = Cache::default();
         cache.index = Index::new(self.parts.limits);
         let mut wake = Vec::new();
+        // Who was lost may have been back, and be lost again.
+        self.lost.clear();
         let mut at = None;
         for prefix in PREFIXES {
             let mut after = None;

@@ -134,6 +134,10 @@ impl Runtime {
                 let fenced = Outcome::Fenced(receipt, *of);
                 self.outcomes.insert(key.clone(), fenced);
             }
+            (Command::ArmWatchdog { node }, Ok(Report::Armed(timeout))) => {
+                let seen = self.world.nodes.entry(node.clone()).or_default();
+                seen.watchdog = Some(timeout);
+            }
             (Command::CheckMember { of, .. }, Ok(Report::Lease(None))) => {
                 self.outcomes.insert(key.clone(), Outcome::Lapsed(*of));
             }
@@ -224,7 +228,7 @@ impl Runtime {
         }
         // A host or a pool has its own rhythm, so that no failure there delays the next look at it.
         let own_rhythm = matches!(key, ObjectKey::Node(_) | ObjectKey::Pool(_))
-            && !matches!(command, Command::Fence { .. });
+            && !matches!(command, Command::Fence { .. } | Command::ArmWatchdog { .. });
         if failed && !own_rhythm {
             self.queue.release_later(&key, now);
         } else {

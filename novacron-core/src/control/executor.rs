@@ -14,10 +14,10 @@ use super::cache::Cache;
 use super::panics::caught;
 use super::plan::{Command, ObjectKey};
 use super::session::{self, Holder};
-use super::{retention, start};
+use super::{retention, start, watchdog};
 use crate::driver::{
     Artefact, AttachRequest, Call, Domain, DomainId, Fence, Hypervisor, HypervisorNetworks,
-    NetworkDriver, PoolInfo, PortArtefact, SecretSource, StorageBackend,
+    NetworkDriver, PoolInfo, PortArtefact, SecretSource, StorageBackend, Watchdog,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
@@ -40,6 +40,8 @@ pub(crate) struct Drivers {
     pub(crate) pools: BTreeMap<PoolId, Arc<dyn StorageBackend>>,
     /// How nodes are fenced, also those that this process does not drive.
     pub(crate) fences: BTreeMap<NodeId, Arc<dyn Fence>>,
+    /// The nodes whose hosts end themselves when this process is lost.
+    pub(crate) watchdogs: BTreeMap<NodeId, Arc<dyn Watchdog>>,
     pub(crate) cache: Arc<RwLock<Cache>>,
     /// As whom this process asks for leases.
     pub(crate) holder: Holder,
@@ -114,6 +116,7 @@ pub(crate) enum Report {
     Observed(HostInfo, Vec<Domain>, Option<Vec<PortArtefact>>),
     Bound(PortBinding),
     Fenced(FenceReceipt),
+    Armed(Duration),
     /// For how long another process still holds its lease; none if it has run out.
     Lease(Option<Duration>),
     Inventory(PoolInfo, Vec<Artefact>),
@@ -336,6 +339,14 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             })?;
             tracing::warn!(node = %target.node, host = %target.host, "a host is being fenced");
             fence.fence(call, target).await.map(Report::Fenced)
+        }
+        Command::ArmWatchdog { node } => {
+            let dog = drivers.watchdogs.get(node).ok_or_else(|| {
+                let message = "the node has no watchdog";
+                Error::new(ErrorKind::Unavailable, "node.watchdog", message)
+            })?;
+            let armed = watchdog::arm(&**dog, call, drivers.holder.ttl).await;
+            armed.map(Report::Armed)
         }
         Command::CheckMember { member, .. } => {
             let Holder { name, ttl } = &drivers.holder;

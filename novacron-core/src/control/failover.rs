@@ -19,7 +19,8 @@
 //! The host is fenced only after the mark is written, the receipt is written conditional on that very record, and every proof
 //! conditional on the receipt's. So from before the fence on an owner that comes back can write nothing as such, and begin
 //! nothing, before it has taken the record; and then it is his word that counts, and a receipt under way is void. A process that was shut down left its guests running
-//! on purpose: its node is not fenced.
+//! on purpose: its node is not fenced. A host that has armed its watchdog has ended itself a while after its owner was lost
+//! ([`super::watchdog`]): that is a receipt, too, and the only one where there is no other fence.
 //!
 //! [`StopProof::Fenced`]: crate::model::StopProof::Fenced
 
@@ -28,18 +29,27 @@ use std::time::Duration;
 use super::cache::Cache;
 use super::node;
 use super::plan::{Command, Draft, Outcome, Plan};
+use super::watchdog;
 use crate::driver::FenceTarget;
 use crate::error::Result;
-use crate::model::{Member, MemberState, NodeId, NodeState, ObjectRef, Ownership};
+use crate::model::{FenceReceipt, Member, MemberState, NodeId, NodeState, ObjectRef, Ownership};
 use crate::records::NodeOwner;
 use crate::time::Timestamp;
 
-/// `can_fence` says whether this process knows how.
+/// What a leader knows of a node's host beside the records.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means {
+    /// Whether this process knows how to fence it.
+    pub(crate) can_fence: bool,
+    /// For how long, by this process's timer, its owner has been known to be lost.
+    pub(crate) lost_for: Duration,
+}
+
 pub(crate) fn reconcile(
     node: &NodeId,
     cache: &Cache,
     grace: Duration,
-    can_fence: bool,
+    means: Means,
     outcome: Option<&Outcome>,
     now: Timestamp,
 ) -> Result<Plan> {
@@ -57,7 +67,12 @@ pub(crate) fn reconcile(
         let claim = cache.claims.get(&vm);
         run.proof.is_none() && claim.is_some_and(|c| c.is_held() && c.epoch == run.epoch)
     });
-    let Some(host) = status.host.as_ref().filter(|_| can_fence && lost && held) else {
+    let watchdog = status
+        .watchdog_secs
+        .filter(|_| status.member == owner.member)
+        .map(|secs| watchdog::reset_after(Duration::from_secs(secs)));
+    let can = means.can_fence || watchdog.is_some();
+    let Some(host) = status.host.as_ref().filter(|_| can && lost && held) else {
         return Ok(Plan::nothing());
     };
     if status.state == NodeState::Available || owner.fenced.is_some() {
@@ -77,12 +92,22 @@ pub(crate) fn reconcile(
                 .event(object, None, "fencing", message),
         ));
     }
-    if let Some(Outcome::Fenced(receipt, of)) = outcome
-        && *of == owner.version
-    {
+    let reset = watchdog.is_some_and(|after| means.lost_for >= after);
+    let by_itself = || FenceReceipt {
+        method: "watchdog".to_owned(),
+        detail: format!(
+            "its owner was known to be lost for {} s, and its watchdog was not fed",
+            means.lost_for.as_secs()
+        ),
+    };
+    let receipt = match outcome {
+        Some(Outcome::Fenced(receipt, of)) if *of == owner.version => Some(receipt.clone()),
+        _ => reset.then(by_itself),
+    };
+    if let Some(receipt) = receipt {
         let message = format!("fenced by {}: {}", receipt.method, receipt.detail);
         let fenced = NodeOwner(Ownership {
-            fenced: Some(receipt.clone()),
+            fenced: Some(receipt),
             ..owner.0.clone()
         });
         return Ok(Plan::commit(unchanged().put(node, &fenced)?.event(
@@ -91,6 +116,13 @@ pub(crate) fn reconcile(
             "fenced",
             message,
         )));
+    }
+    let wake = watchdog.map(|after| now.plus(after.saturating_sub(means.lost_for)));
+    if !means.can_fence {
+        return Ok(Plan {
+            wake,
+            ..Plan::nothing()
+        });
     }
     Ok(Plan::command(Command::Fence {
         target: FenceTarget {
@@ -111,8 +143,8 @@ mod tests {
     use super::*;
     use crate::lifecycle::RunPhase;
     use crate::model::{
-        Claim, Decision, Epoch, FenceReceipt, HostId, HostInfo, MemberId, NodeCapabilities,
-        NodeStatus, PlaceId, Role, Run, Unexplained, VmId,
+        Claim, Decision, Epoch, HostId, HostInfo, MemberId, NodeCapabilities, NodeStatus, PlaceId,
+        Role, Run, Unexplained, VmId,
     };
     use crate::records::{self, Stored};
     use crate::store::{Change, Op, Precondition, Revision};
@@ -163,6 +195,7 @@ mod tests {
                 capabilities: NodeCapabilities::default(),
             }),
             member: OWNER,
+            watchdog_secs: None,
             unknown_domains: Unexplained::default(),
             since: at,
         };
@@ -205,7 +238,11 @@ mod tests {
     }
 
     fn plan(cache: &Cache, outcome: Option<&Outcome>) -> Plan {
-        reconcile(&node(), cache, Duration::ZERO, true, outcome, NOW).unwrap()
+        let means = Means {
+            can_fence: true,
+            lost_for: Duration::ZERO,
+        };
+        reconcile(&node(), cache, Duration::ZERO, means, outcome, NOW).unwrap()
     }
 
     fn fenced(of: u64) -> Outcome {
@@ -233,6 +270,43 @@ mod tests {
         ));
         let plan = plan(&marked, None);
         assert!(matches!(plan.command, Some(Command::Fence { of, .. }) if of == Revision(1)));
+    }
+
+    #[test]
+    fn a_watchdog_proves_something_only_after_its_time_and_only_its_owners() {
+        let with = |member, fencing| {
+            let mut cache = lost(fencing);
+            let mut status = cache.node_status[&node()].value.clone();
+            (status.watchdog_secs, status.member) = (Some(30), member);
+            put(&mut cache, &node(), &status, 6);
+            cache
+        };
+        let look = |cache: &Cache, secs| {
+            let means = Means {
+                can_fence: false,
+                lost_for: Duration::from_secs(secs),
+            };
+            reconcile(&node(), cache, Duration::ZERO, means, None, NOW).unwrap()
+        };
+        let marked = with(OWNER, Some(NOW));
+        let early = look(&marked, 60);
+        assert!(early.commit.is_none() && early.command.is_none());
+        assert_eq!(early.wake, Some(NOW.plus(Duration::from_secs(1))));
+        let late = look(&marked, 61).commit.expect("the receipt");
+        let required = Precondition::At(NodeOwner::key(&node()), Revision(1));
+        assert!(late.requires.contains(&required));
+        // The mark comes first here, too; and another owner's watchdog says nothing about this one.
+        let put = |draft: Draft| {
+            draft
+                .events
+                .iter()
+                .map(|(_, _, reason, _)| *reason)
+                .collect::<Vec<_>>()
+        };
+        let first = look(&with(OWNER, None), 61).commit.expect("the mark");
+        assert_eq!(put(first), ["fencing"]);
+        let other = look(&with(MemberId(3), Some(NOW)), 600);
+        assert!(other.commit.is_none() && other.wake.is_none());
     }
 
     #[test]

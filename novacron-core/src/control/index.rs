@@ -211,7 +211,10 @@ impl Cache {
 
     /// What is decided differently when a node takes VMs, or is to be empty, or no longer.
     pub(super) fn wake_placed(&self, node: &NodeId, wake: &mut Vec<ObjectKey>) {
-        wake.extend(self.runs_on(node).map(|(vm, _)| ObjectKey::Vm(vm)));
+        for (vm, _) in self.runs_on(node) {
+            wake.push(ObjectKey::Vm(vm));
+            wake.push(ObjectKey::Run(node.clone(), vm));
+        }
         wake.extend(self.index.homes(node).map(ObjectKey::Vm));
         let moving = self.index.moves_to(node);
         wake.extend(moving.map(ObjectKey::Vm));

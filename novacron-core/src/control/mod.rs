@@ -68,4 +68,5 @@ pub(crate) mod storage;
 pub(crate) mod vm;
 pub(crate) mod waiters;
 mod wake;
+pub(crate) mod watchdog;
 pub(crate) mod world;

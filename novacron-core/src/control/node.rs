@@ -4,6 +4,9 @@
 //! claim of the same one, or the grave of its VM. Any other is reported in the node's status and never touched: it may
 //! be all that is left after the records were restored from an old copy.
 //!
+//! A host that is to end itself when its owner is lost has its watchdog armed first, and nothing is begun on it before that is
+//! recorded ([`super::watchdog`]).
+//!
 //! A host that was out of sight is swept before it is reported: its copies of what runs elsewhere by now go first. After that
 //! status and observations come first, and their rhythm does not depend on what fails; a stray that cannot be swept is left
 //! alone for a while, so that it keeps neither the others nor the look at the host.
@@ -111,6 +114,9 @@ pub(crate) fn reconcile(
     if now.since(seen.at) >= soon {
         return Ok(observe());
     }
+    if world.self_fencing.contains(node) && seen.host.is_some() && seen.watchdog.is_none() {
+        return Ok(Plan::command(Command::ArmWatchdog { node: node.clone() }));
+    }
     let (unknown, sweep) = strays(node, cluster, seen, cache, every, now);
     let sweep = sweep.filter(|_| seen.host.is_some());
     let is_known = cache
@@ -199,6 +205,9 @@ fn report(
         message: seen.error.clone().unwrap_or_default(),
         host: host.or(before.and_then(|b| b.host.as_ref())).cloned(),
         member,
+        watchdog_secs: seen
+            .watchdog
+            .map(|t| t.as_secs() + u64::from(t.subsec_nanos() > 0)),
         unknown_domains,
         since: before.filter(|b| b.state == state).map_or(now, |b| b.since),
     };

@@ -325,6 +325,10 @@ pub(crate) enum Command {
         /// The ownership under which that was decided.
         of: Revision,
     },
+    /// Arm the host's watchdog.
+    ArmWatchdog {
+        node: NodeId,
+    },
     /// Ask whether a process's lease has run out.
     CheckMember {
         member: MemberId,
@@ -348,6 +352,7 @@ impl Command {
             Self::Inspect { .. }
             | Self::Observe { .. }
             | Self::Inventory { .. }
+            | Self::ArmWatchdog { .. }
             | Self::CheckMember { .. } => 15,
             // A guest that does not let go of a device is asked again later; a kill must not wait for it.
             Self::Adapt { .. } => 15,

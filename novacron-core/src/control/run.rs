@@ -139,6 +139,14 @@ pub(crate) fn reconcile(
             return look.rebooted(began, host);
         }
     }
+    let begins = matches!(run.phase, RunPhase::Assigned | RunPhase::Starting);
+    let recorded = || cache.node_status.get(node).and_then(|s| s.watchdog_secs);
+    if begins
+        && world.self_fencing.contains(node)
+        && (seen_node.watchdog.is_none() || recorded().is_none())
+    {
+        return Ok(Plan::nothing());
+    }
     if !seen_node.listed || world.runs.get(&at).is_some_and(|s| s.unsettled.is_some()) {
         return Ok(Plan::nothing());
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::cache::Cache;
 use super::commit::{commit_settled, finish};
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ActionId, ClusterId, MemberId, NodeId, PoolId, VmId};
+use crate::model::{ActionId, ClusterId, MemberId, MemberState, NodeId, PoolId, VmId};
 use crate::records::{LEVEL, NodeOwner, PoolOwner};
 use crate::store::{Revision, Store, WatchStream};
 use crate::time::{Clock, IdSource, Timestamp};
@@ -100,6 +101,8 @@ pub(crate) struct Runtime {
     pub(super) owned: Owned,
     /// Whether it led, and was alive, when that was last looked at.
     stood: (bool, bool),
+    /// Since when other processes are known to be lost.
+    pub(super) lost: BTreeMap<MemberId, Instant>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -134,12 +137,15 @@ impl Runtime {
             listeners: JoinSet::new(),
             owned: Owned::default(),
             stood: (false, false),
+            lost: BTreeMap::new(),
         }
     }
 
     /// Fills the cache. Nothing is decided before that.
     pub(crate) async fn open(parts: Parts) -> Result<Self> {
         let mut runtime = Self::new(parts);
+        let self_fencing = runtime.parts.drivers.watchdogs.keys().cloned();
+        runtime.world.self_fencing = self_fencing.collect();
         runtime.refill().await?;
         runtime.queue.push(ObjectKey::Retention);
         for node in runtime.parts.drivers.nodes.keys() {
@@ -278,7 +284,13 @@ impl Runtime {
                 }
             }
             // Who leads may be leaving.
-            ObjectKey::Member(_) => {
+            ObjectKey::Member(id) => {
+                let state = cache.members.get(id).map(|m| m.state);
+                if matches!(state, Some(MemberState::Lost { .. })) {
+                    self.lost.entry(*id).or_insert_with(Instant::now);
+                } else {
+                    self.lost.remove(id);
+                }
                 self.parts.nudge.notify_one();
                 self.tell_soon();
             }
@@ -404,7 +416,7 @@ impl Runtime {
                 id,
                 cache,
                 self.parts.grace,
-                self.parts.drivers.fences.contains_key(id),
+                self.means(id, cache),
                 self.outcomes.get(key),
                 now,
             ),
@@ -470,6 +482,16 @@ impl Runtime {
         if !self.parts.store.exclusive() {
             let at = self.parts.clock.now().plus(reasons::DELAY);
             self.queue.push_at(ObjectKey::Reasons, at);
+        }
+    }
+
+    /// What can be done about a node's host.
+    fn means(&self, node: &NodeId, cache: &Cache) -> failover::Means {
+        let owner = cache.node_owners.get(node).map(|o| o.member);
+        let lost = owner.and_then(|owner| self.lost.get(&owner));
+        failover::Means {
+            can_fence: self.parts.drivers.fences.contains_key(node),
+            lost_for: lost.map_or(Duration::ZERO, Instant::elapsed),
         }
     }
 

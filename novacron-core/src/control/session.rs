@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::watchdog::Feeder;
 use crate::model::{MemberId, Role};
 use crate::store::{Lease, LeaseAnswer, Store};
 use crate::time::IdSource;
@@ -80,8 +81,11 @@ impl Standing {
     /// That of a process that counts itself as alive, and as the leader under this lease, for ever.
     #[cfg(test)]
     pub(crate) fn believed(leads: Option<Lease>) -> Self {
+        let now = Instant::now();
         let held = |lease| Held {
             lease,
+            since: now,
+            asked: now,
             until: Instant::now() + Duration::from_secs(3600),
         };
         let alive = Lease {
@@ -138,6 +142,7 @@ pub(crate) struct Session {
     member: MemberId,
     holder: Holder,
     role: Role,
+    feeder: Arc<Feeder>,
     tell: watch::Sender<Standing>,
 }
 
@@ -148,6 +153,7 @@ impl Session {
         member: MemberId,
         holder: Holder,
         role: Role,
+        feeder: Arc<Feeder>,
     ) -> (Self, watch::Receiver<Standing>) {
         let (tell, standing) = watch::channel(Standing::default());
         let session = Self {
@@ -155,6 +161,7 @@ impl Session {
             member,
             holder,
             role,
+            feeder,
             tell,
         };
         session.ask().await;
@@ -189,7 +196,11 @@ impl Session {
         } else {
             None
         };
+        let renewed = alive.as_ref().map(|held| held.until);
         self.tell.send_replace(Standing { alive, leads });
+        if let Some(until) = renewed {
+            self.feeder.feed(|| Instant::now() < until).await;
+        }
         again
     }
 

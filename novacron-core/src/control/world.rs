@@ -11,6 +11,8 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, SeenNode>,
+    /// The nodes whose hosts end themselves when this process is lost.
+    pub(crate) self_fencing: BTreeSet<NodeId>,
     pub(crate) runs: BTreeMap<(NodeId, VmId), SeenRun>,
     pub(crate) pools: BTreeMap<PoolId, SeenPool>,
     pub(crate) rounds: Rounds,
@@ -29,6 +31,8 @@ pub(crate) struct SeenNode {
     pub(crate) error: Option<String>,
     /// When the last observation ended.
     pub(crate) at: Timestamp,
+    /// For how long its watchdog waits to be fed, once this process has armed it.
+    pub(crate) watchdog: Option<Duration>,
     /// Observe again as soon as possible.
     pub(crate) stale: bool,
     /// Commands, events or records have been about its runs: what is remembered of them must be gone through.

@@ -24,6 +24,7 @@ mod scheduler;
 mod secrets;
 mod storage;
 mod strategy;
+mod watchdog;
 
 pub use authorizer::{AllowAll, Authorizer};
 pub use block_export::{BlockExport, ExportDisk, ExportRequest, ExportedDisk};
@@ -48,6 +49,7 @@ pub use storage::{
     Artefact, ArtefactId, AttachRequest, Attachment, AttachmentSource, CreateSource, CreateVolume,
     PoolInfo, StorageBackend, VolumeInfo, VolumeTransfer,
 };
+pub use watchdog::Watchdog;
 
 pub use strategy::{
     Link, MigrationDisk, MigrationInput, MigrationPlan, MigrationPolicy, MigrationSide,

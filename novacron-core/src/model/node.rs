@@ -55,6 +55,9 @@ pub struct NodeStatus {
     pub host: Option<HostInfo>,
     /// The owner that saw it.
     pub member: MemberId,
+    /// For how many seconds the host's armed watchdog waits to be fed: the host ends itself when this owner is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog_secs: Option<u64>,
     /// Domains that no record names. They are reported, never touched.
     #[serde(default, skip_serializing_if = "Unexplained::is_empty")]
     pub unknown_domains: Unexplained,

@@ -27,6 +27,7 @@ mod observe;
 mod pool;
 mod state;
 mod storage;
+mod watchdog;
 mod world;
 
 pub use faults::{FaultPlan, Latency};
@@ -36,6 +37,7 @@ pub use network::SimNetwork;
 pub use observe::{LogEntry, SimArtefacts, SimDomainRef, SimVolumeRef, Violation, ViolationKind};
 pub use pool::SimSource;
 pub use storage::SimStorage;
+pub use watchdog::SimWatchdog;
 pub use world::SimWorld;
 
 #[cfg(test)]

@@ -77,6 +77,8 @@ pub(super) struct SimHost {
     pub(super) ports: BTreeMap<PortId, SimPort>,
     pub(super) foreign: Vec<String>,
     pub(super) listeners: Vec<mpsc::Sender<HypervisorEvent>>,
+    /// When its watchdog resets it, if that is armed.
+    pub(super) goes_off: Option<Instant>,
 }
 
 /// A domain: what has to be known of its spec, and no more.

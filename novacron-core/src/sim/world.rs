@@ -49,6 +49,7 @@ impl SimWorld {
             ports: std::collections::BTreeMap::new(),
             foreign: Vec::new(),
             listeners: Vec::new(),
+            goes_off: None,
         };
         state.hosts.insert(id, host);
         id

@@ -24,6 +24,7 @@ mod processes;
 mod storage;
 mod strays;
 mod upgrade;
+mod watchdogs;
 
 use std::path::PathBuf;
 use std::sync::Arc;

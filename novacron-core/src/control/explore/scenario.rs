@@ -134,6 +134,7 @@ impl Scenario {
                 message: String::new(),
                 host: Some(machine.info(id)),
                 member: owner(id),
+                watchdog_secs: None,
                 unknown_domains: Unexplained::default(),
                 since: NOW,
             };

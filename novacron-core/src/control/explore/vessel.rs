@@ -67,6 +67,7 @@ impl Vessel {
                 nodes: slot.drives.iter().map(host).collect(),
                 networks: BTreeMap::new(),
                 pools: BTreeMap::from([(pool(), volumes)]),
+                watchdogs: BTreeMap::new(),
                 fences: scenario.nodes.iter().map(fence).collect(),
                 cache: Arc::default(),
                 holder: Holder {
