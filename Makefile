@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help demo ha deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
-CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd
+CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd,novacron-kvm/redfish
 # What is published, and with it packaged by `make verify`.
 UNPUBLISHED := --exclude novacron-examples --exclude novacron-benches
 
@@ -32,6 +32,8 @@ deps: ## install by apt what is missing (root or sudo only if something is)
 	  if ! command -v cc >/dev/null 2>&1; then install gcc libc6-dev; fi; \
 	  if [ ! -d /usr/share/OVMF ]; then install ovmf; fi; \
 	  for tool in $(MORE_TOOLS); do need "$${tool%:*}" "$${tool#*:}"; done; \
+	  for file in $(MORE_FILES); do \
+	    if ! compgen -G "$${file%:*}" >/dev/null; then install "$${file#*:}"; fi; done; \
 	  if ! apt-cache show busybox-static >/dev/null 2>&1; then update; fi; \
 	fi
 	@command -v cargo >/dev/null || { echo "deps: no cargo; install Rust 1.88 or newer: https://rustup.rs" >&2; exit 1; }
@@ -47,8 +49,17 @@ ha: deps ## failover of real guests over three hosts, as root or by sudo: make h
 	@as_root=; if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
 	for store in $(STORE); do $$as_root "$${CARGO_TARGET_DIR:-target}/release/ha" --store $$store --story $(STORY); done
 
-test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
-test: deps ## every test, by cargo-nextest where there is one, else by cargo test
+# The BMCs of the fences' tests. libvirt's module for Python is the system's, since it has to fit its libvirt.
+VENV := $(CURDIR)/target/venv
+$(VENV)/bin/vbmcd: | deps
+	rm -rf $(VENV)
+	/usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(VENV)/bin/pip install -q sushy-tools==2.2.0 virtualbmc==3.3.0
+
+test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients ipmitool openssl
+test: MORE_FILES := /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
+  /usr/lib/python3/dist-packages/libvirt.py:python3-libvirt /usr/lib/python3*/ensurepip:python3-venv
+test: deps $(VENV)/bin/vbmcd ## every test, by cargo-nextest where there is one, else by cargo test
 	@cargo test --locked --doc --workspace --features $(CORE_FEATURES)
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  echo "runner: cargo-nextest"; \
@@ -83,6 +94,7 @@ verify: ## format, lints, docs, tidiness, licences, links, packages; writes noth
 	cargo clippy --locked -p novacron-core --no-default-features --features postgres -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance,postgres --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p novacron-kvm --all-targets --features redfish -- -D warnings
 	cargo clippy --locked -p novacron-examples --all-targets --features etcd,postgres -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
 	cargo test --locked -p novacron-core --test tidy

@@ -3,13 +3,18 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use common::*;
 use novacron_core::ErrorKind;
-use novacron_core::driver::{DomainState, Fence, FenceTarget, Hypervisor};
+use novacron_core::conformance::fence::{FenceAbility, FenceFixture, HostCondition};
+use novacron_core::driver::{Call, DomainState, Fence, FenceTarget, Hypervisor};
 use novacron_core::model::HostId;
 use novacron_kvm::QemuHypervisor;
 use novacron_kvm::fence::ProcessFence;
@@ -141,21 +146,48 @@ async fn owner_and_guests_are_ended_together_also_one_that_is_being_started() {
     assert!(again.detail.contains("no process"), "{again:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn owners_that_are_stopped_or_died_by_themselves() {
-    let mut host = Host::up().await;
-    signal(host.owner.id(), Signal::STOP);
-    host.fence().fence(call(), &host.target).await.unwrap();
-    assert_eq!(host.guests(), [0; 0]);
-    assert!(host.ended());
+/// A process that ends with the test.
+struct Ended(Child);
 
-    let mut host = Host::up().await;
-    kill(host.owner.id());
-    host.owner.wait().unwrap();
-    assert!(host.guests().len() >= 2, "guests outlive their owner");
-    let receipt = host.fence().fence(call(), &host.target).await.unwrap();
-    assert!(receipt.detail.contains("no process"), "{receipt:?}");
-    assert_eq!(host.guests(), [0; 0]);
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A lock's file may name a process that has nothing to do with it: its pid was reused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn innocent_processes_are_not_killed_and_what_is_unclear_proves_nothing() {
+    let host = Host::up().await;
+    let vm = host.vms().remove(0);
+    let mut innocent = Ended(Command::new("sleep").arg("1000").spawn().unwrap());
+    host.fence().fence(call(), &host.target).await.unwrap();
+    let lock = vm.join("run.lock");
+    let holder = Command::new("flock")
+        .args(["--no-fork", "--exclusive", lock.to_str().unwrap()])
+        .args(["sh", "-c", "echo locked; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut holder = Ended(holder.unwrap());
+    let mut word = [0; 6];
+    holder
+        .0
+        .stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut word)
+        .unwrap();
+    std::fs::write(&lock, format!("1 {}", innocent.0.id())).unwrap();
+
+    let call_soon = Call::within(Duration::from_millis(300));
+    let unclear = host.fence().fence(call_soon, &host.target).await;
+    assert!(innocent.0.try_wait().unwrap().is_none());
+    let unclear = unclear.unwrap_err();
+    assert_eq!(unclear.kind(), ErrorKind::OutcomeUnknown, "{unclear}");
+    assert!(unclear.message().contains("run.lock"), "{unclear}");
+    drop(holder);
+    host.fence().fence(call(), &host.target).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -180,3 +212,77 @@ async fn wrong_hosts_are_refused_and_go_on() {
     assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
     assert!(!host.ended() && host.guests().len() >= 2);
 }
+
+/// The core's suite.
+#[derive(Default)]
+struct Fixture {
+    host: Mutex<Option<Host>>,
+}
+
+impl Fixture {
+    fn with<T>(&self, look: impl FnOnce(&mut Host) -> T) -> T {
+        look(self.host.lock().unwrap().as_mut().expect("it is up"))
+    }
+}
+
+#[async_trait]
+impl FenceFixture for Fixture {
+    fn lacks(&self) -> BTreeSet<FenceAbility> {
+        [FenceAbility::Broken, FenceAbility::Secrets].into()
+    }
+
+    fn patience(&self) -> Duration {
+        SOON
+    }
+
+    async fn host(&self, condition: HostCondition) -> FenceTarget {
+        let mut host = Host::up().await;
+        match condition {
+            HostCondition::Runs => {}
+            HostCondition::StandsStill => signal(host.owner.id(), Signal::STOP),
+            HostCondition::Died => {
+                kill(host.owner.id());
+                host.owner.wait().unwrap();
+                assert!(host.guests().len() >= 2, "guests outlive their owner");
+            }
+        }
+        let target = host.target.clone();
+        *self.host.lock().unwrap() = Some(host);
+        target
+    }
+
+    fn fence(&self) -> Arc<dyn Fence> {
+        Arc::new(self.with(|host| host.fence()))
+    }
+
+    async fn runs(&self) -> bool {
+        self.with(|host| !host.guests().is_empty() || !host.ended())
+    }
+
+    async fn provoke(&self) {
+        // The owner is the test's child: its pid is nobody else's before it was waited for.
+        self.with(|host| {
+            if !host.ended() {
+                signal(host.owner.id(), Signal::CONT);
+            }
+        });
+    }
+
+    fn wrong(&self, target: &FenceTarget) -> (Arc<dyn Fence>, FenceTarget) {
+        let target = FenceTarget {
+            host: HostId::from_uuid(uuid::Uuid::from_u128(7)),
+            ..target.clone()
+        };
+        (self.fence(), target)
+    }
+
+    fn broken(&self) -> Vec<Arc<dyn Fence>> {
+        Vec::new()
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+novacron_core::fence_conformance!(Fixture::default());

@@ -13,6 +13,7 @@
     reason = "a suite of assertions: to panic is to report"
 )]
 
+pub mod fence;
 pub mod hypervisor;
 pub mod scheduler;
 pub mod storage;

@@ -19,6 +19,7 @@ mod hypervisor;
 mod memory_snapshots;
 mod migration;
 mod network;
+mod power;
 mod scheduler;
 mod secrets;
 mod storage;
@@ -40,6 +41,7 @@ pub use migration::{
     MigrationProgress, MigrationTicket, StreamSecurity, SwitchMode, TlsIdentity,
 };
 pub use network::{HypervisorNetworks, NetworkDriver, PortArtefact, PortRequest};
+pub use power::{Power, PowerSwitch, ensure_off};
 pub use scheduler::{FirstFit, Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 pub use secrets::{NoSecrets, SecretSource};
 pub use storage::{

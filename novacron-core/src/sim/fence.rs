@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::state::Place;
 use super::world::SimWorld;
 use crate::driver::{Call, Fence, FenceTarget};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{FenceReceipt, HostId};
 
 /// The power switch of one host of a [`SimWorld`]. It answers also when the host does not.
@@ -27,8 +27,16 @@ impl SimFence {
 
 #[async_trait]
 impl Fence for SimFence {
-    async fn fence(&self, call: Call, _: &FenceTarget) -> Result<FenceReceipt> {
+    async fn fence(&self, call: Call, target: &FenceTarget) -> Result<FenceReceipt> {
         let host = self.host;
+        if target.host != host {
+            let message = format!("the wrong host: this is {host}'s power switch");
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                "sim.fence",
+                message,
+            ));
+        }
         self.world
             .call("sim.fence", Place::Power(host), None, call, move |state| {
                 state.note(|| format!("host {host} is fenced"));

@@ -17,6 +17,7 @@
 
 mod catalog;
 mod disks;
+mod fence;
 mod images;
 mod instances;
 mod networks;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use catalog::{CloudCatalog, InstanceType, Market, Price, Quota, Zone};
 pub use disks::{CloudDisk, CloudDisks, DiskRequest, DiskSourceId};
+pub use fence::CloudFence;
 pub use images::{CloudImage, CloudImageSource, CloudImages, ImageRequest};
 pub use instances::{
     CloudImageRef, CloudInstances, CloudNic, Instance, InstanceDisk, InstanceId, InstanceRequest,
