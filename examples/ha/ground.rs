@@ -34,6 +34,9 @@ const BEAT: &str = include_str!("beat.sh");
 /// Between two looks at something that comes about.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Between two starts of a process that ends at once.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// Time enough for a guest to boot on a busy machine.
 pub(crate) fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(90))
@@ -177,7 +180,7 @@ impl Ground {
     /// cut the store may be out of reach.
     pub(crate) async fn start(&mut self, host: &'static str) -> Result<()> {
         let deadline = soon();
-        let mut again = tokio::time::interval(LOOK);
+        let mut again = tokio::time::interval(AGAIN);
         loop {
             again.tick().await;
             match self.try_start(host).await {

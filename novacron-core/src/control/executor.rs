@@ -355,7 +355,7 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             let answer = drivers.store.lease_acquire(&lease, name, *ttl).await?;
             Ok(Report::Lease(match answer {
                 // The store did not answer for a while: the process could not ask, either.
-                LeaseAnswer::Granted(lease) if asked.elapsed() > *ttl / 6 => {
+                LeaseAnswer::Granted(lease) if asked.elapsed() > *ttl / 4 => {
                     drivers.store.lease_release(&lease).await?;
                     Some(*ttl)
                 }

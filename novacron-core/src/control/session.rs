@@ -129,10 +129,10 @@ impl Standing {
     }
 }
 
-/// Whether a renewal that was asked for at `asked` is not overdue: it is asked for every third of the time to live, and
-/// one that is later than half of it has another process, which asked a third before, run out of time.
+/// Whether a renewal that was asked for at `asked` is not overdue. Each process asks every third of the time to live: so if
+/// the store is away for two thirds of it, another's lease may run out, which it renewed just before its next turn.
 fn is_timely(asked: Instant, ttl: Duration) -> bool {
-    asked.elapsed() <= ttl / 2
+    asked.elapsed() <= ttl * 3 / 5
 }
 
 /// Keeps the leases for as long as somebody listens.
