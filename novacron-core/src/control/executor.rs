@@ -16,15 +16,17 @@ use super::plan::{Command, ObjectKey};
 use super::session::{self, Holder};
 use super::{retention, start, watchdog};
 use crate::driver::{
-    Artefact, AttachRequest, Call, Domain, DomainId, Fence, Hypervisor, HypervisorNetworks,
-    NetworkDriver, PoolInfo, PortArtefact, SecretSource, StorageBackend, Watchdog,
+    Artefact, AttachRequest, Call, Domain, DomainId, Fence, FenceTarget, Hypervisor,
+    HypervisorNetworks, NetworkDriver, PoolInfo, PortArtefact, SecretSource, StorageBackend,
+    Watchdog,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Bytes, FenceReceipt, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof,
     Verb,
 };
-use crate::store::{Key, LeaseAnswer, Store};
+use crate::records::{NodeOwner, Stored};
+use crate::store::{Key, LeaseAnswer, Revision, Store};
 use crate::time::{Clock, Deadline, IdSource};
 
 /// What commands are carried out with.
@@ -332,7 +334,8 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             let (info, list) = tokio::try_join!(backend.probe(call), backend.list(call))?;
             Ok(Report::Inventory(info, list))
         }
-        Command::Fence { target, .. } => {
+        Command::Fence { target, of } => {
+            still_marked(drivers, target, *of).await?;
             let fence = drivers.fences.get(&target.node).ok_or_else(|| {
                 let message = "this process does not know how to fence the node";
                 Error::new(ErrorKind::Unavailable, "node.fence", message)
@@ -370,6 +373,17 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             .await
             .map(|()| Report::Done),
     }
+}
+
+/// Whether the node is still that of an owner who is to be fenced: this process may have stood still since it decided.
+async fn still_marked(drivers: &Drivers, target: &FenceTarget, of: Revision) -> Result<()> {
+    let key = NodeOwner::key(&target.node);
+    let owner = drivers.store.get(&key).await?;
+    if owner.is_some_and(|record| record.version == of) {
+        return Ok(());
+    }
+    let message = "its owner is back: the host is not fenced";
+    Err(Error::new(ErrorKind::Conflict, "node.fence", message).with("node", &target.node))
 }
 
 async fn act(

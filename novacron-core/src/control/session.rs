@@ -84,7 +84,7 @@ impl Standing {
         let now = Instant::now();
         let held = |lease| Held {
             lease,
-            since: now,
+            since: now - Duration::from_secs(60),
             asked: now,
             until: Instant::now() + Duration::from_secs(3600),
         };

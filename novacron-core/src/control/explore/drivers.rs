@@ -96,6 +96,7 @@ impl Script {
     }
 
     /// Carries the command out as far as the answers go: what it asks next, or what it came to.
+    #[expect(clippy::result_large_err, reason = "no error: the other outcome")]
     pub(super) fn carry_on(
         &self,
         drivers: &Arc<Drivers>,

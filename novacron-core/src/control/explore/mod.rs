@@ -59,7 +59,6 @@ fn two_hosts(name: &'static str) -> Scenario {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what a test says")]
 fn check(scenario: Scenario) {
     let most = std::env::var("NOVACRON_EXPLORE");
     let most = most.map_or(QUICK, |n| n.parse().expect("a number of states"));

@@ -212,6 +212,7 @@ impl Vessel {
     }
 
     /// Carries a command on: what it asks next, or what it came to.
+    #[expect(clippy::result_large_err, reason = "no error: the other outcome")]
     pub(super) fn carry_on(
         &self,
         slot: usize,
