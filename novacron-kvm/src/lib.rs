@@ -33,4 +33,4 @@ pub mod seed;
 mod watchdog;
 
 pub use qemu::QemuHypervisor;
-pub use watchdog::HardwareWatchdog;
+pub use watchdog::HostWatchdog;

@@ -8,14 +8,19 @@
 //! itself when its file is closed, as it is when a process is killed, is refused: it has to know the "magic close". The
 //! timeout is what the device says that it took, which may be more than was asked for.
 //!
-//! Does not know when to feed it: nothing in NovaCron arms one yet.
+//! [`HostWatchdog`] is what [`Builder::self_fence`] is given, and decides nothing: the control loop says when.
+//!
+//! [`Builder::self_fence`]: novacron_core::cluster::Builder::self_fence
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use novacron_core::driver::{Call, Watchdog};
 use novacron_core::{Error, ErrorKind, Result};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
@@ -37,9 +42,82 @@ const CAN_SET_TIMEOUT: u32 = 0x80;
 const MAGIC_CLOSE: u32 = 0x100;
 const FEEDABLE: u32 = 0x8000;
 
+/// The host's watchdog, for [`Builder::self_fence`](novacron_core::cluster::Builder::self_fence). Cheap to clone.
+///
+/// Dropped while it is armed it stays so: the machine is reset.
+#[derive(Clone, Debug)]
+pub struct HostWatchdog {
+    device: PathBuf,
+    timeout: Duration,
+    armed: Arc<Mutex<Option<HardwareWatchdog>>>,
+}
+
+impl HostWatchdog {
+    /// The watchdog behind a device, as `/dev/watchdog`, that is to wait this long to be fed; whole seconds, rounded up.
+    pub fn new(device: impl Into<PathBuf>, timeout: Duration) -> Self {
+        Self {
+            device: device.into(),
+            timeout,
+            armed: Arc::default(),
+        }
+    }
+
+    /// The device's calls block.
+    async fn on_device<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Option<HardwareWatchdog>, &Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let mut armed = this.armed.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut armed, &this)
+        });
+        done.await.map_err(|error| {
+            let message = "the call to the watchdog did not end";
+            Error::new(ErrorKind::OutcomeUnknown, OPERATION, message).caused_by(error)
+        })?
+    }
+}
+
+#[async_trait]
+impl Watchdog for HostWatchdog {
+    async fn arm(&self, call: Call) -> Result<Duration> {
+        let arm = self.on_device(|armed, this| match armed {
+            Some(watchdog) => watchdog.feed().map(|()| watchdog.timeout()),
+            None => {
+                let watchdog = HardwareWatchdog::arm(&this.device, this.timeout)?;
+                Ok(armed.insert(watchdog).timeout())
+            }
+        });
+        within(call, arm).await
+    }
+
+    async fn feed(&self) -> Result<()> {
+        self.on_device(|armed, _| armed.as_ref().map_or(Ok(()), HardwareWatchdog::feed))
+            .await
+    }
+
+    async fn disarm(&self, call: Call) -> Result<()> {
+        let disarm =
+            self.on_device(|armed, _| armed.take().map_or(Ok(()), HardwareWatchdog::disarm));
+        within(call, disarm).await
+    }
+}
+
+/// A device that does not answer may still do what it was asked for.
+async fn within<T>(call: Call, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout_at(call.deadline.instant(), work).await {
+        Ok(done) => done,
+        Err(_) => {
+            let message = "the deadline passed and the watchdog does not answer";
+            Err(Error::new(ErrorKind::OutcomeUnknown, OPERATION, message))
+        }
+    }
+}
+
 /// An armed watchdog. Dropping it leaves it armed: the machine is reset.
 #[derive(Debug)]
-pub struct HardwareWatchdog {
+struct HardwareWatchdog {
     device: File,
     path: PathBuf,
     identity: String,
@@ -49,12 +127,12 @@ pub struct HardwareWatchdog {
 impl HardwareWatchdog {
     /// Arms the watchdog behind `device` (`/dev/watchdog`): from here on the machine is reset unless it is fed.
     ///
-    /// `timeout` is rounded up to whole seconds; [`HardwareWatchdog::timeout`] tells what the device made of it.
+    /// `timeout` is rounded up to whole seconds; `timeout` tells what the device made of it.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] when there is no such device, or it is none that proves anything; such a one is
     /// stopped again. [`ErrorKind::FailedPrecondition`] when another process has it. Other errors may leave it armed.
-    pub fn arm(device: &Path, timeout: Duration) -> Result<Self> {
+    fn arm(device: &Path, timeout: Duration) -> Result<Self> {
         let opened = OpenOptions::new()
             .write(true)
             .custom_flags(rustix::fs::OFlags::CLOEXEC.bits().cast_signed())
@@ -116,20 +194,15 @@ impl HardwareWatchdog {
     }
 
     /// For how long it waits to be fed.
-    pub fn timeout(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         self.timeout
-    }
-
-    /// The device's name for itself.
-    pub fn identity(&self) -> &str {
-        &self.identity
     }
 
     /// Feeds it: the timeout begins anew.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`]: it runs on, and the machine will be reset unless a later call succeeds.
-    pub fn feed(&self) -> Result<()> {
+    fn feed(&self) -> Result<()> {
         // SAFETY: WDIOC_KEEPALIVE is declared as writing an int; the room for one is there.
         let fed = unsafe { ioctl(&self.device, Getter::<KEEP_ALIVE, i32>::new()) };
         fed.map(drop)
@@ -141,7 +214,7 @@ impl HardwareWatchdog {
     /// # Errors
     /// [`ErrorKind::Unavailable`]: it runs on, and the machine will be reset. A kernel that was told never to stop a
     /// watchdog (`nowayout`) gives no error and resets the machine all the same.
-    pub fn disarm(mut self) -> Result<()> {
+    fn disarm(mut self) -> Result<()> {
         self.device
             .write_all(b"V")
             .map_err(|error| self.failed("cannot be stopped", error))

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use common::{BOOT, SOON};
 use novacron_core::ErrorKind;
-use novacron_kvm::HardwareWatchdog;
+use novacron_core::driver::{Call, Watchdog};
+use novacron_kvm::HostWatchdog;
 use rustix::fs::{FileType, Mode};
 use rustix::process::Signal;
 
@@ -26,6 +27,17 @@ use rustix::process::Signal;
 const GUEST: &str = "NOVACRON_TEST_GUEST";
 const DEVICE: &str = "/dev/watchdog";
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    runtime.unwrap().block_on(work)
+}
+
+fn arm(watchdog: &HostWatchdog) -> novacron_core::Result<Duration> {
+    run(watchdog.arm(Call::within(SOON)))
+}
 
 /// The first program of the guest.
 #[test]
@@ -47,7 +59,7 @@ fn init() {
         device,
     )
     .unwrap();
-    let none = HardwareWatchdog::arm(Path::new("/dev/none"), TIMEOUT).unwrap_err();
+    let none = arm(&HostWatchdog::new("/dev/none", TIMEOUT)).unwrap_err();
     assert_eq!(none.kind(), ErrorKind::Unsupported);
 
     let mut feeder = Command::new("/init")
@@ -62,7 +74,7 @@ fn init() {
         let line = line.unwrap();
         println!("{line}");
         if line.contains("fed for long") {
-            let busy = HardwareWatchdog::arm(Path::new(DEVICE), TIMEOUT).unwrap_err();
+            let busy = arm(&HostWatchdog::new(DEVICE, TIMEOUT)).unwrap_err();
             assert_eq!(busy.kind(), ErrorKind::FailedPrecondition);
             match act.as_str() {
                 "kill" => common::signal(feeder.id(), Signal::KILL),
@@ -89,20 +101,23 @@ fn feeder() {
     let Ok(act) = std::env::var(FEEDER) else {
         return;
     };
-    let watchdog = HardwareWatchdog::arm(Path::new(DEVICE), TIMEOUT).unwrap();
-    println!("ARMED={:?} {}", watchdog.timeout(), watchdog.identity());
-    assert!(watchdog.timeout() >= TIMEOUT);
+    let watchdog = HostWatchdog::new(DEVICE, TIMEOUT);
+    // One that is not armed is not armed by being fed.
+    run(watchdog.feed()).unwrap();
+    let timeout = arm(&watchdog).unwrap();
+    println!("ARMED={timeout:?}");
+    assert!(timeout >= TIMEOUT);
     for _ in 0..10 {
         nap(TIMEOUT / 5);
-        watchdog.feed().unwrap();
+        run(watchdog.feed()).unwrap();
     }
     println!("fed for long");
     if act == "disarm" {
-        return watchdog.disarm().unwrap();
+        return run(watchdog.disarm(Call::within(SOON))).unwrap();
     }
     loop {
         nap(TIMEOUT / 5);
-        watchdog.feed().unwrap();
+        run(watchdog.feed()).unwrap();
     }
 }
 
