@@ -36,7 +36,7 @@ pub use network::SimNetwork;
 pub use observe::{LogEntry, SimArtefacts, SimDomainRef, SimVolumeRef, Violation, ViolationKind};
 pub use pool::SimSource;
 pub use storage::SimStorage;
-pub use world::SimWorld;
+pub use world::{SimLine, SimWorld};
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use novacron_core::cluster::{ListRequest, Retention};
 use novacron_core::model::{NodeId, PoolId};
-use novacron_core::sim::{SimFence, SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
+use novacron_core::sim::{
+    SimFence, SimHypervisor, SimLine, SimNetwork, SimSource, SimStorage, SimWorld,
+};
 use novacron_core::store::MemoryStore;
 use novacron_core::{Bytes, Cluster, MiB, SeededIds, TimerClock, Timestamp};
 
@@ -104,31 +106,34 @@ impl Site {
     /// Starts a process that drives every host.
     pub(crate) async fn start(&self, store: CrashStore, seed: u64) -> Cluster {
         let hosts = 0..self.world.hosts().len();
-        self.start_on(store, seed, hosts).await.unwrap()
+        let line = SimLine::default();
+        self.start_on(store, seed, hosts, &line).await.unwrap()
     }
 
-    /// Starts a process that drives these hosts.
+    /// Starts a process that drives these hosts over the line.
     pub(crate) async fn start_on(
         &self,
         store: CrashStore,
         seed: u64,
         hosts: impl IntoIterator<Item = usize>,
+        line: &SimLine,
     ) -> novacron_core::Result<Cluster> {
+        let world = self.world.over(line);
         let mut builder = Cluster::builder("sim")
             .store(store)
             .clock(self.clock)
             .ids(SeededIds::from_seed(seed))
             .resync(RESYNC)
             .retention(self.retention)
-            .storage("shared", SimStorage::new(&self.world, pool()));
+            .storage("shared", SimStorage::new(&world, pool()));
         for (i, host) in self.world.hosts().into_iter().enumerate() {
-            builder = builder.fence(node(i).to_string(), SimFence::new(&self.world, host));
+            builder = builder.fence(node(i).to_string(), SimFence::new(&world, host));
         }
         for i in hosts {
             let (name, host) = (node(i).to_string(), self.world.hosts()[i]);
             builder = builder
-                .node(name.clone(), SimHypervisor::new(&self.world, host))
-                .network(name, SimNetwork::new(&self.world, host));
+                .node(name.clone(), SimHypervisor::new(&world, host))
+                .network(name, SimNetwork::new(&world, host));
         }
         builder.build().await
     }
