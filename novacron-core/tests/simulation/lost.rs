@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use novacron_core::cluster::Retention;
-use novacron_core::sim::{Latency, SimLine};
+use novacron_core::sim::Latency;
 use novacron_core::{Cluster, Deadline, MiB};
 use tokio::time::timeout;
 
@@ -31,8 +31,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LOSSES: [&str; 4] = [
     // It dies, and its guests go on until the fence.
     "process", // It dies with its host, which boots and does not answer.
-    "host", // It is cut off from the store, and goes on acting on its host.
-    "cut", // It stands still.
+    "host",    // It is cut off from the store, and goes on acting on its host.
+    "cut",     // It stands still.
     "still",
 ];
 
@@ -74,12 +74,14 @@ fn latency(call: Duration) -> Latency {
 }
 
 /// How many commits of the leader it took, and what was seen then.
-async fn story(case: &Case, site: &Site) -> Result<(u64, Vec<String>), String> {
+type Told = (u64, Vec<String>);
+
+async fn story(case: &Case, site: &Site) -> Result<Told, String> {
     let (store, other) = (site.disk.connect(), site.disk.connect());
-    let (line, line_of_other) = (SimLine::default(), SimLine::default());
-    let started = site.start_on(store.clone(), 1, [0], &line).await;
+    let (post, post_of_other) = (site.post(), site.post());
+    let started = site.start_on(store.clone(), 1, [0], &post).await;
     let mut leader = started.map_err(|e| e.to_string())?;
-    let started = site.start_on(other.clone(), 2, [1], &line_of_other).await;
+    let started = site.start_on(other.clone(), 2, [1], &post_of_other).await;
     let mut lost = Some(started.map_err(|e| e.to_string())?);
     let deadline = Deadline::after(SECOND * 60);
     let up = leader.nodes().wait_available(deadline).await;
@@ -115,7 +117,7 @@ async fn story(case: &Case, site: &Site) -> Result<(u64, Vec<String>), String> {
         "cut" => other.cut(Cut::Everything),
         "still" => {
             other.cut(Cut::Everything);
-            line_of_other.hold(true);
+            post_of_other.line.hold(true);
         }
         unknown => return Err(format!("no loss {unknown}")),
     }
@@ -129,7 +131,7 @@ async fn story(case: &Case, site: &Site) -> Result<(u64, Vec<String>), String> {
     };
     if died {
         bury(Some(leader)).await;
-        let started = site.start_on(site.disk.connect(), 3, [0], &line).await;
+        let started = site.start_on(site.disk.connect(), 3, [0], &post).await;
         leader = started.map_err(|e| e.to_string())?;
         settle(site, &leader).await?;
     } else if case.death.is_some() {
@@ -141,9 +143,9 @@ async fn story(case: &Case, site: &Site) -> Result<(u64, Vec<String>), String> {
     site.world.set_latency(latency(Duration::ZERO));
     site.world.heal();
     other.cut(Cut::Nothing);
-    line_of_other.hold(false);
+    post_of_other.line.hold(false);
     if lost.is_none() {
-        let started = site.start_on(other, 4, [1], &line_of_other).await;
+        let started = site.start_on(other, 4, [1], &post_of_other).await;
         lost = Some(started.map_err(|e| e.to_string())?);
     }
     pass(SECOND * 60).await;
@@ -157,7 +159,7 @@ async fn story(case: &Case, site: &Site) -> Result<(u64, Vec<String>), String> {
 }
 
 /// What the story came to, and the log of its world.
-fn play(case: &Case) -> (Result<(u64, Vec<String>), String>, Vec<String>) {
+fn play(case: &Case) -> (Result<Told, String>, Vec<String>) {
     tell(async {
         let site = Site::shared(1, 2, MiB(48 * 1024), Retention::default());
         let result = timeout(SECOND * 7200, story(case, &site)).await;

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use novacron_core::cluster::Retention;
-use novacron_core::sim::{FaultPlan, Latency, SimLine};
+use novacron_core::sim::{FaultPlan, Latency};
 use novacron_core::{Cluster, MiB};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -23,7 +23,7 @@ use crate::crash_store::{CrashStore, Cut, Moment};
 use crate::healing::heal;
 use crate::invariants::{one_writer, runs_once};
 use crate::seeds::{Outcome, seeds};
-use crate::site::{Site, bury, pass, tell};
+use crate::site::{Post, Site, Skewed, bury, pass, tell};
 use crate::workload::Ledger;
 
 const PROCESSES: usize = 3;
@@ -32,19 +32,19 @@ const REMOTE: usize = PROCESSES;
 const MEMORY: MiB = MiB(48 * 1024);
 const SEEDS: u64 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 
 struct Process {
     cluster: Option<Cluster>,
     store: CrashStore,
-    /// To its hosts and pools.
-    line: SimLine,
+    post: Post,
 }
 
 impl Process {
     /// Everything gets through to it again.
     fn goes_on(&self) {
         self.store.cut(Cut::Nothing);
-        self.line.hold(false);
+        self.post.line.hold(false);
     }
 }
 
@@ -53,13 +53,27 @@ struct Simulation {
     site: Site,
     ledger: Ledger,
     processes: Vec<Option<Process>>,
+    clocks: Vec<Skewed>,
 }
 
 impl Simulation {
     fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let site = Site::shared(seed, PROCESSES + 1, MEMORY, Retention::default());
+        let is_right = rng.random_bool(0.5);
+        let clock = |_| match is_right {
+            true => Skewed::right(site.clock),
+            false => Skewed {
+                right: site.clock,
+                ahead: HOUR * rng.random_range(0..=2),
+                drift: rng.random_range(0..1000),
+            },
+        };
+        let clocks = (0..PROCESSES).map(clock).collect();
         Self {
-            rng: StdRng::seed_from_u64(seed),
-            site: Site::shared(seed, PROCESSES + 1, MEMORY, Retention::default()),
+            rng,
+            site,
+            clocks,
             ledger: Ledger::default(),
             processes: (0..PROCESSES).map(|_| None).collect(),
         }
@@ -68,14 +82,15 @@ impl Simulation {
     async fn start(&mut self, n: usize) {
         let store = self.site.disk.connect();
         let seed = self.rng.random();
-        let line = SimLine::default();
-        let built = self.site.start_on(store.clone(), seed, [n, REMOTE], &line);
+        let mut post = self.site.post();
+        post.clock = self.clocks[n];
+        let built = self.site.start_on(store.clone(), seed, [n, REMOTE], &post);
         let cluster = timeout(SECOND * 60, built).await;
         let cluster = cluster.ok().and_then(Result::ok);
         self.processes[n] = Some(Process {
             cluster,
             store,
-            line,
+            post,
         });
     }
 
@@ -105,7 +120,7 @@ impl Simulation {
             // It stands still.
             (Some(p), 4) => {
                 p.store.cut(Cut::Everything);
-                p.line.hold(true);
+                p.post.line.hold(true);
             }
             (Some(p), _) => p.goes_on(),
         }

@@ -9,7 +9,7 @@ use novacron_core::sim::{
     SimFence, SimHypervisor, SimLine, SimNetwork, SimSource, SimStorage, SimWorld,
 };
 use novacron_core::store::MemoryStore;
-use novacron_core::{Bytes, Cluster, MiB, SeededIds, TimerClock, Timestamp};
+use novacron_core::{Bytes, Clock, Cluster, MiB, SeededIds, TimerClock, Timestamp};
 
 use crate::crash_store::{CrashStore, Disk};
 use crate::invariants::nothing_left;
@@ -23,9 +23,49 @@ pub(crate) const RESYNC: Duration = Duration::from_secs(5);
 pub(crate) struct Site {
     pub world: SimWorld,
     pub disk: Arc<Disk>,
-    clock: TimerClock,
+    pub clock: TimerClock,
     retention: Retention,
 }
+
+/// The clock of a process's host: wrong by so much, and by more and more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Skewed {
+    pub right: TimerClock,
+    /// Ahead by this, less an hour.
+    pub ahead: Duration,
+    /// Of a million parts, how many it is too fast.
+    pub drift: u32,
+}
+
+impl Skewed {
+    pub(crate) fn right(clock: TimerClock) -> Self {
+        Self {
+            right: clock,
+            ahead: Duration::from_secs(3600),
+            drift: 0,
+        }
+    }
+}
+
+impl Clock for Skewed {
+    fn now(&self) -> Timestamp {
+        let now = self.right.now();
+        let fast = now.since(BEGIN) * self.drift / 1_000_000;
+        now.plus(self.ahead)
+            .plus(fast)
+            .minus(Duration::from_secs(3600))
+    }
+}
+
+/// What a process has of its own: its way to hosts and pools, and its clock.
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub line: SimLine,
+    pub clock: Skewed,
+}
+
+/// When every world begins.
+const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// Time is tokio's, and paused: this only lets it go on.
 #[expect(clippy::disallowed_methods, reason = "the simulation is the clock")]
@@ -76,7 +116,7 @@ impl Site {
         hosts: usize,
         memory: MiB,
         retention: Retention,
-        store: fn(Arc<dyn novacron_core::Clock>) -> MemoryStore,
+        store: fn(Arc<dyn Clock>) -> MemoryStore,
     ) -> Self {
         let world = SimWorld::new(seed);
         for _ in 0..hosts {
@@ -91,7 +131,7 @@ impl Site {
         };
         world.add_source(SOURCE, source);
         world.keep_log();
-        let clock = TimerClock::starting_at(Timestamp::from_millis(1_700_000_000_000));
+        let clock = TimerClock::starting_at(BEGIN);
         let sync_every = std::env::var("NOVACRON_SIM_SYNC_EVERY").ok();
         let sync_every = sync_every.map(|n| n.parse().unwrap());
         let disk = Disk::new(store(Arc::new(clock)), sync_every);
@@ -106,22 +146,31 @@ impl Site {
     /// Starts a process that drives every host.
     pub(crate) async fn start(&self, store: CrashStore, seed: u64) -> Cluster {
         let hosts = 0..self.world.hosts().len();
-        let line = SimLine::default();
-        self.start_on(store, seed, hosts, &line).await.unwrap()
+        self.start_on(store, seed, hosts, &self.post())
+            .await
+            .unwrap()
     }
 
-    /// Starts a process that drives these hosts over the line.
+    /// The post of a process whose clock is right.
+    pub(crate) fn post(&self) -> Post {
+        Post {
+            line: SimLine::default(),
+            clock: Skewed::right(self.clock),
+        }
+    }
+
+    /// Starts a process that drives these hosts.
     pub(crate) async fn start_on(
         &self,
         store: CrashStore,
         seed: u64,
         hosts: impl IntoIterator<Item = usize>,
-        line: &SimLine,
+        post: &Post,
     ) -> novacron_core::Result<Cluster> {
-        let world = self.world.over(line);
+        let world = self.world.over(&post.line);
         let mut builder = Cluster::builder("sim")
             .store(store)
-            .clock(self.clock)
+            .clock(post.clock)
             .ids(SeededIds::from_seed(seed))
             .resync(RESYNC)
             .retention(self.retention)

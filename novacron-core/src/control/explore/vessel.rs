@@ -217,7 +217,7 @@ impl Vessel {
         key: &ObjectKey,
         command: &Command,
         answers: &[Answer],
-    ) -> Result<Request, Completion> {
+    ) -> Result<Request, Box<Completion>> {
         let _timer = self.timer.enter();
         self.script
             .carry_on(&self.drivers[slot], key, command, answers)
