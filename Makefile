@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo ha ha-upgrade deps test test-debian verify fix sim sim-bugs bench-core bench-cluster doc msrv semver publish
+.PHONY: help demo ha ha-upgrade deps test test-debian verify fix sim sim-bugs explore bench-core bench-cluster doc msrv semver publish
 
 SEEDS ?= 200
 CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd,novacron-kvm/redfish
@@ -123,11 +123,15 @@ sim: ## the simulation of the real runtime: make sim SEEDS=2000
 	@if cargo nextest --version >/dev/null 2>&1; then run="nextest run"; else run="test"; fi; set -x; \
 	NOVACRON_SIM_SEEDS=$(SEEDS) cargo $$run --locked --release -p novacron-core --features conformance --test simulation
 
+DELAYS ?= 2
+explore: ## the failover protocol in every order: make explore DELAYS=2, how often the usual order is left (minutes)
+	NOVACRON_EXPLORE=$(DELAYS) cargo test --locked --release -p novacron-core --features conformance --lib -- explore:: --nocapture --test-threads 2
+
 sim-bugs: SEEDS := 4000
 sim-bugs: ## put each known bug of docs/guides/simulation.md back, and see the simulation find it
 	@target="$${CARGO_TARGET_DIR:-$$PWD/target}/sim-bugs"; log=$$(mktemp); dir=; missed=0; \
 	trap 'rm -rf "$$log" $$dir' EXIT; \
-	sim="cargo test --locked --release --no-fail-fast -p novacron-core --features conformance --test simulation --test cluster"; \
+	sim="cargo test --locked --release --no-fail-fast -p novacron-core --features conformance --lib --test simulation --test cluster"; \
 	look() { \
 	  ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim --no-run ); \
 	  if ( cd "$$2"; export CARGO_TARGET_DIR="$$target" NOVACRON_SIM_SEEDS=$(SEEDS); $$sim ) > "$$log" 2>&1; then \

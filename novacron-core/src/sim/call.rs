@@ -1,7 +1,8 @@
 //! How a driver's call reaches the world.
 //!
 //! ```text
-//!   call ── deadline passed ──────────► DeadlineExceeded, nothing sent
+//!   call ── its process's line is held (SimLine): it waits; its answer does too
+//!     ├──── deadline passed ──────────► DeadlineExceeded, nothing sent
 //!     ├──── place does not answer ────► Unavailable, nothing sent
 //!     ├──── no fate, no latency ──────► effect and answer, here and now
 //!     └──── a task of the world's ─┬──► effect, then the answer, before the deadline
@@ -44,6 +45,20 @@ enum Taken<T, F> {
 impl SimWorld {
     /// Carries out a call of a driver.
     pub(super) async fn call<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        place: Place,
+        domain: Option<DomainId>,
+        call: Call,
+        effect: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.line_is_free().await;
+        let result = self.send(op, place, domain, call, effect).await;
+        self.line_is_free().await;
+        result
+    }
+
+    async fn send<T: Send + 'static>(
         &self,
         op: &'static str,
         place: Place,

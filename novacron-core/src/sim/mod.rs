@@ -38,7 +38,7 @@ pub use observe::{LogEntry, SimArtefacts, SimDomainRef, SimVolumeRef, Violation,
 pub use pool::SimSource;
 pub use storage::SimStorage;
 pub use watchdog::SimWatchdog;
-pub use world::SimWorld;
+pub use world::{SimLine, SimWorld};
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,26 @@ use crate::model::{Bytes, Exit, HostId, MiB, PoolId, VolumeId};
 
 /// A world. Clones share it. Made inside a tokio runtime, whose timer is its time.
 #[derive(Clone)]
-pub struct SimWorld(Arc<Shared>);
+pub struct SimWorld(Arc<Shared>, Option<SimLine>);
+
+/// The way of one process's calls into a world, and of their answers back. While it is held, the process stands still as
+/// far as the world can see: nothing new is sent, and nothing is learned, whatever was under way.
+#[derive(Clone, Debug, Default)]
+pub struct SimLine(Arc<watch::Sender<bool>>);
+
+impl SimLine {
+    /// Holds every call and every answer, or lets them go on.
+    pub fn hold(&self, held: bool) {
+        self.0.send_replace(held);
+    }
+
+    /// Returns when it is not held.
+    pub async fn free(&self) {
+        let mut held = self.0.subscribe();
+        // The sender is this line's own: it does not go.
+        drop(held.wait_for(|held| !held).await);
+    }
+}
 
 struct Shared {
     state: Mutex<State>,
@@ -28,10 +47,26 @@ struct Shared {
 impl SimWorld {
     /// An empty world in which everything comes from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self(Arc::new(Shared {
-            state: Mutex::new(State::new(seed)),
-            healed: watch::Sender::new(0),
-        }))
+        Self(
+            Arc::new(Shared {
+                state: Mutex::new(State::new(seed)),
+                healed: watch::Sender::new(0),
+            }),
+            None,
+        )
+    }
+
+    /// The same world, as drivers have it whose calls go over `line`.
+    #[must_use]
+    pub fn over(&self, line: &SimLine) -> Self {
+        Self(Arc::clone(&self.0), Some(line.clone()))
+    }
+
+    /// Waits while the line is held.
+    pub(super) async fn line_is_free(&self) {
+        if let Some(line) = &self.1 {
+            line.free().await;
+        }
     }
 
     /// Adds a host.
@@ -289,7 +324,7 @@ async fn ticks(world: Weak<Shared>, every: Duration, serial: u64) {
     let every = every.max(Duration::from_millis(1));
     loop {
         until(Instant::now() + every).await;
-        let Some(world) = world.upgrade().map(SimWorld) else {
+        let Some(world) = world.upgrade().map(|shared| SimWorld(shared, None)) else {
             return;
         };
         if world.lock().plan_serial != serial {

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use novacron_core::Result;
+use futures::StreamExt;
 use novacron_core::store::{
     Commit, Key, Lease, LeaseAnswer, ListOptions, MemoryStore, Op, Page, Record, Revision, Store,
     TxnId, TxnOutcome, WatchStream,
 };
+use novacron_core::{Error, ErrorKind, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// When a process dies, told by one of its commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,23 @@ pub(crate) enum Moment {
     /// A second after it was acknowledged: in the middle of what it brought about.
     Amid,
 }
+
+/// What does not get through between a process and the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Nothing,
+    /// Nothing gets through.
+    Everything,
+    /// It can read, and its commits and requests for leases wait.
+    Writes,
+    /// Its commits and requests for leases arrive, and their answers do not.
+    Answers,
+    /// It is told of no change; everything else gets through.
+    Changes,
+}
+
+/// How long a caller whose answer is lost waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The disk: what is left when a process dies.
 #[derive(Debug)]
@@ -82,8 +100,7 @@ impl Disk {
             commits: Arc::default(),
             dead: Arc::default(),
             doomed: Arc::default(),
-            cut: Arc::default(),
-            mended: Arc::default(),
+            cut: Arc::new(watch::Sender::new(Cut::Nothing)),
         }
     }
 
@@ -112,22 +129,18 @@ pub(crate) struct CrashStore {
     commits: Arc<AtomicU64>,
     dead: Arc<AtomicBool>,
     doomed: Arc<Notify>,
-    /// Whether the process is cut off: its calls wait, and go on in the order in which they came.
-    cut: Arc<AtomicBool>,
-    mended: Arc<Notify>,
+    /// What the process is cut off from: such calls wait, and go on in the order in which they came.
+    cut: Arc<watch::Sender<Cut>>,
 }
 
 impl CrashStore {
     /// Cuts the process off from the store, or lets it through again.
-    pub(crate) fn cut(&self, cut: bool) {
-        self.cut.store(cut, Ordering::SeqCst);
-        if !cut {
-            self.mended.notify_waiters();
-        }
+    pub(crate) fn cut(&self, cut: Cut) {
+        self.cut.send_replace(cut);
     }
 
     pub(crate) fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::SeqCst)
+        *self.cut.borrow() != Cut::Nothing
     }
 
     /// How many commits there were.
@@ -149,17 +162,31 @@ impl CrashStore {
         }
     }
 
-    /// A dead process's calls never return, and those of one that is cut off wait.
-    async fn alive(&self) {
-        loop {
-            let mended = self.mended.notified();
-            if !self.is_cut() {
-                break;
-            }
-            mended.await;
-        }
+    /// Waits while what `of` names is cut. A dead process's calls never return.
+    async fn through(&self, of: &[Cut]) {
+        let mut cut = self.cut.subscribe();
+        // The sender is this connection's own: it does not go.
+        drop(
+            cut.wait_for(|cut| *cut != Cut::Everything && !of.contains(cut))
+                .await,
+        );
         if self.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
+        }
+    }
+
+    /// A read gets through.
+    async fn alive(&self) {
+        self.through(&[]).await;
+    }
+
+    /// The answer of what changed something comes back; or it does not, and its caller's patience ends.
+    async fn answered<T>(&self, answer: Result<T>, lost: ErrorKind) -> Result<T> {
+        let back = self.through(&[Cut::Writes, Cut::Answers]);
+        match tokio::time::timeout(PATIENCE, back).await {
+            Ok(()) => answer,
+            Err(_) if self.dead.load(Ordering::SeqCst) => std::future::pending().await,
+            Err(_) => Err(Error::new(lost, "sim.store", "no answer")),
         }
     }
 
@@ -193,7 +220,7 @@ impl Store for CrashStore {
 
     async fn commit(&self, commit: Commit) -> Result<Revision> {
         self.disk.way().await;
-        self.alive().await;
+        self.through(&[Cut::Writes]).await;
         let number = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
         let dies = *self.dies_at.lock().unwrap();
         let dies = dies
@@ -223,18 +250,26 @@ impl Store for CrashStore {
             None => {}
         }
         self.disk.way().await;
-        self.alive().await;
-        answer
+        self.answered(answer, ErrorKind::OutcomeUnknown).await
     }
 
     async fn outcome(&self, txn: TxnId) -> Result<TxnOutcome> {
-        self.alive().await;
+        self.through(&[Cut::Writes, Cut::Answers]).await;
         self.store.outcome(txn).await
     }
 
     async fn watch(&self, prefixes: Vec<String>, after: Revision) -> Result<WatchStream> {
         self.alive().await;
-        self.store.watch(prefixes, after).await
+        let changes = self.store.watch(prefixes, after).await?;
+        let connection = self.clone();
+        let told = changes.then(move |change| {
+            let connection = connection.clone();
+            async move {
+                connection.through(&[Cut::Changes]).await;
+                change
+            }
+        });
+        Ok(told.boxed())
     }
 
     async fn compact(&self, before: Revision) -> Result<()> {
@@ -243,18 +278,21 @@ impl Store for CrashStore {
     }
 
     async fn lease_acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseAnswer> {
-        self.alive().await;
-        self.store.lease_acquire(name, holder, ttl).await
+        self.through(&[Cut::Writes]).await;
+        let answer = self.store.lease_acquire(name, holder, ttl).await;
+        self.answered(answer, ErrorKind::Unavailable).await
     }
 
     async fn lease_renew(&self, lease: &Lease) -> Result<()> {
-        self.alive().await;
-        self.store.lease_renew(lease).await
+        self.through(&[Cut::Writes]).await;
+        let answer = self.store.lease_renew(lease).await;
+        self.answered(answer, ErrorKind::Unavailable).await
     }
 
     async fn lease_release(&self, lease: &Lease) -> Result<()> {
-        self.alive().await;
-        self.store.lease_release(lease).await
+        self.through(&[Cut::Writes]).await;
+        let answer = self.store.lease_release(lease).await;
+        self.answered(answer, ErrorKind::Unavailable).await
     }
 
     async fn put_beat(&self, key: &Key, value: Option<Bytes>) -> Result<()> {

@@ -5,7 +5,10 @@
 //!            ∥ processes die at a random commit, are cut off from the store for a while, come back under new numbers
 //!   healing: every process is there and gets through; then as in [`random`](super::random)
 //! ```
-//! A process that is cut off goes on acting on its hosts, and believes for a while that it leads.
+//! A process that is cut off goes on acting on its hosts, and believes for a while that it leads. It may also be cut off one
+//! way only: it can read and not write, what it writes arrives and the answer does not, or it is told of no change. One
+//! that stands still sends nothing and learns nothing for longer than its leases last, and goes on as if nothing had been.
+//! Each has a clock of its own.
 
 use std::time::Duration;
 
@@ -16,23 +19,33 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, timeout};
 
-use crate::crash_store::{CrashStore, Moment};
+use crate::crash_store::{CrashStore, Cut, Moment};
 use crate::healing::heal;
 use crate::invariants::{one_writer, runs_once};
 use crate::seeds::{Outcome, seeds};
-use crate::site::{Site, bury, pass, tell};
+use crate::site::{Post, Site, Skewed, bury, pass, tell};
 use crate::workload::Ledger;
 
 const PROCESSES: usize = 3;
 /// The host that every process drives.
 const REMOTE: usize = PROCESSES;
 const MEMORY: MiB = MiB(48 * 1024);
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 
 struct Process {
     cluster: Option<Cluster>,
     store: CrashStore,
+    post: Post,
+}
+
+impl Process {
+    /// Everything gets through to it again.
+    fn goes_on(&self) {
+        self.store.cut(Cut::Nothing);
+        self.post.line.hold(false);
+    }
 }
 
 struct Simulation {
@@ -40,13 +53,27 @@ struct Simulation {
     site: Site,
     ledger: Ledger,
     processes: Vec<Option<Process>>,
+    clocks: Vec<Skewed>,
 }
 
 impl Simulation {
     fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let site = Site::shared(seed, PROCESSES + 1, MEMORY, Retention::default());
+        let is_right = rng.random_bool(0.5);
+        let clock = |_| match is_right {
+            true => Skewed::right(site.clock),
+            false => Skewed {
+                right: site.clock,
+                ahead: HOUR * rng.random_range(0..=2),
+                drift: rng.random_range(0..1000),
+            },
+        };
+        let clocks = (0..PROCESSES).map(clock).collect();
         Self {
-            rng: StdRng::seed_from_u64(seed),
-            site: Site::shared(seed, PROCESSES + 1, MEMORY, Retention::default()),
+            rng,
+            site,
+            clocks,
             ledger: Ledger::default(),
             processes: (0..PROCESSES).map(|_| None).collect(),
         }
@@ -55,10 +82,16 @@ impl Simulation {
     async fn start(&mut self, n: usize) {
         let store = self.site.disk.connect();
         let seed = self.rng.random();
-        let built = self.site.start_on(store.clone(), seed, [n, REMOTE]);
+        let mut post = self.site.post();
+        post.clock = self.clocks[n];
+        let built = self.site.start_on(store.clone(), seed, [n, REMOTE], &post);
         let cluster = timeout(SECOND * 60, built).await;
         let cluster = cluster.ok().and_then(Result::ok);
-        self.processes[n] = Some(Process { cluster, store });
+        self.processes[n] = Some(Process {
+            cluster,
+            store,
+            post,
+        });
     }
 
     async fn kill(&mut self, n: usize) {
@@ -68,7 +101,7 @@ impl Simulation {
     /// What befalls a process.
     async fn fate(&mut self) {
         let n = self.rng.random_range(0..PROCESSES);
-        match (&self.processes[n], self.rng.random_range(0..5)) {
+        match (&self.processes[n], self.rng.random_range(0..7)) {
             (None, _) => self.start(n).await,
             (Some(p), 0) => {
                 let moment = match self.rng.random_range(0..3) {
@@ -79,9 +112,17 @@ impl Simulation {
                 p.store.dies_at(self.rng.random_range(1..20), moment);
             }
             (Some(_), 1) => self.kill(n).await,
-            (Some(p), 2) if p.store.is_cut() => p.store.cut(false),
-            (Some(p), 2 | 3) => p.store.cut(true),
-            (Some(p), _) => p.store.cut(false),
+            (Some(p), 2) if !p.store.is_cut() => p.store.cut(Cut::Everything),
+            (Some(p), 3) if !p.store.is_cut() => {
+                let ways = [Cut::Writes, Cut::Answers, Cut::Changes];
+                p.store.cut(ways[self.rng.random_range(0..ways.len())]);
+            }
+            // It stands still.
+            (Some(p), 4) => {
+                p.store.cut(Cut::Everything);
+                p.post.line.hold(true);
+            }
+            (Some(p), _) => p.goes_on(),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::workload::Ledger;
 
 const HOSTS: usize = 3;
 const MEMORY: MiB = MiB(48 * 1024);
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 1000;
 
 struct Simulation {
     rng: StdRng,

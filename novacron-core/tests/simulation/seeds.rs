@@ -1,6 +1,8 @@
 //! Running a story for many seeds, or for the one that `NOVACRON_SIM_SEED` names.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::error::Elapsed;
 
@@ -44,21 +46,37 @@ pub(crate) fn seeds(
         Some(seed) => seed..seed + 1,
         None => 0..std::env::var("NOVACRON_SIM_SEEDS").map_or(usual, |n| n.parse().unwrap()),
     };
-    let (mut failures, mut told) = (Vec::new(), BTreeMap::<String, u64>::new());
-    for seed in seeds.clone() {
-        let outcome = simulate(seed);
-        for (verb, times) in outcome.told {
-            *told.entry(verb).or_default() += times;
-        }
-        if let Err(reason) = outcome.result {
-            eprintln!("seed {seed}: {reason}");
-            let lines = if one.is_some() { 400 } else { 0 };
-            for line in &outcome.log[outcome.log.len().saturating_sub(lines)..] {
-                eprintln!("  {line}");
+    let (failures, told) = (
+        Mutex::new(Vec::new()),
+        Mutex::new(BTreeMap::<String, u64>::new()),
+    );
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        while let Some(seed) = Some(next.fetch_add(1, Ordering::SeqCst)).filter(|s| *s < seeds.end)
+        {
+            let outcome = simulate(seed);
+            for (verb, times) in outcome.told {
+                *told.lock().unwrap().entry(verb).or_default() += times;
             }
-            failures.push(seed);
+            if let Err(reason) = outcome.result {
+                let mut failures = failures.lock().unwrap();
+                eprintln!("seed {seed}: {reason}");
+                let lines = if one.is_some() { 400 } else { 0 };
+                for line in &outcome.log[outcome.log.len().saturating_sub(lines)..] {
+                    eprintln!("  {line}");
+                }
+                failures.push(seed);
+            }
         }
-    }
+    };
+    // A story has a thread to itself; there are as many at a time as cores.
+    std::thread::scope(|threads| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            threads.spawn(work);
+        }
+    });
+    let (mut failures, told) = (failures.into_inner().unwrap(), told.into_inner().unwrap());
+    failures.sort_unstable();
     let (all, failed) = (seeds.end - seeds.start, failures.len());
     println!("simulated {all} seeds, {failed} failed; acknowledged {told:?}");
     if let Some(seed) = failures.first() {

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use novacron_core::cluster::{ListRequest, Retention};
 use novacron_core::model::{NodeId, PoolId};
-use novacron_core::sim::{SimFence, SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
+use novacron_core::sim::{
+    SimFence, SimHypervisor, SimLine, SimNetwork, SimSource, SimStorage, SimWorld,
+};
 use novacron_core::store::MemoryStore;
-use novacron_core::{Bytes, Cluster, MiB, SeededIds, TimerClock, Timestamp};
+use novacron_core::{Bytes, Clock, Cluster, MiB, SeededIds, TimerClock, Timestamp};
 
 use crate::crash_store::{CrashStore, Disk};
 use crate::invariants::nothing_left;
@@ -21,9 +23,49 @@ pub(crate) const RESYNC: Duration = Duration::from_secs(5);
 pub(crate) struct Site {
     pub world: SimWorld,
     pub disk: Arc<Disk>,
-    clock: TimerClock,
+    pub clock: TimerClock,
     retention: Retention,
 }
+
+/// The clock of a process's host: wrong by so much, and by more and more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Skewed {
+    pub right: TimerClock,
+    /// Ahead by this, less an hour.
+    pub ahead: Duration,
+    /// Of a million parts, how many it is too fast.
+    pub drift: u32,
+}
+
+impl Skewed {
+    pub(crate) fn right(clock: TimerClock) -> Self {
+        Self {
+            right: clock,
+            ahead: Duration::from_secs(3600),
+            drift: 0,
+        }
+    }
+}
+
+impl Clock for Skewed {
+    fn now(&self) -> Timestamp {
+        let now = self.right.now();
+        let fast = now.since(BEGIN) * self.drift / 1_000_000;
+        now.plus(self.ahead)
+            .plus(fast)
+            .minus(Duration::from_secs(3600))
+    }
+}
+
+/// What a process has of its own: its way to hosts and pools, and its clock.
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub line: SimLine,
+    pub clock: Skewed,
+}
+
+/// When every world begins.
+const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// Time is tokio's, and paused: this only lets it go on.
 #[expect(clippy::disallowed_methods, reason = "the simulation is the clock")]
@@ -74,7 +116,7 @@ impl Site {
         hosts: usize,
         memory: MiB,
         retention: Retention,
-        store: fn(Arc<dyn novacron_core::Clock>) -> MemoryStore,
+        store: fn(Arc<dyn Clock>) -> MemoryStore,
     ) -> Self {
         let world = SimWorld::new(seed);
         for _ in 0..hosts {
@@ -89,7 +131,7 @@ impl Site {
         };
         world.add_source(SOURCE, source);
         world.keep_log();
-        let clock = TimerClock::starting_at(Timestamp::from_millis(1_700_000_000_000));
+        let clock = TimerClock::starting_at(BEGIN);
         let sync_every = std::env::var("NOVACRON_SIM_SYNC_EVERY").ok();
         let sync_every = sync_every.map(|n| n.parse().unwrap());
         let disk = Disk::new(store(Arc::new(clock)), sync_every);
@@ -104,7 +146,17 @@ impl Site {
     /// Starts a process that drives every host.
     pub(crate) async fn start(&self, store: CrashStore, seed: u64) -> Cluster {
         let hosts = 0..self.world.hosts().len();
-        self.start_on(store, seed, hosts).await.unwrap()
+        self.start_on(store, seed, hosts, &self.post())
+            .await
+            .unwrap()
+    }
+
+    /// The post of a process whose clock is right.
+    pub(crate) fn post(&self) -> Post {
+        Post {
+            line: SimLine::default(),
+            clock: Skewed::right(self.clock),
+        }
     }
 
     /// Starts a process that drives these hosts.
@@ -113,22 +165,24 @@ impl Site {
         store: CrashStore,
         seed: u64,
         hosts: impl IntoIterator<Item = usize>,
+        post: &Post,
     ) -> novacron_core::Result<Cluster> {
+        let world = self.world.over(&post.line);
         let mut builder = Cluster::builder("sim")
             .store(store)
-            .clock(self.clock)
+            .clock(post.clock)
             .ids(SeededIds::from_seed(seed))
             .resync(RESYNC)
             .retention(self.retention)
-            .storage("shared", SimStorage::new(&self.world, pool()));
+            .storage("shared", SimStorage::new(&world, pool()));
         for (i, host) in self.world.hosts().into_iter().enumerate() {
-            builder = builder.fence(node(i).to_string(), SimFence::new(&self.world, host));
+            builder = builder.fence(node(i).to_string(), SimFence::new(&world, host));
         }
         for i in hosts {
             let (name, host) = (node(i).to_string(), self.world.hosts()[i]);
             builder = builder
-                .node(name.clone(), SimHypervisor::new(&self.world, host))
-                .network(name, SimNetwork::new(&self.world, host));
+                .node(name.clone(), SimHypervisor::new(&world, host))
+                .network(name, SimNetwork::new(&world, host));
         }
         builder.build().await
     }

@@ -32,7 +32,7 @@ const KEPT: Duration = Duration::from_secs(300);
 const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tempo {
+pub(crate) enum Tempo {
     /// Calls take no time.
     Prompt,
     /// Calls take some seconds.
@@ -40,11 +40,11 @@ enum Tempo {
 }
 
 #[derive(Clone, Debug)]
-struct Case {
-    story: String,
-    tempo: Tempo,
+pub(crate) struct Case {
+    pub story: String,
+    pub tempo: Tempo,
     /// At which commit since the request, and when.
-    death: Option<(u64, Moment)>,
+    pub death: Option<(u64, Moment)>,
 }
 
 impl std::fmt::Display for Case {
@@ -256,7 +256,7 @@ fn play(case: &Case) -> (Told, Result<(), String>) {
 }
 
 /// Where two accounts differ.
-fn difference(reference: &[String], seen: &[String]) -> Result<(), String> {
+pub(crate) fn difference(reference: &[String], seen: &[String]) -> Result<(), String> {
     let (a, b): (BTreeSet<_>, BTreeSet<_>) = (reference.iter().collect(), seen.iter().collect());
     let lost = a.difference(&b).map(|line| format!("\n  - {line}"));
     let new = b.difference(&a).map(|line| format!("\n  + {line}"));

@@ -96,21 +96,20 @@ impl Script {
     }
 
     /// Carries the command out as far as the answers go: what it asks next, or what it came to.
-    #[expect(clippy::result_large_err, reason = "no error: the other outcome")]
     pub(super) fn carry_on(
         &self,
         drivers: &Arc<Drivers>,
         key: &ObjectKey,
         command: &Command,
         answers: &[Answer],
-    ) -> std::result::Result<Request, Completion> {
+    ) -> std::result::Result<Request, Box<Completion>> {
         *self.0.lock().unwrap() = Lines {
             answers: answers.iter().rev().cloned().collect(),
             asked: None,
         };
         let work = pin!(execute(Arc::clone(drivers), key.clone(), command.clone()));
         match work.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(completion) => Err(completion),
+            Poll::Ready(completion) => Err(Box::new(completion)),
             Poll::Pending => Ok(self.0.lock().unwrap().asked.take().expect("a question")),
         }
     }

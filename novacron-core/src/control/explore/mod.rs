@@ -16,9 +16,14 @@
 //! | a VM runs on one host at most, and only an epoch that holds the claim runs | in every state: so a claim was released with a proof that was true, and stays true |
 //! | only the epoch that holds a volume's claim writes it | in every state |
 //! | what is written is written by who is the leader, or the owner, at that moment | at every commit that is applied |
-//! | the VM can come right again without anything going wrong once more | from every state, if all were explored |
+//! | from every state, when nothing goes wrong any more, the VM runs, or is off, as it should, and nothing of it is left | by the usual order ([`search`]) |
 //!
-//! `NOVACRON_EXPLORE=n` explores up to n states of each scenario instead of [`QUICK`]; a scenario may have fewer.
+//! An ordinary run leaves the usual order as often as is explored in seconds; `NOVACRON_EXPLORE=n` does it n times
+//! (`make explore`). A panic tells the shortest way to what is broken.
+//!
+//! Left out, to keep it finite: how long anything takes, other objects than one VM and its volume, ports, live changes of
+//! devices, events of hypervisors (a host is looked at anew at any time that there is news instead), and a process that
+//! reads everything anew.
 
 mod drivers;
 mod fate;
@@ -35,9 +40,6 @@ use search::explore;
 use state::Budget;
 
 use crate::model::Role;
-
-/// States of a scenario that an ordinary run explores.
-const QUICK: usize = 10_000;
 
 fn slot(drives: &[&str], role: Role) -> SlotOf {
     SlotOf {
@@ -59,11 +61,10 @@ fn two_hosts(name: &'static str) -> Scenario {
     }
 }
 
-fn check(scenario: Scenario) {
-    let most = std::env::var("NOVACRON_EXPLORE");
-    let most = most.map_or(QUICK, |n| n.parse().expect("a number of states"));
-    let delays = std::env::var("NOVACRON_DELAYS").map_or(1, |n| n.parse().expect("a number"));
-    let explored = explore(scenario, delays, most);
+fn check(delays: u8, scenario: Scenario) {
+    let wanted = std::env::var("NOVACRON_EXPLORE").ok();
+    let delays = wanted.map_or(delays, |n| n.parse().expect("how often"));
+    let explored = explore(scenario, delays);
     println!("{explored}");
     assert!(explored.fault.is_none(), "{explored}");
 }
@@ -76,10 +77,13 @@ fn an_owner_is_lost() {
         crashes: 1,
         ..NOTHING
     };
-    check(Scenario {
-        budget,
-        ..two_hosts("an owner is lost")
-    });
+    check(
+        0,
+        Scenario {
+            budget,
+            ..two_hosts("an owner is lost")
+        },
+    );
 }
 
 /// The same with a volume, which has to be let go of.
@@ -89,11 +93,14 @@ fn an_owner_of_a_writer_is_lost() {
         leases: 1,
         ..NOTHING
     };
-    check(Scenario {
-        volume: true,
-        budget,
-        ..two_hosts("an owner of a writer is lost")
-    });
+    check(
+        1,
+        Scenario {
+            volume: true,
+            budget,
+            ..two_hosts("an owner of a writer is lost")
+        },
+    );
 }
 
 /// An owner is lost, and calls fail, or take effect late: of the fence too.
@@ -105,10 +112,13 @@ fn a_fence_lies() {
         lost: 1,
         ..NOTHING
     };
-    check(Scenario {
-        budget,
-        ..two_hosts("a fence lies")
-    });
+    check(
+        0,
+        Scenario {
+            budget,
+            ..two_hosts("a fence lies")
+        },
+    );
 }
 
 /// Two processes drive host a: the second takes over from the first, and a user moves the VM to host b.
@@ -119,12 +129,15 @@ fn a_remote_host_is_taken_over() {
         ..NOTHING
     };
     let slots = vec![slot(&["a"], Role::Owner), slot(&["a", "b"], Role::Both)];
-    check(Scenario {
-        slots,
-        budget,
-        requests: vec![Ask::Off, Ask::OnAt("b")],
-        ..two_hosts("a remote host is taken over")
-    });
+    check(
+        0,
+        Scenario {
+            slots,
+            budget,
+            requests: vec![Ask::Off, Ask::OnAt("b")],
+            ..two_hosts("a remote host is taken over")
+        },
+    );
 }
 
 /// Two processes may lead; each looks after a host.
@@ -136,25 +149,47 @@ fn two_lead() {
         ..NOTHING
     };
     let slots = vec![slot(&["a"], Role::Both), slot(&["b"], Role::Both)];
-    check(Scenario {
-        slots,
-        budget,
-        ..two_hosts("two lead")
-    });
+    check(
+        1,
+        Scenario {
+            slots,
+            budget,
+            ..two_hosts("two lead")
+        },
+    );
 }
 
-/// Hosts boot, guests end, calls are lost; a user moves the VM.
+/// A host boots and a call is lost, whatever is under way; a user stops the VM.
 #[test]
 fn a_host_boots() {
     let budget = Budget {
         reboots: 1,
-        exits: 1,
         lost: 1,
         ..NOTHING
     };
-    check(Scenario {
-        budget,
-        requests: vec![Ask::Off, Ask::OnAt("b")],
-        ..two_hosts("a host boots")
-    });
+    check(
+        0,
+        Scenario {
+            budget,
+            requests: vec![Ask::Off],
+            ..two_hosts("a host boots")
+        },
+    );
+}
+
+/// A guest ends by itself and its owner is lost, in whichever order.
+#[test]
+fn a_guest_ends() {
+    let budget = Budget {
+        leases: 1,
+        exits: 1,
+        ..NOTHING
+    };
+    check(
+        0,
+        Scenario {
+            budget,
+            ..two_hosts("a guest ends")
+        },
+    );
 }

@@ -25,8 +25,6 @@ pub(super) struct Explored {
     pub(super) steps: usize,
     /// The longest way to a state, in steps.
     pub(super) depth: u16,
-    /// Whether that is every state within the bound.
-    pub(super) complete: bool,
     pub(super) fault: Option<Fault>,
 }
 
@@ -39,10 +37,9 @@ pub(super) struct Fault {
 
 impl fmt::Display for Explored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = if self.complete { "all" } else { "the first" };
         write!(
             f,
-            "{}, {} times out of order: {all} {} states, {} steps, up to {} deep",
+            "{}, {} times out of order: {} states, {} steps, up to {} deep",
             self.name, self.delays, self.states, self.steps, self.depth
         )?;
         let Some(fault) = &self.fault else {
@@ -133,15 +130,14 @@ fn usual(next: &[Next], turn: usize, turns: usize) -> Option<usize> {
     (0..turns).find_map(|n| of((turn + n) % turns))
 }
 
-/// Explores every order that leaves the usual one so many times; at most so many states.
-pub(super) fn explore(scenario: Scenario, delays: u8, most: usize) -> Explored {
+/// Explores every order that leaves the usual one at most so many times.
+pub(super) fn explore(scenario: Scenario, delays: u8) -> Explored {
     let mut explored = Explored {
         name: scenario.name,
         delays,
         states: 1,
         steps: 0,
         depth: 0,
-        complete: true,
         fault: None,
     };
     let turns = scenario.slots.len() + 1;
@@ -205,10 +201,6 @@ pub(super) fn explore(scenario: Scenario, delays: u8, most: usize) -> Explored {
             }
             let to = before.map_or(fresh, |(to, _)| to);
             if before.is_none() {
-                if ways.len() >= most {
-                    explored.complete = false;
-                    continue;
-                }
                 ways.push(way);
                 explored.states += 1;
             }

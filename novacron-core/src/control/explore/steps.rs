@@ -422,7 +422,7 @@ impl Stepper {
         let view = Arc::clone(&state.views[slot.at]);
         let process = self
             .vessel
-            .takes(&process, &view, key, Ended::Command(Box::new(completion)));
+            .takes(&process, &view, key, Ended::Command(completion));
         let mut after = state.clone();
         self.set(&mut after, n, process);
         next.push(plain(what, after));

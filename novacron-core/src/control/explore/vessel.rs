@@ -212,14 +212,13 @@ impl Vessel {
     }
 
     /// Carries a command on: what it asks next, or what it came to.
-    #[expect(clippy::result_large_err, reason = "no error: the other outcome")]
     pub(super) fn carry_on(
         &self,
         slot: usize,
         key: &ObjectKey,
         command: &Command,
         answers: &[Answer],
-    ) -> Result<Request, Completion> {
+    ) -> Result<Request, Box<Completion>> {
         let _timer = self.timer.enter();
         self.script
             .carry_on(&self.drivers[slot], key, command, answers)
