@@ -53,6 +53,13 @@ impl Timestamp {
     }
 }
 
+/// When what began at `since` and lasts for `length` is over; none if it is. Another process may have said when it began: a
+/// clock that is ahead by more than `length` is not believed, so that nothing waits for hours because a clock is wrong.
+pub(crate) fn lasts(since: Timestamp, length: Duration, now: Timestamp) -> Option<Timestamp> {
+    let end = since.plus(length);
+    (now < end && end.since(now) <= length * 2).then_some(end)
+}
+
 /// The wall clock.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time now. May jump in either direction; nothing may rely on it for safety.

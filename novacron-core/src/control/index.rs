@@ -17,7 +17,7 @@ use super::evacuate::is_open;
 use super::plan::ObjectKey;
 use crate::lifecycle::RunPhase;
 use crate::model::{Name, NodeId, ObjectRef, Power, VmId};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, lasts};
 
 /// For how long a VM that could be placed goes before those of a lower priority.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -237,7 +237,7 @@ impl Cache {
             .take_while(|(Reverse(other), _)| *other > priority);
         for (_, vm) in first {
             let since = self.run_of(*vm).map(|r| r.since).unwrap_or_default();
-            if !self.no_place.contains_key(vm) && now < since.plus(PATIENCE) {
+            if !self.no_place.contains_key(vm) && lasts(since, PATIENCE, now).is_some() {
                 let name = self.vms.get(vm).map(|vm| vm.meta.name.to_string());
                 return Some(format!(
                     "{} has a higher priority and goes first",

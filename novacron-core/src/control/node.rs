@@ -23,7 +23,7 @@ use crate::model::{
     ClusterId, Epoch, MemberId, MemberState, NodeId, NodeState, NodeStatus, ObjectRef, Unexplained,
     VmId,
 };
-use crate::time::Timestamp;
+use crate::time::{Timestamp, lasts};
 
 /// How often a host or a pool that does not answer is asked.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -68,8 +68,8 @@ pub(crate) fn unowned(
         return Ok(Plan::nothing());
     }
     let (message, since) = ownerless(node, cache);
-    if now < since.plus(grace) {
-        return Ok(Plan::wake_at(since.plus(grace)));
+    if let Some(end) = lasts(since, grace, now) {
+        return Ok(Plan::wake_at(end));
     }
     let next = NodeStatus {
         state: NodeState::Unreachable,

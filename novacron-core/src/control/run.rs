@@ -21,7 +21,7 @@ use crate::model::{
 };
 use crate::records::{self, NodeOwner};
 use crate::store::Precondition;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, lasts};
 
 /// Tries at a start whose outcome was unknown, before the run is given up.
 const START_TRIES: u32 = 3;
@@ -59,8 +59,8 @@ pub(crate) fn unowned(
         _ => RunEvent::LoseSight,
     };
     let (why, since) = ownerless(node, cache);
-    if now < since.plus(grace) {
-        return Ok(Plan::wake_at(since.plus(grace)));
+    if let Some(end) = lasts(since, grace, now) {
+        return Ok(Plan::wake_at(end));
     }
     advance(run, event, cache, now, |run| {
         run.message = format!("nobody looks after node {node}: {why}");
@@ -426,8 +426,9 @@ impl Look<'_> {
     fn time_to_kill(&self) -> Option<Timestamp> {
         let requested = matches!(self.run.exit, Some(Exit::Requested) | None);
         let assignment = self.assignment.filter(|a| requested && !a.power.force)?;
-        let grace = u64::from(assignment.machine.stop_grace_secs);
-        Some(self.run.since.plus(Duration::from_secs(grace)))
+        let grace = Duration::from_secs(assignment.machine.stop_grace_secs.into());
+        let end = lasts(self.run.since, grace, self.now);
+        Some(end.unwrap_or_else(|| self.run.since.plus(grace).min(self.now)))
     }
 
     /// Makes the devices those of the assignment.

@@ -30,6 +30,8 @@ use crate::time::Timestamp;
 
 /// Failed starts in a row after which a VM is left alone until somebody asks again.
 pub(crate) const START_BUDGET: u32 = 5;
+/// The longest wait after a failed start.
+const LONGEST_WAIT: Duration = Duration::from_secs(64);
 /// A run that lasted this long was a success: the budget begins anew.
 const STABLE: Duration = Duration::from_secs(60);
 /// How soon a VM that waits for others asks again whether it is its turn, if nothing told it before.
@@ -221,8 +223,9 @@ pub(crate) fn should_start(
             claim.failures
         )));
     }
+    // A longer wait than any is that of a wrong clock.
     match claim.not_before {
-        Some(at) if at > now => Err(Waiting::Until(at)),
+        Some(at) if at > now && at.since(now) <= LONGEST_WAIT => Err(Waiting::Until(at)),
         _ => Ok(claim.failures),
     }
 }

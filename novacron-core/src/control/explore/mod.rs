@@ -193,3 +193,19 @@ fn a_guest_ends() {
         },
     );
 }
+
+/// An owner is lost, and that alone: so that the usual order can be left more often.
+#[test]
+fn an_owner_is_slow() {
+    let budget = Budget {
+        leases: 1,
+        ..NOTHING
+    };
+    check(
+        1,
+        Scenario {
+            budget,
+            ..two_hosts("an owner is slow")
+        },
+    );
+}

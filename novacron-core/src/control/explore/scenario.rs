@@ -64,8 +64,9 @@ pub(super) fn pool() -> PoolId {
     PoolId::new("pool").expect("a name")
 }
 
-const VM: VmId = VmId::from_uuid(Uuid::from_u128(1));
-const VOLUME: VolumeId = VolumeId::from_uuid(Uuid::from_u128(2));
+/// Even: so it is placed on the first host.
+const VM: VmId = VmId::from_uuid(Uuid::from_u128(2));
+const VOLUME: VolumeId = VolumeId::from_uuid(Uuid::from_u128(1));
 
 impl Scenario {
     pub(super) fn leads(&self, n: usize) -> bool {
