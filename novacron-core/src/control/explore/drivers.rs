@@ -57,13 +57,14 @@ impl Request {
     }
 }
 
+/// States are told apart by its `Debug`, so nothing of it may be missing there.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Done,
     Host(HostInfo),
     Domains(Vec<Domain>),
     Domain(Option<Domain>),
-    Record(Option<Record>),
+    Record(Option<(Key, Revision, Bytes)>),
     /// Whether the lease was granted.
     Lease(bool),
     Failed(ErrorKind),
@@ -265,7 +266,9 @@ impl Store for Records {
         none_here()
     }
     async fn get(&self, key: &Key) -> Result<Option<Record>> {
-        expect!(self.0.ask(Request::Read(key.clone())), Answer::Record(record) => record)
+        expect!(self.0.ask(Request::Read(key.clone())), Answer::Record(record) => {
+            record.map(|(key, version, value)| Record { key, version, value })
+        })
     }
     async fn list(&self, _: &str, _: ListOptions) -> Result<Page> {
         none_here()

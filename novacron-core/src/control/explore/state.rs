@@ -5,6 +5,7 @@
 //! a version of that record: only whether two are the same counts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, RwLock};
 
@@ -38,7 +39,6 @@ pub(super) fn fingerprint(text: &str) -> u128 {
 pub(super) struct View {
     pub(super) records: BTreeMap<Key, (Revision, bytes::Bytes)>,
     pub(super) cache: Arc<RwLock<Cache>>,
-    /// Of the values: which versions they have follows from the changes between the views of a state.
     pub(super) print: u128,
 }
 
@@ -54,9 +54,8 @@ impl View {
             let taken = cache.apply(&change, *version, &mut Vec::new());
             taken.expect("a record that can be read");
         }
-        let values: Vec<_> = records.iter().map(|(key, (_, v))| (key, v)).collect();
         Self {
-            print: fingerprint(&format!("{values:?}")),
+            print: fingerprint(&format!("{records:?}")),
             cache: Arc::new(RwLock::new(cache)),
             records,
         }
@@ -86,13 +85,24 @@ impl View {
 }
 
 /// A commit on its way to the store.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Sent {
     pub(super) by: MemberId,
     /// As what its sender decided it; none for what needs no part.
     pub(super) part: Option<Part>,
     pub(super) requires: Vec<Precondition>,
     pub(super) ops: Vec<Op>,
+}
+
+/// States are told apart by it, so the values are in it.
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {:?}", self.by, self.part, self.requires)?;
+        self.ops.iter().try_for_each(|op| match op {
+            Op::Put(key, value) => write!(f, " {key}={value:?}"),
+            Op::Delete(key) => write!(f, " no {key}"),
+        })
+    }
 }
 
 /// What holds an object of a process busy.

@@ -475,11 +475,7 @@ fn answer(state: &mut State, request: &Request, by: MemberId) -> Answer {
     match request {
         Request::Read(key) => {
             let record = state.present().records.get(key);
-            Answer::Record(record.map(|(version, value)| crate::store::Record {
-                key: key.clone(),
-                version: *version,
-                value: value.clone(),
-            }))
+            Answer::Record(record.map(|(version, value)| (key.clone(), *version, value.clone())))
         }
         Request::Lease(name) => {
             let held = |m: &MemberId| *m != by && member_lease(*m) == *name;
