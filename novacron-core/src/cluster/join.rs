@@ -40,6 +40,11 @@ const TURN: Duration = Duration::from_millis(50);
 /// How long a host is asked which one it is.
 const PROBE: Duration = Duration::from_secs(5);
 
+/// What a driver answers in time, also one that is stuck and heeds no deadline.
+async fn answer<T>(probe: impl Future<Output = Result<T>>) -> Option<T> {
+    tokio::time::timeout(PROBE, probe).await.ok()?.ok()
+}
+
 /// What a process is called if nobody says.
 pub(super) fn process_name() -> String {
     let system = rustix::system::uname();
@@ -144,7 +149,7 @@ impl Joining<'_> {
         };
         let theirs = from_record::<NodeStatus>(&status)?.host.map(|h| h.host);
         // One that does not answer is no error here: connecting is supervised, later.
-        let ours = hypervisor.probe(Call::within(PROBE)).await.ok();
+        let ours = answer(hypervisor.probe(Call::within(PROBE))).await;
         match (theirs, ours.map(|h| h.host)) {
             (Some(theirs), Some(ours)) if theirs != ours => {
                 let message = format!(
@@ -166,7 +171,7 @@ impl Joining<'_> {
         };
         let known = from_record::<PoolStatus>(&status)?.identity;
         // One that does not answer is no error here.
-        let ours = backend.probe(Call::within(PROBE)).await.ok();
+        let ours = answer(backend.probe(Call::within(PROBE))).await;
         match (known, ours.and_then(|info| info.identity)) {
             (Some(known), Some(ours)) if known != ours => {
                 let message = format!(
