@@ -363,6 +363,8 @@ impl App {
             cluster.shutdown(soon(20)).await?;
         }
         let mut files = leftovers::files(&self.site.pool_dir())?;
+        // The pool's own id.
+        files.retain(|file| *file != self.site.pool_dir().join("pool"));
         for (name, host) in NODES {
             let domains = self.site.hypervisor(name, host)?.list(call()).await?;
             ensure(domains.is_empty(), || {
