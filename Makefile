@@ -123,8 +123,8 @@ sim: ## the simulation of the real runtime: make sim SEEDS=2000
 	@if cargo nextest --version >/dev/null 2>&1; then run="nextest run"; else run="test"; fi; set -x; \
 	NOVACRON_SIM_SEEDS=$(SEEDS) cargo $$run --locked --release -p novacron-core --features conformance --test simulation
 
-DELAYS ?= 2
-explore: ## the failover protocol in every order: make explore DELAYS=2, how often the usual order is left (minutes)
+DELAYS ?= 1
+explore: ## the failover protocol in every order: make explore DELAYS=1, how often the usual order is left (minutes)
 	NOVACRON_EXPLORE=$(DELAYS) cargo test --locked --release -p novacron-core --features conformance --lib -- explore:: --nocapture --test-threads 2
 
 # Each with the scenario that finds it, and how often the usual order has to be left for that.
