@@ -27,7 +27,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use novacron_examples::Result;
-use tokio::signal::unix::{SignalKind, signal};
 
 use ground::Ground;
 use net::Net;
@@ -137,7 +136,7 @@ fn direct(wanted: &Wanted) -> Result<()> {
         };
         tokio::select! {
             told = told => told,
-            _ = interrupted() => Err("interrupted".into()),
+            _ = novacron_examples::interrupted() => Err("interrupted".into()),
         }
     });
     if told.is_err() {
@@ -150,17 +149,6 @@ fn direct(wanted: &Wanted) -> Result<()> {
 fn runtime() -> Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     Ok(builder.worker_threads(2).enable_all().build()?)
-}
-
-/// Ends when somebody presses Ctrl-C or asks the program to end.
-async fn interrupted() {
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminated.recv() => {}
-        },
-        Err(_) => drop(tokio::signal::ctrl_c().await),
-    }
 }
 
 /// Shows the end of every process's log, after something went wrong.

@@ -93,26 +93,17 @@ impl Net {
 
     /// Cuts a host off.
     pub(crate) fn cut(&self, host: &str) -> Result<()> {
-        ip(&[
-            "-n",
-            &self.namespace("hub"),
-            "link",
-            "set",
-            &port(host),
-            "down",
-        ])
+        self.set_link(host, "down")
     }
 
     /// Lets it back.
     pub(crate) fn mend(&self, host: &str) -> Result<()> {
-        ip(&[
-            "-n",
-            &self.namespace("hub"),
-            "link",
-            "set",
-            &port(host),
-            "up",
-        ])
+        self.set_link(host, "up")
+    }
+
+    fn set_link(&self, host: &str, state: &str) -> Result<()> {
+        let (hub, port) = (self.namespace("hub"), port(host));
+        ip(&["-n", &hub, "link", "set", &port, state])
     }
 }
 

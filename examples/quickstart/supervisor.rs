@@ -8,7 +8,6 @@ use std::time::Duration;
 use novacron_examples::{guest_disk, leftovers};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::Result;
@@ -27,7 +26,7 @@ pub(crate) async fn run() -> bool {
         Ok(dir) => {
             let outcome = tokio::select! {
                 outcome = demonstrate(&mut table, dir.path()) => outcome,
-                _ = interrupted() => Err("interrupted".into()),
+                _ = novacron_examples::interrupted() => Err("interrupted".into()),
             };
             clean_up(&mut table, dir, outcome.is_ok())
                 .await
@@ -41,17 +40,6 @@ pub(crate) async fn run() -> bool {
         table.take(Line::Fail(chain(error)));
     }
     table.show() && outcome.is_ok()
-}
-
-/// Ends when somebody presses Ctrl-C or asks the program to end.
-async fn interrupted() {
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminated.recv() => {}
-        },
-        Err(_) => drop(tokio::signal::ctrl_c().await),
-    }
 }
 
 async fn demonstrate(table: &mut Table, dir: &Path) -> Result<()> {

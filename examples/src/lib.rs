@@ -8,3 +8,15 @@ pub mod leftovers;
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// With [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Ends when somebody presses Ctrl-C or asks the program to end.
+pub async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}

@@ -90,7 +90,7 @@ impl Cluster {
         let principal = &self.options().principal;
         let request = id.to_string();
         self.nodes()
-            .change_with(VERB, node, &request, |node, draft, cache| {
+            .change(VERB, node, &request, |node, draft, cache| {
                 let operation = running(cache, id)?;
                 match operation.kind {
                     OperationKind::Evacuate {

@@ -127,10 +127,10 @@ impl Nodes {
     /// [`ErrorKind::NotFound`].
     pub async fn set_schedulable(&self, id: &NodeId, schedulable: bool) -> Result<OperationHandle> {
         let request = format!("{id}:{schedulable}");
-        self.change("node.set-schedulable", id, &request, |node, _| {
+        self.change("node.set-schedulable", id, &request, |node, draft, _| {
             node.schedulable = schedulable;
             node.evacuation = None;
-            Ok(OperationKind::Record)
+            Ok((draft, OperationKind::Record))
         })
         .await
     }
@@ -158,7 +158,7 @@ impl Nodes {
         const VERB: &str = "node.evacuate";
         let request = format!("{id}:{evidence:?}:{returning:?}");
         let operation = self
-            .change(VERB, id, &request, |node, cache| {
+            .change(VERB, id, &request, |node, draft, cache| {
                 let status = cache.node_status.get(id);
                 let answers = status.is_none_or(|s| s.state == NodeState::Available);
                 if evidence == Evidence::HostDown && answers {
@@ -173,7 +173,7 @@ impl Nodes {
                 };
                 node.schedulable = false;
                 node.evacuation = Some(Evacuation { returning });
-                Ok(kind)
+                Ok((draft, kind))
             })
             .await?;
         if evidence == Evidence::HostDown && !self.0.options().dry_run {
@@ -221,79 +221,68 @@ impl Nodes {
     pub async fn remove(&self, id: &NodeId) -> Result<OperationHandle> {
         const VERB: &str = "node.remove";
         let refused = |why: String| Error::new(ErrorKind::FailedPrecondition, VERB, why);
-        let (inner, options) = (&self.0.inner, self.0.options());
-        let draft = async {
-            inner
-                .read(|cache| {
-                    let node = cache.nodes.get(id).ok_or_else(|| not_found(VERB, id))?;
-                    check_version(options, VERB, node.version)?;
-                    if let Some(owner) = part::owner(&Part::Node(id.clone()), cache) {
-                        let why = format!("process {owner} looks after it: shut that down first");
-                        return Err(refused(why));
-                    }
-                    if let Some(left) = evacuate::remaining(id, cache) {
-                        return Err(refused(format!("{left}: evacuate it first")));
-                    }
-                    let status = cache.node_status.get(id).map(|s| s.version);
-                    let owner = cache.node_owners.get(id).map(|o| o.version);
-                    let draft = Draft::new()
-                        .unchanged::<Node>(id, Some(node.version))
-                        .unchanged::<NodeStatus>(id, status)
-                        .unchanged::<NodeOwner>(id, owner)
-                        .delete::<Node>(id)
-                        .delete::<NodeStatus>(id)
-                        .delete::<NodeOwner>(id);
-                    Ok(Change {
-                        object: ObjectRef::Node(id.clone()),
-                        kind: OperationKind::Record,
-                        draft,
-                    })
-                })
-                .await?
-        };
-        Ok(inner.admit(options, VERB, id.as_str(), draft).await?.1)
-    }
-
-    /// A change of a node's record.
-    pub(super) async fn change(
-        &self,
-        verb: &'static str,
-        id: &NodeId,
-        request: &str,
-        change: impl FnOnce(&mut Node, &Cache) -> Result<OperationKind>,
-    ) -> Result<OperationHandle> {
-        self.change_with(verb, id, request, |node, draft, cache| {
-            Ok((draft, change(node, cache)?))
+        self.admit(VERB, id, id.as_str(), |_, draft, cache| {
+            if let Some(owner) = part::owner(&Part::Node(id.clone()), cache) {
+                let why = format!("process {owner} looks after it: shut that down first");
+                return Err(refused(why));
+            }
+            if let Some(left) = evacuate::remaining(id, cache) {
+                return Err(refused(format!("{left}: evacuate it first")));
+            }
+            let status = cache.node_status.get(id).map(|s| s.version);
+            let owner = cache.node_owners.get(id).map(|o| o.version);
+            let draft = draft
+                .unchanged::<NodeStatus>(id, status)
+                .unchanged::<NodeOwner>(id, owner)
+                .delete::<Node>(id)
+                .delete::<NodeStatus>(id)
+                .delete::<NodeOwner>(id);
+            Ok((draft, OperationKind::Record))
         })
         .await
     }
 
-    /// As [`Nodes::change`], together with what else is in the draft.
-    pub(super) async fn change_with(
+    /// A change of a node's record, together with what else is in the draft.
+    pub(super) async fn change(
         &self,
         verb: &'static str,
         id: &NodeId,
         request: &str,
         change: impl FnOnce(&mut Node, Draft, &Cache) -> Result<(Draft, OperationKind)>,
     ) -> Result<OperationHandle> {
+        self.admit(verb, id, request, |node, draft, cache| {
+            let mut next = node.value.clone();
+            next.generation += 1;
+            let (draft, kind) = change(&mut next, draft, cache)?;
+            Ok((draft.put(id, &next)?, kind))
+        })
+        .await
+    }
+
+    /// Lets something in that is drafted from a node as it is.
+    async fn admit(
+        &self,
+        verb: &'static str,
+        id: &NodeId,
+        request: &str,
+        draft: impl FnOnce(&Versioned<Node>, Draft, &Cache) -> Result<(Draft, OperationKind)>,
+    ) -> Result<OperationHandle> {
         let (inner, options) = (&self.0.inner, self.0.options());
-        let draft = async {
+        let change = async {
             inner
                 .read(|cache| {
                     let node = cache.nodes.get(id).ok_or_else(|| not_found(verb, id))?;
                     check_version(options, verb, node.version)?;
-                    let mut next = node.value.clone();
-                    next.generation += 1;
-                    let draft = Draft::new().unchanged::<Node>(id, Some(node.version));
-                    let (draft, kind) = change(&mut next, draft, cache)?;
+                    let unchanged = Draft::new().unchanged::<Node>(id, Some(node.version));
+                    let (draft, kind) = draft(node, unchanged, cache)?;
                     Ok(Change {
                         object: ObjectRef::Node(id.clone()),
                         kind,
-                        draft: draft.put(id, &next)?,
+                        draft,
                     })
                 })
                 .await?
         };
-        Ok(inner.admit(options, verb, request, draft).await?.1)
+        Ok(inner.admit(options, verb, request, change).await?.1)
     }
 }

@@ -288,9 +288,7 @@ fn free(
         failures,
         not_before: None,
         decision,
-        recovery: claim
-            .and_then(|c| c.released.as_ref())
-            .is_some_and(StopProof::is_host_lost),
+        recovery: request.recovery,
         moving_to: None,
         home: evacuate::home(claim.map(|c| &c.value), &node, cache),
     };

@@ -21,7 +21,7 @@ use crate::crash_store::{Cut, Moment};
 use crate::invariants::{converges, one_writer, operations_end, runs_once};
 use crate::requests::Request;
 use crate::seen::seen;
-use crate::site::{RESYNC, Site, bury, every, node, pass, tell};
+use crate::site::{RESYNC, Site, bury, every, node, pass, settled, tell};
 use crate::stories::{blank, done};
 use crate::systematic::{Case, Tempo, difference};
 
@@ -51,19 +51,7 @@ async fn moved(site: &Site, cluster: &Cluster) -> Result<(), String> {
 }
 
 async fn settle(site: &Site, cluster: &Cluster) -> Result<(), String> {
-    let mut last = Ok(());
-    for _ in 0..100 {
-        pass(SECOND * 3).await;
-        last = moved(site, cluster).await;
-        if last.is_ok() {
-            pass(RESYNC * 3).await;
-            last = moved(site, cluster).await;
-            if last.is_ok() {
-                return Ok(());
-            }
-        }
-    }
-    last
+    settled(100, async || moved(site, cluster).await).await
 }
 
 fn latency(call: Duration) -> Latency {

@@ -233,6 +233,26 @@ pub(crate) fn tell<T>(story: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(story)
 }
 
+/// Gives the loop so many rounds of three seconds until all is as it should be, and still is a while later.
+pub(crate) async fn settled(
+    rounds: usize,
+    as_it_should: impl AsyncFn() -> Result<(), String>,
+) -> Result<(), String> {
+    let mut last = Ok(());
+    for _ in 0..rounds {
+        pass(Duration::from_secs(3)).await;
+        last = as_it_should().await;
+        if last.is_ok() {
+            pass(RESYNC * 3).await;
+            last = as_it_should().await;
+            if last.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+    last
+}
+
 /// The tasks of a process that has died are dropped when the runtime next turns to them.
 pub(crate) async fn bury(cluster: Option<Cluster>) {
     drop(cluster);

@@ -25,7 +25,7 @@ use crate::crash_store::Moment;
 use crate::invariants::{converges, nothing_left, one_writer, operations_end, runs_once};
 use crate::requests::Request;
 use crate::seen::seen;
-use crate::site::{RESYNC, Site, bury, pass, running_operations, tell};
+use crate::site::{Site, bury, pass, running_operations, settled, tell};
 use crate::stories::{Objects, STORIES, blank, done, furnish, stage};
 
 const KEPT: Duration = Duration::from_secs(300);
@@ -113,19 +113,7 @@ async fn quiet(site: &Site, cluster: &Cluster) -> Result<(), String> {
 
 /// Gives the loop time until nothing is under way, and then some more.
 async fn settle(site: &Site, cluster: &Cluster) -> Result<(), String> {
-    let mut last = Ok(());
-    for _ in 0..40 {
-        pass(SECOND * 3).await;
-        last = quiet(site, cluster).await;
-        if last.is_ok() {
-            pass(RESYNC * 3).await;
-            last = quiet(site, cluster).await;
-            if last.is_ok() {
-                return Ok(());
-            }
-        }
-    }
-    last
+    settled(40, async || quiet(site, cluster).await).await
 }
 
 /// Whether the operation has ended well. An action whose process died ends as unknown.
