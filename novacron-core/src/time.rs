@@ -43,6 +43,12 @@ impl Timestamp {
         Self(self.0.saturating_sub(millis))
     }
 
+    /// This time, so many milliseconds later; earlier if they are negative.
+    #[must_use]
+    pub(crate) fn moved(self, millis: i64) -> Self {
+        Self(self.0.saturating_add_signed(millis))
+    }
+
     /// This time plus `duration`.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {

@@ -10,6 +10,7 @@ use super::join::{Joining, identify, process_name};
 use super::request::problem;
 use super::{Cluster, Inner, RequestOptions};
 use crate::control::cache::Cache;
+use crate::control::clock::OwnClock;
 use crate::control::executor::Drivers;
 use crate::control::index::Limits;
 use crate::control::retention::Retention;
@@ -287,6 +288,7 @@ impl Builder {
         });
         let (session, standing) = Session::open(
             Arc::clone(&store),
+            Arc::clone(&self.clock),
             member,
             holder.clone(),
             self.role,
@@ -294,9 +296,10 @@ impl Builder {
         )
         .await;
         let nudge = Arc::new(Notify::new());
+        let clock = Arc::new(OwnClock::new(self.clock));
         let drivers = Arc::new(Drivers {
             store: Arc::clone(&store),
-            clock: Arc::clone(&self.clock),
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
             ids: Arc::clone(&self.ids),
             secrets: self.secrets,
             nodes,
@@ -315,7 +318,7 @@ impl Builder {
         let runtime = Runtime::open(Parts {
             cluster,
             store: Arc::clone(&store),
-            clock: Arc::clone(&self.clock),
+            clock: Arc::clone(&clock),
             ids: Arc::clone(&self.ids),
             scheduler: Arc::clone(&self.scheduler),
             drivers: Arc::clone(&drivers),
@@ -337,7 +340,7 @@ impl Builder {
         let inner = Inner {
             id: cluster,
             store,
-            clock: self.clock,
+            clock,
             ids: self.ids,
             authorizer: self.authorizer,
             scheduler: self.scheduler,

@@ -222,6 +222,7 @@ impl Joining<'_> {
             level: LEVEL,
             role: self.role,
             joined_at: now,
+            clock_off_secs: None,
             state: MemberState::Alive,
         };
         let mut steps = vec![

@@ -7,11 +7,11 @@ use super::executor::{Completion, Report, domain_of};
 use super::plan::{Command, ObjectKey, Outcome};
 use super::runtime::{Ended, Runtime};
 use super::session::SLACK;
-use super::world::{Leftover, RunError};
+use super::world::{Leftover, RunError, SeenLease};
 use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Assignment, NodeId, PoolId, VmId};
-use crate::time::Timestamp;
+use crate::time::{Clock as _, Timestamp};
 
 impl Runtime {
     pub(super) fn take_ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
@@ -141,10 +141,12 @@ impl Runtime {
             (Command::CheckMember { of, .. }, Ok(Report::Lease(None))) => {
                 self.outcomes.insert(key.clone(), Outcome::Lapsed(*of));
             }
-            (Command::CheckMember { member, .. }, Ok(Report::Lease(Some(remaining)))) => {
-                self.world
-                    .leases
-                    .insert(*member, now.plus(remaining + SLACK));
+            (Command::CheckMember { member, .. }, Ok(Report::Lease(Some(held)))) => {
+                let lease = SeenLease {
+                    runs_out: now.plus(held.remaining + SLACK),
+                    clock_off_secs: held.clock_off_secs,
+                };
+                self.world.leases.insert(*member, lease);
             }
             (Command::Forget(_), Ok(Report::Forgotten(at))) => self.world.rounds.go_on_at(at),
             (Command::Sweep { node, id }, _) => {

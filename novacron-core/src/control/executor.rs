@@ -14,6 +14,7 @@ use super::cache::Cache;
 use super::panics::caught;
 use super::plan::{Command, ObjectKey};
 use super::session::{self, Holder};
+use super::start::Right;
 use super::{retention, start, watchdog};
 use crate::driver::{
     Artefact, AttachRequest, Call, Domain, DomainId, Fence, FenceTarget, Hypervisor,
@@ -22,12 +23,12 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Bytes, FenceReceipt, HostInfo, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId, StopProof,
-    Verb,
+    Bytes, FenceReceipt, HostInfo, MemberId, NodeId, ObjectRef, PoolId, PortBinding, SnapshotId,
+    StopProof, Verb,
 };
 use crate::records::{NodeOwner, Stored};
 use crate::store::{Key, LeaseAnswer, Revision, Store};
-use crate::time::{Clock, Deadline, IdSource};
+use crate::time::{Clock, Deadline, IdSource, Timestamp};
 
 /// What commands are carried out with.
 #[derive(Debug)]
@@ -119,11 +120,18 @@ pub(crate) enum Report {
     Bound(PortBinding),
     Fenced(FenceReceipt),
     Armed(Duration),
-    /// For how long another process still holds its lease; none if it has run out.
-    Lease(Option<Duration>),
+    /// Another process's lease; none if it has run out.
+    Lease(Option<HeldLease>),
     Inventory(PoolInfo, Vec<Artefact>),
     /// Where the next round of forgetting goes on.
     Forgotten(Option<Key>),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldLease {
+    pub(crate) remaining: Duration,
+    /// As of [`SeenLease`](super::world::SeenLease).
+    pub(crate) clock_off_secs: Option<i64>,
 }
 
 /// The domain that a command is about.
@@ -131,7 +139,7 @@ pub(crate) fn domain_of(command: &Command) -> Option<(&NodeId, DomainId)> {
     match command {
         Command::Inspect { node, id }
         | Command::Start { node, id, .. }
-        | Command::Resume { node, id }
+        | Command::Resume { node, id, .. }
         | Command::Pause { node, id }
         | Command::Stop { node, id, .. }
         | Command::Retire { node, id, .. }
@@ -191,15 +199,21 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
         Command::Start {
             node,
             id,
+            owned,
             began,
             assignment,
             nics,
-        } => start::start(drivers, call, node, *id, began.as_ref(), assignment, nics)
-            .await
-            .map(|()| Report::Done),
-        Command::Resume { node, id } => start::resume(drivers, call, node, *id)
-            .await
-            .map(|()| Report::Done),
+        } => {
+            let right = Right::new(drivers, node, *id, *owned);
+            start::start(&right, call, began.as_ref(), assignment, nics)
+                .await
+                .map(|()| Report::Done)
+        }
+        Command::Resume { node, id, owned } => {
+            start::resume(&Right::new(drivers, node, *id, *owned), call)
+                .await
+                .map(|()| Report::Done)
+        }
         Command::Pause { node, id } => drivers
             .node(node)?
             .pause(call, *id)
@@ -221,12 +235,16 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
         Command::Adapt {
             node,
             id,
+            owned,
             assignment,
             nics,
             leaving,
-        } => start::adapt(drivers, call, node, *id, assignment, nics, leaving)
-            .await
-            .map(|()| Report::Done),
+        } => {
+            let right = Right::new(drivers, node, *id, *owned);
+            start::adapt(&right, call, assignment, nics, leaving)
+                .await
+                .map(|()| Report::Done)
+        }
         Command::BindPort { node, request } => drivers
             .network(node)
             .ensure_port(call, request)
@@ -354,16 +372,22 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
         Command::CheckMember { member, .. } => {
             let Holder { name, ttl } = &drivers.holder;
             let lease = session::member_lease(*member);
-            let asked = Instant::now();
+            let (asked, began) = (Instant::now(), drivers.clock.now());
             let answer = drivers.store.lease_acquire(&lease, name, *ttl).await?;
             Ok(Report::Lease(match answer {
                 // The store did not answer for a while: the process could not ask, either.
                 LeaseAnswer::Granted(lease) if asked.elapsed() > *ttl / 4 => {
                     drivers.store.lease_release(&lease).await?;
-                    Some(*ttl)
+                    Some(HeldLease {
+                        remaining: *ttl,
+                        clock_off_secs: None,
+                    })
                 }
                 LeaseAnswer::Granted(_) => None,
-                LeaseAnswer::HeldBy { remaining, .. } => Some(remaining),
+                LeaseAnswer::HeldBy { remaining, .. } => Some(HeldLease {
+                    remaining,
+                    clock_off_secs: clock_off(drivers, *member, began, remaining).await?,
+                }),
             }))
         }
         Command::Forget(cutoffs) => retention::forget(drivers, call, cutoffs)
@@ -384,6 +408,21 @@ async fn still_marked(drivers: &Drivers, target: &FenceTarget, of: Revision) -> 
     }
     let message = "its owner is back: the host is not fenced";
     Err(Error::new(ErrorKind::Conflict, "node.fence", message).with("node", &target.node))
+}
+
+/// [`Member::clock_off_secs`](crate::model::Member::clock_off_secs) of a process whose lease was asked for at `began`.
+async fn clock_off(
+    drivers: &Drivers,
+    member: MemberId,
+    began: Timestamp,
+    remaining: Duration,
+) -> Result<Option<i64>> {
+    let told = session::told_time(&*drivers.store, member).await?;
+    let ttl = drivers.holder.ttl;
+    // It renewed its lease so long before `began` at least, and before now at most.
+    let renewed = ttl.saturating_sub(remaining);
+    let between = (began.minus(renewed), drivers.clock.now().minus(renewed));
+    Ok(told.and_then(|told| session::clock_off_secs(told, between, ttl * 2)))
 }
 
 async fn act(

@@ -183,6 +183,7 @@ mod tests {
             level: 1,
             role: Role::Both,
             joined_at: at,
+            clock_off_secs: None,
             state: MemberState::Lost { at },
         };
         put(&mut cache, &OWNER, &member, 2);

@@ -20,28 +20,42 @@ use super::cache::Cache;
 use super::plan::{Command, Draft, Outcome, Plan};
 use super::world::World;
 use crate::error::Result;
-use crate::model::{Member, MemberId, MemberState, Versioned};
+use crate::model::{Member, MemberId, MemberState};
 use crate::time::Timestamp;
 
 /// How long after it ended a process is remembered at least.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// This process's own record: it is alive again when it was taken for lost and has its lease back.
-pub(crate) fn own(me: MemberId, cache: &Cache) -> Result<Plan> {
-    let lost = |m: &&Versioned<Member>| matches!(m.state, MemberState::Lost { .. });
-    let Some(member) = cache.members.get(&me).filter(lost) else {
+/// This process's own record: it is alive again when it was taken for lost and has its lease back; and while it leads, its
+/// clock is the one that the others' are compared with.
+pub(crate) fn own(me: MemberId, leads: bool, cache: &Cache) -> Result<Plan> {
+    let Some(member) = cache.members.get(&me) else {
         return Ok(Plan::nothing());
     };
-    tracing::warn!(member = %me, "this process was taken for lost, and is back");
-    let alive = Member {
-        state: MemberState::Alive,
-        ..member.value.clone()
-    };
+    let mut now = member.value.clone();
+    if matches!(member.state, MemberState::Lost { .. }) {
+        tracing::warn!(member = %me, "this process was taken for lost, and is back");
+        now.state = MemberState::Alive;
+    }
+    if leads {
+        now.clock_off_secs = None;
+    }
+    if now == member.value {
+        return Ok(Plan::nothing());
+    }
     Ok(Plan::commit(
         Draft::new()
             .unchanged::<Member>(&me, Some(member.version))
-            .put(&me, &alive)?,
+            .put(&me, &now)?,
     ))
+}
+
+/// Whether what is seen of a clock differs from what its member's record says: by more than clocks drift in an hour or two.
+fn is_news(told: Option<i64>, seen: Option<i64>) -> bool {
+    match (told, seen) {
+        (Some(told), Some(seen)) => told.abs_diff(seen) > 10,
+        (told, seen) => told != seen,
+    }
 }
 
 /// Another process, seen by the leader, which takes none for lost before `from`.
@@ -67,9 +81,23 @@ pub(crate) fn reconcile(
                 };
                 return Ok(Plan::commit(unchanged().put(&id, &lost)?));
             }
-            return Ok(match world.leases.get(&id) {
+            let lease = world.leases.get(&id);
+            if let Some(lease) = lease
+                && is_news(member.clock_off_secs, lease.clock_off_secs)
+            {
+                if let Some(secs) = lease.clock_off_secs {
+                    let (member, name) = (id, &member.name);
+                    tracing::warn!(%member, name, secs, "a process's clock is ahead of this one's, or behind: set it");
+                }
+                let told = Member {
+                    clock_off_secs: lease.clock_off_secs,
+                    ..member.value.clone()
+                };
+                return Ok(Plan::commit(unchanged().put(&id, &told)?));
+            }
+            return Ok(match lease {
                 _ if now < from => Plan::wake_at(from),
-                Some(runs_out) if now < *runs_out => Plan::wake_at(*runs_out),
+                Some(lease) if now < lease.runs_out => Plan::wake_at(lease.runs_out),
                 _ => Plan::command(Command::CheckMember {
                     member: id,
                     of: member.version,

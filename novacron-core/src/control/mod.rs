@@ -37,6 +37,7 @@
 pub(crate) mod action;
 pub(crate) mod cache;
 mod changes;
+pub(crate) mod clock;
 pub(crate) mod commit;
 mod ended;
 pub(crate) mod evacuate;
@@ -49,6 +50,7 @@ pub(crate) mod member;
 mod network;
 pub(crate) mod node;
 pub(crate) mod operation;
+pub(crate) mod owned;
 pub(crate) mod ownership;
 mod panics;
 pub(crate) mod part;

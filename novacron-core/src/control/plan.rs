@@ -229,18 +229,21 @@ pub(crate) enum Command {
         node: NodeId,
         id: DomainId,
     },
-    /// Attach, define, start held, read boot and claim again, resume (unless it should be paused).
+    /// Attach, define, start held, read boot, owner and claim again, resume (unless it should be paused).
     Start {
         node: NodeId,
         id: DomainId,
+        /// The version of the node's ownership under which this was decided.
+        owned: Revision,
         began: Option<HostBoot>,
         assignment: Box<Assignment>,
         nics: Vec<NicAttachment>,
     },
-    /// Read the claim again and resume.
+    /// Read owner and claim again and resume.
     Resume {
         node: NodeId,
         id: DomainId,
+        owned: Revision,
     },
     Pause {
         node: NodeId,
@@ -262,6 +265,7 @@ pub(crate) enum Command {
     Adapt {
         node: NodeId,
         id: DomainId,
+        owned: Revision,
         assignment: Box<Assignment>,
         nics: Vec<NicAttachment>,
         /// What the epoch has claimed and the assignment does not name any more.

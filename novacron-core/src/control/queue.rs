@@ -65,6 +65,17 @@ impl Queue {
         }
     }
 
+    /// The clock was put right: everything that waits for a time is looked at, and says anew when that is.
+    pub(crate) fn move_times(&mut self, by: i64) {
+        self.timer_of.clear();
+        for (_, key) in std::mem::take(&mut self.timers) {
+            self.push(key);
+        }
+        for (_, since) in self.failures.values_mut() {
+            *since = since.moved(by);
+        }
+    }
+
     /// When the next timer is due.
     pub(crate) fn next_timer(&self) -> Option<Timestamp> {
         self.timers.first().map(|(at, _)| *at)

@@ -6,6 +6,7 @@
 //! | events, audit records | [`Retention::events`], [`Retention::audit`] after they were written |
 //! | answers kept for idempotency keys | [`Retention::idempotency`] after the first request |
 //! | graves | [`Retention::graves`] after the object was deleted: what turns up later is reported, not swept |
+//! | the times that processes told | their members are gone |
 //! | the store's history | [`Retention::history`] after it happened: who watches from before must list again |
 //!
 //! Graves and actions are in the cache, so they go by plain commits. The other kinds are not, and one command a round
@@ -14,11 +15,13 @@
 //! Operations forget themselves ([`super::operation`]).
 
 use std::collections::VecDeque;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::cache::Cache;
 use super::executor::Drivers;
 use super::plan::{Command, Draft, Plan};
+use super::session;
 use crate::driver::Call;
 use crate::error::Result;
 use crate::model::{Action, ActionStatus, Audit, Event, EventId, OperationId, uuid_v7};
@@ -97,6 +100,13 @@ impl Rounds {
         }
     }
 
+    pub(super) fn move_times(&mut self, by: i64) {
+        self.last = self.last.moved(by);
+        for (at, _) in &mut self.marks {
+            *at = at.moved(by);
+        }
+    }
+
     /// A round has ended, and the next one goes on with the answers after this.
     pub(super) fn go_on_at(&mut self, after: Option<Key>) {
         self.answers_after = after;
@@ -166,7 +176,21 @@ pub(crate) async fn forget(
     if let Some(revision) = cutoffs.history {
         drivers.store.compact(revision).await?;
     }
+    forget_times(drivers).await?;
     Ok(at)
+}
+
+/// The times that processes told which are no members any more.
+async fn forget_times(drivers: &Drivers) -> Result<()> {
+    let mut told = session::told_times(&*drivers.store).await?;
+    {
+        let cache = drivers.cache.read().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|key| session::who_told(key).is_none_or(|m| !cache.members.contains_key(&m)));
+    }
+    for key in told {
+        drivers.store.put_beat(&key, None).await?;
+    }
+    Ok(())
 }
 
 /// When the request was made whose answer is kept: its operation's id tells.

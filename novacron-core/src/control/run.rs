@@ -20,7 +20,7 @@ use crate::model::{
     StopProof, Versioned, VmId, VolumeId,
 };
 use crate::records::{self, NodeOwner};
-use crate::store::Precondition;
+use crate::store::{Precondition, Revision};
 use crate::time::{Timestamp, lasts};
 
 /// Tries at a start whose outcome was unknown, before the run is given up.
@@ -225,6 +225,12 @@ impl Look<'_> {
         }
     }
 
+    /// Under which ownership of the node this look is.
+    fn owned(&self) -> Revision {
+        let owner = self.cache.node_owners.get(&self.run.node);
+        owner.map(|owner| owner.version).unwrap_or_default()
+    }
+
     /// The wanted power: off when the assignment is gone.
     fn wanted(&self) -> Power {
         self.assignment.map_or(Power::Off, |a| a.power.state)
@@ -347,6 +353,7 @@ impl Look<'_> {
         Ok(Plan::command(Command::Start {
             node: self.run.node.clone(),
             id: self.id(),
+            owned: self.owned(),
             began: self.run.began.clone(),
             assignment: Box::new(assignment.value.clone()),
             nics,
@@ -401,7 +408,8 @@ impl Look<'_> {
         match self.wanted() {
             Power::Off => return self.stop(Exit::Requested),
             Power::On if phase == RunPhase::Paused => {
-                return Ok(Plan::command(Command::Resume { node, id }));
+                let owned = self.owned();
+                return Ok(Plan::command(Command::Resume { node, id, owned }));
             }
             Power::Paused if phase == RunPhase::Running => {
                 return Ok(Plan::command(Command::Pause { node, id }));
@@ -472,6 +480,7 @@ impl Look<'_> {
         Ok(Plan::command(Command::Adapt {
             node: self.run.node.clone(),
             id: self.id(),
+            owned: self.owned(),
             assignment: Box::new(assignment.value.clone()),
             nics,
             leaving: {

@@ -16,11 +16,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::cache::Cache;
+use super::clock::OwnClock;
 use super::commit::{commit_settled, finish};
 use super::executor::{Completion, Drivers, execute};
 use super::index::Limits;
+use super::owned::Owned;
 use super::panics::{caught, caught_now};
-use super::part::{self, Part};
+use super::part;
 use super::placing::Placing;
 use super::plan::{Command, Draft, ObjectKey, Outcome, Plan};
 use super::queue::Queue;
@@ -35,7 +37,7 @@ use super::{
 };
 use crate::driver::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ActionId, ClusterId, MemberId, MemberState, NodeId, PoolId, VmId};
+use crate::model::{ActionId, ClusterId, MemberId, NodeId, VmId};
 use crate::records::{LEVEL, NodeOwner, PoolOwner};
 use crate::store::{Revision, Store, WatchStream};
 use crate::time::{Clock, IdSource, Timestamp};
@@ -52,7 +54,7 @@ const BURST: usize = 256;
 pub(crate) struct Parts {
     pub(crate) cluster: ClusterId,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<OwnClock>,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) drivers: Arc<Drivers>,
@@ -100,15 +102,9 @@ pub(crate) struct Runtime {
     /// What this process looks after, as of the cache.
     pub(super) owned: Owned,
     /// Whether it led, and was alive, when that was last looked at.
-    stood: (bool, bool),
+    pub(super) stood: (bool, bool),
     /// Since when other processes are known to be lost.
     pub(super) lost: BTreeMap<MemberId, Instant>,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Owned {
-    nodes: BTreeSet<NodeId>,
-    pools: BTreeSet<PoolId>,
 }
 
 /// What a hypervisor pushed, or that its stream ended.
@@ -200,7 +196,7 @@ impl Runtime {
         }
     }
 
-    fn listen(&mut self, node: NodeId) {
+    pub(super) fn listen(&mut self, node: NodeId) {
         let Ok(hypervisor) = self.parts.drivers.node(&node) else {
             return;
         };
@@ -224,86 +220,6 @@ impl Runtime {
         });
     }
 
-    /// What this process may do has changed: what it may do from now on is looked at.
-    fn stand(&mut self) {
-        let standing = self.parts.standing.borrow_and_update();
-        let now = (standing.leads().is_some(), standing.is_alive());
-        drop(standing);
-        let before = std::mem::replace(&mut self.stood, now);
-        if before == now {
-            return;
-        }
-        let cache = Arc::clone(&self.parts.cache);
-        let mut cache = cache.write().unwrap_or_else(PoisonError::into_inner);
-        let mut wake = Vec::new();
-        if now.0 && !before.0 {
-            tracing::info!(member = %self.parts.member, "this process leads");
-            self.placing.all_changed(&cache);
-            self.placing.reconsider();
-            cache.wake_leader(&mut wake);
-            wake.push(ObjectKey::Reasons);
-        }
-        if before.0 && !now.0 {
-            // Whoever leads now may find a place.
-            cache.no_place.clear();
-        }
-        if now.1 && !before.1 {
-            wake.push(ObjectKey::Member(self.parts.member));
-            for node in self.parts.drivers.nodes.keys() {
-                cache.wake_node(node, &mut wake);
-            }
-            for pool in self.parts.drivers.pools.keys() {
-                cache.wake_pool(pool, &mut wake);
-            }
-        }
-        for key in wake {
-            self.queue.push(key);
-        }
-    }
-
-    /// Takes in who looks after a node or a pool by now. A new owner knows nothing yet.
-    pub(super) fn own(&mut self, key: &ObjectKey, cache: &Cache) {
-        let me = Some(self.parts.member);
-        match key {
-            ObjectKey::Node(node) if self.parts.drivers.nodes.contains_key(node) => {
-                let mine = part::owner(&Part::Node(node.clone()), cache) == me;
-                if mine && self.owned.nodes.insert(node.clone()) {
-                    self.forget(node);
-                    self.world.nodes.entry(node.clone()).or_default().stale = true;
-                    self.listen(node.clone());
-                } else if !mine && self.owned.nodes.remove(node) {
-                    self.forget(node);
-                }
-            }
-            ObjectKey::Pool(pool) if self.parts.drivers.pools.contains_key(pool) => {
-                let mine = part::owner(&Part::Pool(pool.clone()), cache) == me;
-                if mine && self.owned.pools.insert(pool.clone()) {
-                    self.world.pools.remove(pool);
-                } else if !mine {
-                    self.owned.pools.remove(pool);
-                }
-            }
-            // Who leads may be leaving.
-            ObjectKey::Member(id) => {
-                let state = cache.members.get(id).map(|m| m.state);
-                if matches!(state, Some(MemberState::Lost { .. })) {
-                    self.lost.entry(*id).or_insert_with(Instant::now);
-                } else {
-                    self.lost.remove(id);
-                }
-                self.parts.nudge.notify_one();
-                self.tell_soon();
-            }
-            _ => {}
-        }
-    }
-
-    /// Forgets what was seen on the node.
-    fn forget(&mut self, node: &NodeId) {
-        self.world.nodes.remove(node);
-        self.world.runs.retain(|(n, _), _| n != node);
-    }
-
     fn take_event(&mut self, event: DriverEvent) {
         let (DriverEvent::Domain(node, _) | DriverEvent::StreamEnded(node)) = &event;
         if !self.owned.nodes.contains(node) {
@@ -324,6 +240,11 @@ impl Runtime {
 
     /// Looks at every ready object.
     fn turn(&mut self) {
+        if let Some(by) = self.parts.clock.put_right() {
+            tracing::info!(milliseconds = by, "this process's clock was put right");
+            self.world.move_times(by);
+            self.queue.move_times(by);
+        }
         self.queue.fire(self.parts.clock.now());
         self.retry_waiting();
         while let Some(key) = self.queue.pop() {
@@ -370,7 +291,9 @@ impl Runtime {
         };
         if standing.is_alive() && part::owner(&part, &cache).is_none() {
             match key {
-                ObjectKey::Member(id) if *id == me => return member::own(me, &cache),
+                ObjectKey::Member(id) if *id == me => {
+                    return member::own(me, standing.leads().is_some(), &cache);
+                }
                 ObjectKey::Node(id) if self.parts.drivers.nodes.contains_key(id) => {
                     let owner = cache.node_owners.get(id);
                     return ownership::take::<NodeOwner>(id, me, owner, &cache, now);

@@ -8,6 +8,9 @@
 //! store lets another one in; and whatever it still commits as the leader requires the lease, so that even a process
 //! that was stopped in the middle of a commit can change nothing afterwards.
 //!
+//! After each renewal a process tells the store its time, by a beat under `clock/<member>`. The leader, which sees in a lease
+//! how long ago it was renewed, knows from that whose clock is wrong ([`super::clock`]).
+//!
 //! Where the store lets in one process at a time ([`Store::exclusive`]), who held a lease before is gone: all processes
 //! then ask under one name, so the next one need not wait.
 
@@ -19,9 +22,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::watchdog::Feeder;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{MemberId, Role};
-use crate::store::{Lease, LeaseAnswer, Store};
-use crate::time::IdSource;
+use crate::store::{Key, Lease, LeaseAnswer, Store};
+use crate::time::{Clock, IdSource, Timestamp};
 
 /// The lease that the leader holds.
 pub(crate) const LEADER: &str = "leader";
@@ -31,6 +35,46 @@ const EXCLUSIVE_TTL: Duration = Duration::from_secs(3600);
 pub(crate) const SLACK: Duration = Duration::from_millis(20);
 /// Between two tries while the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
+
+const CLOCKS: &str = "clock/";
+
+/// Where a process tells its time.
+fn clock_key(member: MemberId) -> Result<Key> {
+    Key::new(format!("{CLOCKS}{member}"))
+}
+
+/// Where processes told their times.
+pub(crate) async fn told_times(store: &dyn Store) -> Result<Vec<Key>> {
+    let told = store.beats(CLOCKS).await?;
+    Ok(told.into_iter().map(|(key, _)| key).collect())
+}
+
+/// Who told a time there.
+pub(crate) fn who_told(key: &Key) -> Option<MemberId> {
+    key.as_str().strip_prefix(CLOCKS)?.parse().ok()
+}
+
+/// The time that a process told last.
+pub(crate) async fn told_time(store: &dyn Store, member: MemberId) -> Result<Option<Timestamp>> {
+    let key = clock_key(member)?;
+    let told = store.beats(key.as_str()).await?;
+    let own = told.into_iter().find(|(found, _)| *found == key);
+    // What is no time was written by a hand, and the next renewal overwrites it.
+    Ok(own.and_then(|(_, value)| serde_json::from_slice(&value).ok()))
+}
+
+/// By how many seconds a clock is ahead of this one, if certainly by more than `tolerance`: it showed `told` when this one was
+/// within `between`.
+pub(crate) fn clock_off_secs(
+    told: Timestamp,
+    between: (Timestamp, Timestamp),
+    tolerance: Duration,
+) -> Option<i64> {
+    let (ahead, behind) = (told.since(between.1), between.0.since(told));
+    let off = ahead.max(behind);
+    let secs = i64::try_from(off.as_secs()).unwrap_or(i64::MAX);
+    (off > tolerance).then_some(if behind.is_zero() { secs } else { -secs })
+}
 
 /// The lease of a member.
 pub(crate) fn member_lease(member: MemberId) -> String {
@@ -139,6 +183,7 @@ fn is_timely(asked: Instant, ttl: Duration) -> bool {
 #[derive(Debug)]
 pub(crate) struct Session {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     member: MemberId,
     holder: Holder,
     role: Role,
@@ -150,6 +195,7 @@ impl Session {
     /// Asks for the leases a first time, so that a process which is alone begins as the leader.
     pub(crate) async fn open(
         store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
         member: MemberId,
         holder: Holder,
         role: Role,
@@ -158,6 +204,7 @@ impl Session {
         let (tell, standing) = watch::channel(Standing::default());
         let session = Self {
             store,
+            clock,
             member,
             holder,
             role,
@@ -200,8 +247,21 @@ impl Session {
         self.tell.send_replace(Standing { alive, leads });
         if let Some(until) = renewed {
             self.feeder.feed(|| Instant::now() < until).await;
+            if !self.store.exclusive()
+                && let Err(error) = self.tell_time().await
+            {
+                tracing::debug!(%error, "this process did not tell its time");
+            }
         }
         again
+    }
+
+    async fn tell_time(&self) -> Result<()> {
+        let time = serde_json::to_vec(&self.clock.now()).map_err(|e| {
+            Error::new(ErrorKind::Internal, "clock.tell", "no JSON of a time").caused_by(e)
+        })?;
+        let key = clock_key(self.member)?;
+        self.store.put_beat(&key, Some(time.into())).await
     }
 
     async fn lease(

@@ -1,7 +1,7 @@
 //! The steps of a start, of an adaptation and of an end, through hypervisor and storage together.
 //!
 //! ```text
-//!   start:   attach volumes → define → start (held) → READ BOOT ID AND CLAIM AGAIN → resume
+//!   start:   attach volumes → define → start (held) → READ BOOT ID, OWNER AND CLAIM AGAIN → resume
 //!   adapt:   detach what the assignment no longer names → attach what it names anew
 //!   retire:  (kill) → undefine → detach volumes → proof
 //! ```
@@ -9,6 +9,10 @@
 //! sees no running guest, and whoever takes it away later finds the domain and must first prove it stopped. A start
 //! that lost its claim undoes itself; so does one whose host booted meanwhile, for the run says under which boot it
 //! began, and the owner takes another one for the proof that it is over.
+//!
+//! The owner is read likewise. One that takes a node over, looks, and does not find the domain says that the run is over: a
+//! domain that appears after that look appears after the taking, too, and does not run. It is left as it is, for it is the
+//! new owner's.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,17 +29,49 @@ use crate::model::{
     AssignedDisk, Assignment, Claim, CloudInit, HostBoot, NodeId, PoolId, Power, StopProof,
     VolumeId,
 };
-use crate::records;
+use crate::records::{self, NodeOwner, Stored};
+use crate::store::{Revision, Store};
 
-/// Whether the store says that this epoch may run here. Linearizable.
-async fn still_claimed(drivers: &Drivers, node: &NodeId, id: DomainId) -> Result<()> {
-    let key = <Claim as records::Stored>::key(&id.vm);
-    let claim: Option<Claim> = drivers
-        .store
-        .get(&key)
-        .await?
-        .map(|r| records::from_record(&r))
-        .transpose()?;
+/// One run on one node, as long as its process has the right to change it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Right<'a> {
+    drivers: &'a Drivers,
+    node: &'a NodeId,
+    id: DomainId,
+    /// The version of the node's ownership under which the change was decided.
+    owned: Revision,
+}
+
+impl<'a> Right<'a> {
+    pub(crate) fn new(
+        drivers: &'a Drivers,
+        node: &'a NodeId,
+        id: DomainId,
+        owned: Revision,
+    ) -> Self {
+        Self {
+            drivers,
+            node,
+            id,
+            owned,
+        }
+    }
+
+    async fn holds(&self) -> Result<()> {
+        may_run(&*self.drivers.store, self.node, self.id, self.owned).await
+    }
+}
+
+/// Whether the store says that the node was not taken anew since, and that this epoch may run there. Linearizable.
+async fn may_run(store: &dyn Store, node: &NodeId, id: DomainId, owned: Revision) -> Result<()> {
+    let owner = store.get(&<NodeOwner as Stored>::key(node)).await?;
+    if owner.is_none_or(|owner| owner.version != owned) {
+        let message = "the node was taken anew before the guest ran";
+        let error = Error::new(ErrorKind::Conflict, "run.owner", message);
+        return Err(error.with("node", node).with("vm", id.vm));
+    }
+    let claim = store.get(&<Claim as Stored>::key(&id.vm)).await?;
+    let claim: Option<Claim> = claim.map(|r| records::from_record(&r)).transpose()?;
     match claim {
         Some(c) if c.is_held() && c.epoch == id.epoch && c.place.node() == Some(node) => Ok(()),
         _ => Err(Error::new(
@@ -126,17 +162,18 @@ async fn seed(
 }
 
 pub(crate) async fn start(
-    drivers: &Drivers,
+    right: &Right<'_>,
     call: Call,
-    node: &NodeId,
-    id: DomainId,
     began: Option<&HostBoot>,
     assignment: &Assignment,
     nics: &[NicAttachment],
 ) -> Result<()> {
+    let Right {
+        drivers, node, id, ..
+    } = *right;
     let hypervisor = drivers.node(node)?;
     // Before anything is made: a claim that is gone already costs nothing.
-    still_claimed(drivers, node, id).await?;
+    right.holds().await?;
     let present = hypervisor.inspect(call, id).await?.map(|d| d.state);
     if let Some(DomainState::Unknown(why)) = present {
         let message = format!("nobody can tell whether it runs: {why}");
@@ -167,7 +204,7 @@ pub(crate) async fn start(
         hypervisor.start(call, id).await?;
     }
     let held = match same_boot(hypervisor, call, began).await {
-        Ok(()) => still_claimed(drivers, node, id).await,
+        Ok(()) => right.holds().await,
         rebooted => rebooted,
     };
     if let Err(lost) = held {
@@ -187,25 +224,22 @@ pub(crate) async fn start(
     Ok(())
 }
 
-pub(crate) async fn resume(
-    drivers: &Drivers,
-    call: Call,
-    node: &NodeId,
-    id: DomainId,
-) -> Result<()> {
-    still_claimed(drivers, node, id).await?;
-    drivers.node(node)?.resume(call, id).await
+pub(crate) async fn resume(right: &Right<'_>, call: Call) -> Result<()> {
+    right.holds().await?;
+    let hypervisor = right.drivers.node(right.node)?;
+    hypervisor.resume(call, right.id).await
 }
 
 pub(crate) async fn adapt(
-    drivers: &Drivers,
+    right: &Right<'_>,
     call: Call,
-    node: &NodeId,
-    id: DomainId,
     assignment: &Assignment,
     nics: &[NicAttachment],
     leaving: &[(PoolId, VolumeId)],
 ) -> Result<()> {
+    let Right {
+        drivers, node, id, ..
+    } = *right;
     let hypervisor = drivers.node(node)?;
     let Some(domain) = hypervisor.inspect(call, id).await? else {
         return Err(
@@ -247,7 +281,7 @@ pub(crate) async fn adapt(
         plug.detach_nic(call, id, port).await?;
     }
     if !coming.is_empty() || !coming_nics.is_empty() {
-        still_claimed(drivers, node, id).await?;
+        right.holds().await?;
     }
     for disk in coming {
         let attachment = attach(drivers, call, node, id, disk).await?;
@@ -287,4 +321,49 @@ pub(crate) async fn retire(
         boot_id: host.boot_id,
         at: drivers.clock.now(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::{ClusterId, Epoch, MemberId, Ownership, VmId};
+    use crate::store::{Commit, MemoryStore, TxnId};
+    use crate::time::{TimerClock, Timestamp};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_was_taken_anew_lets_nothing_of_before_run() {
+        let store = MemoryStore::new(Arc::new(TimerClock::starting_at(Timestamp::from_millis(1))));
+        let node = NodeId::new("alpha").unwrap();
+        let id = DomainId {
+            cluster: ClusterId::from_uuid(Uuid::from_u128(1)),
+            vm: VmId::from_uuid(Uuid::from_u128(2)),
+            epoch: Epoch(3),
+        };
+        let take = async |member| {
+            let owner = NodeOwner(Ownership {
+                member: MemberId(member),
+                since: Timestamp::from_millis(1),
+                fencing: None,
+                fenced: None,
+            });
+            let mut commit = Commit::new(TxnId(Uuid::from_u128(u128::from(member))));
+            commit.push(records::put(&node, &owner).unwrap());
+            store.commit(commit).await.unwrap()
+        };
+        let kind = async |owned| {
+            let may = may_run(&store, &node, id, owned).await;
+            may.unwrap_err().kind()
+        };
+        let first = take(7).await;
+        // The owner is right, and there is no claim.
+        assert_eq!(kind(first).await, ErrorKind::FailedPrecondition);
+        take(8).await;
+        assert_eq!(kind(first).await, ErrorKind::Conflict);
+        // Its own, but not what this was decided under.
+        let third = take(9).await;
+        assert_eq!(kind(first).await, ErrorKind::Conflict);
+        assert_eq!(kind(third).await, ErrorKind::FailedPrecondition);
+    }
 }

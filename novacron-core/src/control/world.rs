@@ -16,8 +16,37 @@ pub(crate) struct World {
     pub(crate) runs: BTreeMap<(NodeId, VmId), SeenRun>,
     pub(crate) pools: BTreeMap<PoolId, SeenPool>,
     pub(crate) rounds: Rounds,
-    /// When the leases of other processes run out, as far as is known.
-    pub(crate) leases: BTreeMap<MemberId, Timestamp>,
+    /// The leases of other processes, as far as is known.
+    pub(crate) leases: BTreeMap<MemberId, SeenLease>,
+}
+
+impl World {
+    /// The clock was put right: what is remembered with a time moves along.
+    pub(crate) fn move_times(&mut self, by: i64) {
+        for node in self.nodes.values_mut() {
+            node.at = node.at.moved(by);
+            node.tried.move_times(by);
+        }
+        for pool in self.pools.values_mut() {
+            pool.at = pool.at.moved(by);
+            pool.tried.move_times(by);
+        }
+        for run in self.runs.values_mut() {
+            run.asked_at = run.asked_at.map(|at| at.moved(by));
+        }
+        for lease in self.leases.values_mut() {
+            lease.runs_out = lease.runs_out.moved(by);
+        }
+        self.rounds.move_times(by);
+    }
+}
+
+/// Another process's lease, as last seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SeenLease {
+    pub(crate) runs_out: Timestamp,
+    /// [`Member::clock_off_secs`](crate::model::Member::clock_off_secs), unless the process has told no time yet.
+    pub(crate) clock_off_secs: Option<i64>,
 }
 
 /// A host, as last observed.
@@ -77,6 +106,12 @@ impl<K: Ord> Tried<K> {
     /// Whether it was not tried within the last `every`.
     pub(crate) fn may(&self, what: &K, every: Duration, now: Timestamp) -> bool {
         self.0.get(what).is_none_or(|at| now.since(*at) >= every)
+    }
+
+    fn move_times(&mut self, by: i64) {
+        for at in self.0.values_mut() {
+            *at = at.moved(by);
+        }
     }
 
     /// Forgets what may be tried again.

@@ -55,6 +55,10 @@ pub struct Member {
     pub role: Role,
     /// When it was built.
     pub joined_at: Timestamp,
+    /// By how much its host's clock is ahead of the leader's, in seconds; negative when it is behind. Only told while that is
+    /// certainly more than twice as long as its lease lasts. The process goes by the leader's clock then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_off_secs: Option<i64>,
     /// Whether it is still there.
     pub state: MemberState,
 }

@@ -193,7 +193,7 @@ impl SimWorld {
         effect: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
         answer: oneshot::Sender<Result<T>>,
     ) {
-        let mut healed = self.healed();
+        let healed = self.healed();
         let result = match delay {
             Some(delay) => {
                 until(order.due + delay).await;
@@ -204,8 +204,7 @@ impl SimWorld {
             }
             None => Err(order.error(ErrorKind::OutcomeUnknown, "the connection was lost")),
         };
-        // Its sender is the world's, which this task holds: it does not fail.
-        drop(healed.changed().await);
+        healed.await;
         drop(answer.send(result));
     }
 }

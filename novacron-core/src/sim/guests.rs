@@ -206,6 +206,7 @@ impl State {
         };
         h.boot_id = boot_id;
         h.boots += 1;
+        h.booted.notify_waiters();
         h.used = MiB(0);
         h.ports.clear();
         h.foreign.clear();

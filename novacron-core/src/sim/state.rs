@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -79,6 +80,8 @@ pub(super) struct SimHost {
     pub(super) listeners: Vec<mpsc::Sender<HypervisorEvent>>,
     /// When its watchdog resets it, if that is armed.
     pub(super) goes_off: Option<Instant>,
+    /// Told of each boot.
+    pub(super) booted: Arc<Notify>,
 }
 
 /// A domain: what has to be known of its spec, and no more.

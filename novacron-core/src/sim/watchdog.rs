@@ -75,6 +75,10 @@ async fn go_off(world: SimWorld, host: HostId, mut until: Instant) {
             until = next;
             continue;
         }
+        // From here on it is armed anew, or not at all.
+        if let Some(host) = state.hosts.get_mut(&host) {
+            host.goes_off = None;
+        }
         state.note(|| format!("host {host}'s watchdog goes off"));
         state.reboot(host);
         return;

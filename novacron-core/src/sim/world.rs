@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rand::Rng;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::call::until;
@@ -23,25 +24,39 @@ pub struct SimWorld(Arc<Shared>, Option<SimLine>);
 /// The way of one process's calls into a world, and of their answers back. While it is held, the process stands still as
 /// far as the world can see: nothing new is sent, and nothing is learned, whatever was under way.
 #[derive(Clone, Debug, Default)]
-pub struct SimLine(Arc<watch::Sender<bool>>);
+pub struct SimLine(Arc<Gate>);
+
+/// Lets those who wait go on in the order of their waiting; tokio's `watch` draws lots.
+#[derive(Debug, Default)]
+struct Gate {
+    held: AtomicBool,
+    freed: Notify,
+}
 
 impl SimLine {
     /// Holds every call and every answer, or lets them go on.
     pub fn hold(&self, held: bool) {
-        self.0.send_replace(held);
+        self.0.held.store(held, Ordering::SeqCst);
+        if !held {
+            self.0.freed.notify_waiters();
+        }
     }
 
     /// Returns when it is not held.
     pub async fn free(&self) {
-        let mut held = self.0.subscribe();
-        // The sender is this line's own: it does not go.
-        drop(held.wait_for(|held| !held).await);
+        loop {
+            let freed = self.0.freed.notified();
+            if !self.0.held.load(Ordering::SeqCst) {
+                return;
+            }
+            freed.await;
+        }
     }
 }
 
 struct Shared {
     state: Mutex<State>,
-    healed: watch::Sender<u64>,
+    healed: Arc<Notify>,
 }
 
 impl SimWorld {
@@ -50,7 +65,7 @@ impl SimWorld {
         Self(
             Arc::new(Shared {
                 state: Mutex::new(State::new(seed)),
-                healed: watch::Sender::new(0),
+                healed: Arc::default(),
             }),
             None,
         )
@@ -85,6 +100,7 @@ impl SimWorld {
             foreign: Vec::new(),
             listeners: Vec::new(),
             goes_off: None,
+            booted: Arc::default(),
         };
         state.hosts.insert(id, host);
         id
@@ -137,7 +153,7 @@ impl SimWorld {
         }
         state.note(|| "healed".to_owned());
         drop(state);
-        self.0.healed.send_modify(|n| *n += 1);
+        self.0.healed.notify_waiters();
     }
 
     /// The hosts.
@@ -153,6 +169,12 @@ impl SimWorld {
     /// Boots a host anew: its domains are gone, and calls under way on it come to nothing.
     pub fn reboot(&self, host: HostId) {
         self.act(|state| state.reboot(host));
+    }
+
+    /// Waits until a host boots anew, as its own processes cannot. One that the world does not have never does.
+    pub fn booted(&self, host: HostId) -> impl Future<Output = ()> + use<> {
+        let booted = self.lock().hosts.get(&host).map(|h| Arc::clone(&h.booted));
+        booted.unwrap_or_default().notified_owned()
     }
 
     /// Whether a host's driver answers. Its guests go on; events of the time in between are lost.
@@ -226,8 +248,9 @@ impl SimWorld {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn healed(&self) -> watch::Receiver<u64> {
-        self.0.healed.subscribe()
+    /// Comes with the first healing from now on.
+    pub(super) fn healed(&self) -> impl Future<Output = ()> + use<> {
+        Arc::clone(&self.0.healed).notified_owned()
     }
 
     /// Changes the world, and sees to what the change wants done later.

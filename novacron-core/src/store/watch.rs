@@ -137,8 +137,8 @@ impl Log {
         state.floor = state.floor.max(floor);
     }
 
-    /// Begins anew at `tip`, after a gap: who is behind it cannot go on from here.
-    #[cfg(feature = "etcd")]
+    /// Begins anew at `tip`, after a gap: who is behind it cannot go on from here, but may from the [`Backlog`].
+    #[cfg(any(feature = "etcd", feature = "postgres"))]
     pub(super) fn restart(&self, tip: Revision) {
         let mut state = self.state();
         state.commits.clear();

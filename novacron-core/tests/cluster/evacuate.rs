@@ -12,11 +12,8 @@ use novacron_core::model::{
 use novacron_core::sim::{SimFence, SimHypervisor, SimStorage};
 use novacron_core::{Cluster, Deadline, ErrorKind, MiB, Phase, RequestOptions, SeededIds, VmSpec};
 
+use crate::ground::node;
 use crate::{Site, soon, spec, tells};
-
-fn node(n: usize) -> NodeId {
-    NodeId::new(format!("node-{n}")).unwrap()
-}
 
 /// Runs a VM, first on this node, later on any.
 async fn runs_on(cluster: &Cluster, spec: VmSpec, at: usize) -> VmHandle {

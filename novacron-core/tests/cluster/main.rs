@@ -12,11 +12,13 @@
 mod any_json;
 mod bad_input;
 mod cancel;
+mod clocks;
 mod door;
 mod evacuate;
 mod failing_parts;
 mod forgetting;
 mod gate;
+mod ground;
 mod hosts;
 mod life;
 mod lists;

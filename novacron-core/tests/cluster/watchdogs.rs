@@ -5,59 +5,36 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use novacron_core::driver::{Call, Watchdog};
-use novacron_core::model::{NodeId, PoolId};
-use novacron_core::sim::{SimHypervisor, SimStorage, SimWatchdog};
-use novacron_core::store::MemoryStore;
-use novacron_core::{Cluster, Deadline, Error, ErrorKind, Phase, Result, SeededIds};
+use novacron_core::model::Role;
+use novacron_core::sim::SimWatchdog;
+use novacron_core::{Cluster, Deadline, Error, ErrorKind, Phase, Result};
 
-use crate::{Site, soon, spec};
+use crate::ground::{Ground, TTL, node};
+use crate::{soon, spec};
 
-const TTL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-struct Ground {
-    site: Site,
-    store: MemoryStore,
-    seed: u64,
+/// Two hosts; each is lost a second after its process.
+fn ground() -> Ground {
+    let mut ground = Ground::new(2);
+    ground.lost_after = Duration::from_secs(1);
+    ground
 }
 
-impl Ground {
-    fn new() -> Self {
-        let site = Site::new(2);
-        let store = MemoryStore::shared(std::sync::Arc::new(site.clock));
-        Self {
-            site,
-            store,
-            seed: 0,
-        }
-    }
-
-    fn watchdog(&self, n: usize) -> SimWatchdog {
-        SimWatchdog::new(&self.site.world, self.site.world.hosts()[n], TIMEOUT)
-    }
-
-    /// The process of a host, which ends itself when that process is lost.
-    async fn process(&mut self, n: usize, watchdog: impl Watchdog) -> Cluster {
-        self.seed += 1;
-        let hypervisor = SimHypervisor::new(&self.site.world, self.site.world.hosts()[n]);
-        let pool = PoolId::new("shared").unwrap();
-        Cluster::builder("test")
-            .store(self.store.clone())
-            .clock(self.site.clock)
-            .ids(SeededIds::from_seed(self.seed))
-            .lease_ttl(TTL)
-            .lost_after(Duration::from_secs(1))
-            .storage("shared", SimStorage::new(&self.site.world, pool))
-            .node(node(n).to_string(), hypervisor)
-            .self_fence(node(n).to_string(), watchdog)
-            .build()
-            .await
-            .unwrap()
-    }
+fn watchdog(ground: &Ground, n: usize) -> SimWatchdog {
+    SimWatchdog::new(&ground.site.world, ground.site.world.hosts()[n], TIMEOUT)
 }
 
-fn node(n: usize) -> NodeId {
-    NodeId::new(format!("node-{n}")).unwrap()
+/// The process of a host, which ends itself when that process is lost.
+async fn process(ground: &mut Ground, n: usize) -> Cluster {
+    let watchdog = watchdog(ground, n);
+    process_with(ground, n, watchdog).await
+}
+
+async fn process_with(ground: &mut Ground, n: usize, watchdog: impl Watchdog) -> Cluster {
+    let (builder, _) = ground.builder(Role::Both, &[n]);
+    let builder = builder.self_fence(node(n).to_string(), watchdog);
+    builder.build().await.unwrap()
 }
 
 /// Runs a VM on a node, from which it may leave.
@@ -73,9 +50,9 @@ async fn run(cluster: &Cluster, name: &str, at: usize) -> novacron_core::model::
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_host_ends_itself_before_its_vms_run_elsewhere() {
-    let mut ground = Ground::new();
-    let first = ground.process(0, ground.watchdog(0)).await;
-    let second = ground.process(1, ground.watchdog(1)).await;
+    let mut ground = ground();
+    let first = process(&mut ground, 0).await;
+    let second = process(&mut ground, 1).await;
     first.nodes().wait_available(soon()).await.unwrap();
     let id = run(&second, "a", 0).await;
     let status = second.nodes().get(&node(0)).await.unwrap().status.unwrap();
@@ -96,7 +73,7 @@ async fn a_lost_host_ends_itself_before_its_vms_run_elsewhere() {
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     assert_eq!(ground.site.world.running(id).len(), 1);
     // Back again, it is used like any other.
-    let again = ground.process(0, ground.watchdog(0)).await;
+    let again = process(&mut ground, 0).await;
     again.nodes().wait_available(soon()).await.unwrap();
     run(&again, "b", 0).await;
     assert!(ground.site.world.violations().is_empty());
@@ -104,13 +81,13 @@ async fn a_lost_host_ends_itself_before_its_vms_run_elsewhere() {
 
 #[tokio::test(start_paused = true)]
 async fn a_process_that_is_started_again_in_time_keeps_its_guests() {
-    let mut ground = Ground::new();
-    let first = ground.process(0, ground.watchdog(0)).await;
-    let second = ground.process(1, ground.watchdog(1)).await;
+    let mut ground = ground();
+    let first = process(&mut ground, 0).await;
+    let second = process(&mut ground, 1).await;
     first.nodes().wait_available(soon()).await.unwrap();
     let id = run(&second, "a", 0).await;
     drop(first);
-    let again = ground.process(0, ground.watchdog(0)).await;
+    let again = process(&mut ground, 0).await;
     let late = Deadline::after(TIMEOUT * 4);
     let waited = second.vms().by_id(id).wait_for(Phase::Stopped, late).await;
     assert_eq!(waited.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
@@ -148,11 +125,11 @@ impl Watchdog for Broken {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_begun_on_a_host_whose_watchdog_is_not_armed() {
-    let mut ground = Ground::new();
+    let mut ground = ground();
     let world = ground.site.world.clone();
     let short = SimWatchdog::new(&world, world.hosts()[0], TTL);
     for watchdog in [Box::new(short) as Box<dyn Watchdog>, Box::new(Broken)] {
-        let cluster = ground.process(0, Any(watchdog)).await;
+        let cluster = process_with(&mut ground, 0, Any(watchdog)).await;
         let vm = cluster.vms().create(spec("a")).await.unwrap();
         let view = vm.wait_for(Phase::Running, soon()).await;
         assert_eq!(view.unwrap_err().kind(), ErrorKind::DeadlineExceeded);

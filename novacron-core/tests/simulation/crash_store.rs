@@ -15,7 +15,7 @@ use novacron_core::store::{
 use novacron_core::{Error, ErrorKind, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// When a process dies, told by one of its commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,24 @@ pub(crate) enum Cut {
     Answers,
     /// It is told of no change; everything else gets through.
     Changes,
+}
+
+/// A commit, for people, without what only tells of it.
+fn words(commit: &Commit) -> String {
+    let mut words = String::new();
+    for op in &commit.ops {
+        let (key, value) = match op {
+            Op::Put(key, value) => (key, String::from_utf8_lossy(value)),
+            Op::Delete(key) => (key, "deleted".into()),
+        };
+        if !["audit/", "event/", "idempotency/"]
+            .iter()
+            .any(|p| key.as_str().starts_with(p))
+        {
+            words += &format!("\n    {key}: {value}");
+        }
+    }
+    words
 }
 
 /// How long a caller whose answer is lost waits for it.
@@ -100,7 +118,8 @@ impl Disk {
             commits: Arc::default(),
             dead: Arc::default(),
             doomed: Arc::default(),
-            cut: Arc::new(watch::Sender::new(Cut::Nothing)),
+            cut: Arc::new(Mutex::new(Cut::Nothing)),
+            mended: Arc::default(),
         }
     }
 
@@ -130,17 +149,19 @@ pub(crate) struct CrashStore {
     dead: Arc<AtomicBool>,
     doomed: Arc<Notify>,
     /// What the process is cut off from: such calls wait, and go on in the order in which they came.
-    cut: Arc<watch::Sender<Cut>>,
+    cut: Arc<Mutex<Cut>>,
+    mended: Arc<Notify>,
 }
 
 impl CrashStore {
     /// Cuts the process off from the store, or lets it through again.
     pub(crate) fn cut(&self, cut: Cut) {
-        self.cut.send_replace(cut);
+        *self.cut.lock().unwrap() = cut;
+        self.mended.notify_waiters();
     }
 
     pub(crate) fn is_cut(&self) -> bool {
-        *self.cut.borrow() != Cut::Nothing
+        *self.cut.lock().unwrap() != Cut::Nothing
     }
 
     /// How many commits there were.
@@ -164,12 +185,14 @@ impl CrashStore {
 
     /// Waits while what `of` names is cut. A dead process's calls never return.
     async fn through(&self, of: &[Cut]) {
-        let mut cut = self.cut.subscribe();
-        // The sender is this connection's own: it does not go.
-        drop(
-            cut.wait_for(|cut| *cut != Cut::Everything && !of.contains(cut))
-                .await,
-        );
+        loop {
+            let mended = self.mended.notified();
+            let cut = *self.cut.lock().unwrap();
+            if cut != Cut::Everything && !of.contains(&cut) {
+                break;
+            }
+            mended.await;
+        }
         if self.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -239,7 +262,11 @@ impl Store for CrashStore {
         let is_audit =
             |op: &&Op| matches!(op, Op::Put(key, _) if key.as_str().starts_with("audit/"));
         let audits = commit.ops.iter().filter(is_audit).count();
+        let told = std::env::var_os("NOVACRON_SIM_COMMITS").map(|_| words(&commit));
         let answer = self.store.commit(commit).await;
+        if let Some(told) = told {
+            eprintln!("commit {answer:?}{told}");
+        }
         if answer.is_ok() {
             let audits = u64::try_from(audits).unwrap();
             self.disk.audits.fetch_add(audits, Ordering::SeqCst);

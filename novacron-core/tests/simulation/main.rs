@@ -8,7 +8,8 @@
 //! | variable | |
 //! |---|---|
 //! | `NOVACRON_SIM_SEEDS=n` | random stories of the seeds 0 to n-1; 1,000 if it is not set |
-//! | `NOVACRON_SIM_SEED=s` | that one, with the log of the world if it fails |
+//! | `NOVACRON_SIM_SEED=s` | that one, with the log of the world |
+//! | `NOVACRON_SIM_COMMITS=1` | every commit is printed |
 //! | `NOVACRON_SIM_CASE=c` | one systematic story, likewise |
 //! | `NOVACRON_SIM_LOSS=c` | one loss, likewise |
 //! | `NOVACRON_SIM_SYNC_EVERY=n` | takes the durability of commit out: the store is synced with every n-th commit only, and the simulation must find it |

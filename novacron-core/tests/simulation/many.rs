@@ -8,7 +8,8 @@
 //! A process that is cut off goes on acting on its hosts, and believes for a while that it leads. It may also be cut off one
 //! way only: it can read and not write, what it writes arrives and the answer does not, or it is told of no change. One
 //! that stands still sends nothing and learns nothing for longer than its leases last, and goes on as if nothing had been.
-//! Each has a clock of its own.
+//! Each has a clock of its own. In every second story a process ends with its host, which ends itself, by its watchdog, when
+//! its process is lost; in the others hosts are fenced.
 
 use std::time::Duration;
 
@@ -17,13 +18,14 @@ use novacron_core::sim::{FaultPlan, Latency};
 use novacron_core::{Cluster, MiB};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::crash_store::{CrashStore, Cut, Moment};
 use crate::healing::heal;
 use crate::invariants::{one_writer, runs_once};
 use crate::seeds::{Outcome, seeds};
-use crate::site::{Post, Site, Skewed, bury, pass, tell};
+use crate::site::{Post, Site, Skewed, WATCHDOG, bury, pass, tell};
 use crate::workload::Ledger;
 
 const PROCESSES: usize = 3;
@@ -38,9 +40,24 @@ struct Process {
     cluster: Option<Cluster>,
     store: CrashStore,
     post: Post,
+    /// Ends when its host has booted, and cuts it off from everything.
+    host: Option<JoinHandle<()>>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(host) = &self.host {
+            host.abort();
+        }
+    }
 }
 
 impl Process {
+    /// Whether its host has booted, so that it is not there any more.
+    fn is_gone(&self) -> bool {
+        self.host.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// Everything gets through to it again.
     fn goes_on(&self) {
         self.store.cut(Cut::Nothing);
@@ -54,6 +71,7 @@ struct Simulation {
     ledger: Ledger,
     processes: Vec<Option<Process>>,
     clocks: Vec<Skewed>,
+    is_self_fencing: bool,
 }
 
 impl Simulation {
@@ -70,10 +88,12 @@ impl Simulation {
             },
         };
         let clocks = (0..PROCESSES).map(clock).collect();
+        let is_self_fencing = rng.random_bool(0.5);
         Self {
             rng,
             site,
             clocks,
+            is_self_fencing,
             ledger: Ledger::default(),
             processes: (0..PROCESSES).map(|_| None).collect(),
         }
@@ -84,6 +104,19 @@ impl Simulation {
         let seed = self.rng.random();
         let mut post = self.site.post();
         post.clock = self.clocks[n];
+        if self.is_self_fencing {
+            post.self_fencing = Some(n);
+            post.fenced = REMOTE..REMOTE + 1;
+        }
+        let host = self.is_self_fencing.then(|| {
+            let booted = self.site.world.booted(self.site.world.hosts()[n]);
+            let (store, line) = (store.clone(), post.line.clone());
+            tokio::spawn(async move {
+                booted.await;
+                store.cut(Cut::Everything);
+                line.hold(true);
+            })
+        });
         let built = self.site.start_on(store.clone(), seed, [n, REMOTE], &post);
         let cluster = timeout(SECOND * 60, built).await;
         let cluster = cluster.ok().and_then(Result::ok);
@@ -91,11 +124,13 @@ impl Simulation {
             cluster,
             store,
             post,
+            host,
         });
     }
 
     async fn kill(&mut self, n: usize) {
-        bury(self.processes[n].take().and_then(|p| p.cluster)).await;
+        let cluster = self.processes[n].take().and_then(|mut p| p.cluster.take());
+        bury(cluster).await;
     }
 
     /// What befalls a process.
@@ -126,6 +161,22 @@ impl Simulation {
         }
     }
 
+    /// A host that nobody has fed ends the process that was just started, too.
+    async fn until_every_process_lasts(&mut self) {
+        let mut since = Instant::now();
+        while self.is_self_fencing && since.elapsed() < WATCHDOG * 3 {
+            for n in 0..PROCESSES {
+                let lasts = |p: &Process| p.cluster.is_some() && !p.is_gone();
+                if !self.processes[n].as_ref().is_some_and(lasts) {
+                    self.kill(n).await;
+                    self.start(n).await;
+                    since = Instant::now();
+                }
+            }
+            pass(SECOND).await;
+        }
+    }
+
     async fn run(&mut self) -> Result<(), String> {
         for n in 0..PROCESSES {
             self.start(n).await;
@@ -142,6 +193,11 @@ impl Simulation {
         let end = Instant::now() + SECOND * 200;
         while Instant::now() < end {
             pass(Duration::from_millis(self.rng.random_range(0..1500))).await;
+            for n in 0..PROCESSES {
+                if self.processes[n].as_ref().is_some_and(Process::is_gone) {
+                    self.kill(n).await;
+                }
+            }
             if self.rng.random_bool(0.15) {
                 self.fate().await;
             }
@@ -165,6 +221,7 @@ impl Simulation {
             self.kill(n).await;
             self.start(n).await;
         }
+        self.until_every_process_lasts().await;
         let cluster = self.processes[0].as_ref().and_then(|p| p.cluster.clone());
         let cluster = cluster.ok_or("a process cannot be built")?;
         heal(&mut self.ledger, &self.site, &cluster, MEMORY).await

@@ -58,14 +58,12 @@ pub(crate) fn seeds(
             for (verb, times) in outcome.told {
                 *told.lock().unwrap().entry(verb).or_default() += times;
             }
+            if one.is_some() {
+                eprintln!("  {}", outcome.log.join("\n  "));
+            }
             if let Err(reason) = outcome.result {
-                let mut failures = failures.lock().unwrap();
                 eprintln!("seed {seed}: {reason}");
-                let lines = if one.is_some() { 400 } else { 0 };
-                for line in &outcome.log[outcome.log.len().saturating_sub(lines)..] {
-                    eprintln!("  {line}");
-                }
-                failures.push(seed);
+                failures.lock().unwrap().push(seed);
             }
         }
     };

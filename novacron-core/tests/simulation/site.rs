@@ -1,12 +1,13 @@
 //! What outlives a process: the world and the disk; and what every story does with them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use novacron_core::cluster::{ListRequest, Retention};
 use novacron_core::model::{NodeId, PoolId};
 use novacron_core::sim::{
-    SimFence, SimHypervisor, SimLine, SimNetwork, SimSource, SimStorage, SimWorld,
+    SimFence, SimHypervisor, SimLine, SimNetwork, SimSource, SimStorage, SimWatchdog, SimWorld,
 };
 use novacron_core::store::MemoryStore;
 use novacron_core::{Bytes, Clock, Cluster, MiB, SeededIds, TimerClock, Timestamp};
@@ -57,12 +58,20 @@ impl Clock for Skewed {
     }
 }
 
-/// What a process has of its own: its way to hosts and pools, and its clock.
+/// What a process has of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
+    /// Its way to hosts and pools.
     pub line: SimLine,
     pub clock: Skewed,
+    /// The hosts that it can fence.
+    pub fenced: Range<usize>,
+    /// The host that ends itself when this process is lost.
+    pub self_fencing: Option<usize>,
 }
+
+/// For how long a host waits to hear from its process.
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// When every world begins.
 const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -156,6 +165,8 @@ impl Site {
         Post {
             line: SimLine::default(),
             clock: Skewed::right(self.clock),
+            fenced: 0..self.world.hosts().len(),
+            self_fencing: None,
         }
     }
 
@@ -175,11 +186,16 @@ impl Site {
             .resync(RESYNC)
             .retention(self.retention)
             .storage("shared", SimStorage::new(&world, pool()));
-        for (i, host) in self.world.hosts().into_iter().enumerate() {
-            builder = builder.fence(node(i).to_string(), SimFence::new(&world, host));
+        for i in post.fenced.clone() {
+            let fence = SimFence::new(&world, self.world.hosts()[i]);
+            builder = builder.fence(node(i).to_string(), fence);
         }
         for i in hosts {
             let (name, host) = (node(i).to_string(), self.world.hosts()[i]);
+            if post.self_fencing == Some(i) {
+                let watchdog = SimWatchdog::new(&self.world, host, WATCHDOG);
+                builder = builder.self_fence(name.clone(), watchdog);
+            }
             builder = builder
                 .node(name.clone(), SimHypervisor::new(&world, host))
                 .network(name, SimNetwork::new(&world, host));

@@ -493,6 +493,7 @@ pub(super) fn put_member(id: MemberId, role: Role) -> Op {
         level: records::LEVEL,
         role,
         joined_at: NOW,
+        clock_off_secs: None,
         state: MemberState::Alive,
     };
     records::put(&id, &member).expect("a record")

@@ -11,6 +11,7 @@ use super::scenario::{Scenario, pool};
 use super::site::Site;
 use super::state::{NOW, Process, View};
 use crate::control::cache::Cache;
+use crate::control::clock::OwnClock;
 use crate::control::executor::{Completion, Drivers};
 use crate::control::index::Limits;
 use crate::control::plan::{Command, ObjectKey, Plan};
@@ -100,7 +101,7 @@ impl Vessel {
         let mut runtime = Runtime::new(Parts {
             cluster: CLUSTER,
             store: Arc::clone(&self.store),
-            clock: Arc::new(OneInstant),
+            clock: Arc::new(OwnClock::new(Arc::new(OneInstant))),
             ids: Arc::clone(&self.ids),
             scheduler: Arc::new(FirstFit::default()),
             drivers: Arc::clone(&self.drivers[process.slot]),

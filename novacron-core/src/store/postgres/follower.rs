@@ -6,8 +6,9 @@
 //!   every `poll` ─────┘
 //! ```
 //! A notification is only a wake-up: one that is lost costs a poll's time and no commit. Should the log's tip be older
-//! than what the database still has, or newer than what it has at all (a backup was restored, or a fail-over lost
-//! commits), every watch ends with `Compacted` and a new log begins at the present.
+//! than what the database still has, the log goes on from the present, and a watch that is behind reads on from the
+//! database, or ends with `Compacted`. Should it be newer than what there is at all (a backup was restored, or a fail-over
+//! lost commits), every watch ends with `Compacted` and a new log begins.
 
 use std::sync::Arc;
 
@@ -46,8 +47,13 @@ async fn catch_up(shared: &Shared) -> Result<()> {
             }
             Err(error) if error.kind() == ErrorKind::Compacted => {
                 let tip = shared.revision("store.watch").await?;
-                tracing::warn!(%after, %tip, "the database's change log was cut off: every watch lists again");
-                shared.begin_anew(tip);
+                if tip < after {
+                    tracing::warn!(%after, %tip, "the database lost commits: every watch lists again");
+                    shared.begin_anew(tip);
+                } else {
+                    tracing::warn!(%after, %tip, "the database's change log was cut off");
+                    log.restart(tip);
+                }
             }
             Err(error) => return Err(error),
         }

@@ -91,11 +91,13 @@ impl Statements {
         let table = kind.map_or_else(|| format!("{s}.records"), |kind| self.table(kind));
         let range = "key >= $1 AND key < $2 AND key <> $3";
         let found = if old {
+            // Each part in order and cut off by itself: otherwise the server sorts all that follows for every page.
             format!(
-                "SELECT key, version, coalesce(raw, value::text) AS value FROM {table}
-                 WHERE {range} AND version <= $5
-                 UNION ALL SELECT key, version, coalesce(raw, value::text) FROM {s}.history
-                 WHERE {range} AND replaced > $5 AND version <= $5 AND value IS NOT NULL ORDER BY key LIMIT $4"
+                "(SELECT key, version, coalesce(raw, value::text) AS value FROM {table}
+                  WHERE {range} AND version <= $5 ORDER BY key LIMIT $4)
+                 UNION ALL (SELECT key, version, coalesce(raw, value::text) FROM {s}.history
+                  WHERE {range} AND replaced > $5 AND version <= $5 AND value IS NOT NULL ORDER BY key LIMIT $4)
+                 ORDER BY key LIMIT $4"
             )
         } else {
             format!(
