@@ -24,6 +24,8 @@ pub mod accel;
 mod agent;
 mod console;
 pub mod fence;
+#[cfg(feature = "libvirt")]
+mod libvirt;
 mod lines;
 mod probe;
 mod process;
@@ -32,5 +34,7 @@ mod qmp;
 pub mod seed;
 mod watchdog;
 
+#[cfg(feature = "libvirt")]
+pub use libvirt::{EventLoop, LibvirtHypervisor};
 pub use qemu::QemuHypervisor;
 pub use watchdog::HostWatchdog;

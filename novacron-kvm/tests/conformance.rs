@@ -111,7 +111,7 @@ impl HypervisorFixture for Fixture {
 
     async fn booted(&self, id: DomainId) {
         let hypervisor = self.current().expect("it is open");
-        Shell::open(&hypervisor, id).await.ready().await;
+        Shell::open(&*hypervisor, id).await.ready().await;
     }
 
     async fn guest_does(&self, id: DomainId, act: GuestAct) {
@@ -121,7 +121,7 @@ impl HypervisorFixture for Fixture {
             GuestAct::PowerOff => "poweroff\n",
         };
         match self.current() {
-            Some(hypervisor) => Shell::open(&hypervisor, id).await.send(line).await,
+            Some(hypervisor) => Shell::open(&*hypervisor, id).await.send(line).await,
             None => {
                 let dir = self.bench.dir(id);
                 let mut console = UnixStream::connect(dir.join("con")).await.unwrap();

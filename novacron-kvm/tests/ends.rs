@@ -5,6 +5,7 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::*;
 use novacron_core::driver::{
@@ -13,7 +14,7 @@ use novacron_core::driver::{
 use novacron_core::model::{Epoch, Exit};
 use novacron_kvm::QemuHypervisor;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_end_is_told_from_the_others() {
@@ -83,18 +84,17 @@ async fn each_end_is_told_from_the_others() {
         hypervisor.start(call(), spec.id).await.unwrap();
         let pid = bench.pid(spec.id);
         let ended = if epoch == 3 {
-            // QEMU loses one that comes too early.
-            loop {
-                signal(pid, Signal::TERM);
-                let end = wait_end(&hypervisor, &mut events, spec.id);
-                if let Ok(end) = timeout(SOON, end).await {
-                    break end;
-                }
+            let end = wait_end(&hypervisor, &mut events, spec.id);
+            tokio::select! {
+                end = end => end,
+                never = asked_to_end(pid) => match never {},
             }
         } else {
             drop((events, hypervisor));
-            signal(pid, Signal::TERM);
-            child_ended(pid).await;
+            tokio::select! {
+                () = child_ended(pid) => {}
+                never = asked_to_end(pid) => match never {},
+            }
             hypervisor = bench.hypervisor();
             events = hypervisor.events();
             state(&hypervisor, spec.id).await
@@ -141,6 +141,15 @@ async fn each_end_is_told_from_the_others() {
             .unwrap();
     }
     assert_eq!(bench.left(), [""; 0]);
+}
+
+/// Asks QEMU to end, and again: it loses a signal that comes too early.
+async fn asked_to_end(pid: u32) -> std::convert::Infallible {
+    let mut again = interval(Duration::from_secs(2));
+    loop {
+        again.tick().await;
+        signal(pid, Signal::TERM);
+    }
 }
 
 /// Returns when a child has ended; reaping it is the hypervisor's.

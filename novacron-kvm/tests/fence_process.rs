@@ -18,7 +18,7 @@ use novacron_core::driver::{Call, DomainState, Fence, FenceTarget, Hypervisor};
 use novacron_core::model::HostId;
 use novacron_kvm::QemuHypervisor;
 use novacron_kvm::fence::ProcessFence;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
 const STATE: &str = "NOVACRON_TEST_FENCED_STATE";
@@ -58,6 +58,11 @@ impl Drop for Host {
     fn drop(&mut self) {
         let _ = self.owner.kill();
         let _ = self.owner.wait();
+        // A fence that did not do its work leaves them.
+        for pid in self.guests() {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
+        }
     }
 }
 

@@ -253,7 +253,8 @@ fn line(command: &str, arguments: &Value) -> Vec<u8> {
     bytes
 }
 
-fn exec_output(status: &Value) -> Option<AgentOutput> {
+/// What the agent says of a program that has ended.
+pub(crate) fn exec_output(status: &Value) -> Option<AgentOutput> {
     // Windows' codes are unsigned: 0xc0000005 and the like.
     let number = |key: &str| {
         let number = status.get(key)?.as_i64()?;

@@ -18,6 +18,11 @@ mod reply;
 
 pub(crate) use client::{Agent, ExecRequest};
 pub(crate) use error::AgentError;
+#[cfg(feature = "libvirt")]
+pub(crate) use {
+    client::exec_output,
+    reply::{decode, interfaces},
+};
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ pub(crate) struct Interface {
 }
 
 /// An answer, or `None` for a line that is not one.
-pub(super) fn decode(line: &[u8]) -> Option<Result<Value, String>> {
+pub(crate) fn decode(line: &[u8]) -> Option<Result<Value, String>> {
     // The agent marks the answer to `guest-sync-delimited` with a byte that no JSON text holds; half a line that an
     // earlier session left may stand before it.
     let start = line
@@ -45,7 +45,7 @@ pub(super) fn decode(line: &[u8]) -> Option<Result<Value, String>> {
 }
 
 /// The list of `guest-network-get-interfaces`; entries that make no sense are left out.
-pub(super) fn interfaces(reply: &Value) -> Option<Vec<Interface>> {
+pub(crate) fn interfaces(reply: &Value) -> Option<Vec<Interface>> {
     let list = reply.as_array()?;
     Some(list.iter().take(MOST).filter_map(interface).collect())
 }

@@ -22,12 +22,12 @@ const BLOCK: u64 = 64 << 10;
 const INPUT_BACKLOG: usize = 64;
 
 /// How far the console has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Progress {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
     /// Bytes that came through the socket so far.
-    pub(super) received: u64,
+    pub(crate) received: u64,
     /// QEMU closed the socket: nothing more will come.
-    pub(super) ended: bool,
+    pub(crate) ended: bool,
 }
 
 /// The console of one running guest. Dropping it closes the socket; the guest goes on, and its log too.

@@ -20,6 +20,8 @@ mod hub;
 mod reader;
 
 pub(crate) use hub::ConsoleHub;
+#[cfg(feature = "libvirt")]
+pub(crate) use hub::Progress;
 pub(crate) use reader::{ConsoleReader, place};
 
 #[cfg(test)]

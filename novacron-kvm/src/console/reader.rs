@@ -59,7 +59,7 @@ pub(crate) struct ConsoleReader {
 }
 
 impl ConsoleReader {
-    pub(super) fn new(path: PathBuf, offset: u64, progress: watch::Receiver<Progress>) -> Self {
+    pub(crate) fn new(path: PathBuf, offset: u64, progress: watch::Receiver<Progress>) -> Self {
         Self {
             path,
             file: None,

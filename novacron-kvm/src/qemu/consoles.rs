@@ -58,7 +58,7 @@ impl Consoles for QemuHypervisor {
 type Permit = Result<OwnedPermit<Bytes>, SendError<()>>;
 
 /// One user's view of a console.
-struct Stream {
+pub(crate) struct Stream {
     output: mpsc::Receiver<io::Result<Bytes>>,
     unread: Bytes,
     input: Option<mpsc::Sender<Bytes>>,
@@ -67,7 +67,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(mut reader: ConsoleReader, input: Option<mpsc::Sender<Bytes>>) -> Self {
+    pub(crate) fn new(mut reader: ConsoleReader, input: Option<mpsc::Sender<Bytes>>) -> Self {
         let (sender, output) = mpsc::channel(4);
         let pump = tokio::spawn(async move {
             while let Some(chunk) = reader.read().await.transpose() {

@@ -65,7 +65,7 @@ pub(super) fn probe(operation: &'static str, error: ProbeError) -> Error {
     from(kind, operation, error)
 }
 
-pub(super) fn accel(operation: &'static str, error: AccelError) -> Error {
+pub(crate) fn accel(operation: &'static str, error: AccelError) -> Error {
     let kind = match &error {
         AccelError::UnknownChoice(_) => ErrorKind::Invalid,
         AccelError::NoKvm(_) => ErrorKind::Unsupported,

@@ -45,6 +45,8 @@ use std::sync::Arc;
 use novacron_core::model::HostId;
 
 use crate::accel::AccelChoice;
+#[cfg(feature = "libvirt")]
+pub(crate) use consoles::Stream as ConsoleIo;
 pub(crate) use state::names;
 use state::{Config, State};
 

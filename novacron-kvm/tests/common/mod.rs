@@ -265,7 +265,7 @@ pub(crate) fn file_of(disk: &DiskAttachment) -> PathBuf {
     }
 }
 
-pub(crate) async fn domain(hypervisor: &QemuHypervisor, id: DomainId) -> Domain {
+pub(crate) async fn domain(hypervisor: &(impl Hypervisor + ?Sized), id: DomainId) -> Domain {
     hypervisor
         .inspect(call(), id)
         .await
@@ -273,7 +273,7 @@ pub(crate) async fn domain(hypervisor: &QemuHypervisor, id: DomainId) -> Domain 
         .expect("it is defined")
 }
 
-pub(crate) async fn state(hypervisor: &QemuHypervisor, id: DomainId) -> DomainState {
+pub(crate) async fn state(hypervisor: &(impl Hypervisor + ?Sized), id: DomainId) -> DomainState {
     domain(hypervisor, id).await.state
 }
 
@@ -296,7 +296,7 @@ pub(crate) async fn wait_event(
 
 /// Waits until a domain has ended, led by the events.
 pub(crate) async fn wait_end(
-    hypervisor: &QemuHypervisor,
+    hypervisor: &(impl Hypervisor + ?Sized),
     events: &mut BoxStream<'static, HypervisorEvent>,
     id: DomainId,
 ) -> DomainState {
@@ -316,13 +316,13 @@ pub(crate) struct Shell {
 
 impl Shell {
     /// Opens it with all of the history.
-    pub(crate) async fn open(hypervisor: &QemuHypervisor, id: DomainId) -> Self {
+    pub(crate) async fn open(hypervisor: &(impl Hypervisor + ?Sized), id: DomainId) -> Self {
         Self::open_at(hypervisor, id, ConsoleStart::Last(u64::MAX)).await
     }
 
     /// Opens it from there on.
     pub(crate) async fn open_at(
-        hypervisor: &QemuHypervisor,
+        hypervisor: &(impl Hypervisor + ?Sized),
         id: DomainId,
         start: ConsoleStart,
     ) -> Self {
@@ -376,7 +376,7 @@ impl Shell {
 
     /// Opens the console of a guest that booted earlier, past its history; the boot id that stands there.
     pub(crate) async fn again(
-        hypervisor: &QemuHypervisor,
+        hypervisor: &(impl Hypervisor + ?Sized),
         id: DomainId,
         tag: &str,
     ) -> (Self, String) {
@@ -424,7 +424,10 @@ impl Shell {
 }
 
 /// Defines, starts and resumes a guest, and waits until it is ready.
-pub(crate) async fn boot(hypervisor: &QemuHypervisor, spec: &DomainSpec) -> (Shell, String) {
+pub(crate) async fn boot(
+    hypervisor: &(impl Hypervisor + ?Sized),
+    spec: &DomainSpec,
+) -> (Shell, String) {
     hypervisor.define(call(), spec).await.unwrap();
     hypervisor.start(call(), spec.id).await.unwrap();
     hypervisor.resume(call(), spec.id).await.unwrap();

@@ -1,0 +1,473 @@
+//! A domain's description from its spec.
+//!
+//! A q35 machine with virtio devices, as `QemuHypervisor` makes it, and described for people who look at it with
+//! `virsh` or virt-manager. Devices carry aliases of ours (`ua-disk-<volume>`, `ua-nic-<port>`): they say which volume
+//! and port each is, in the definition and while the guest runs, and a device is taken back by its alias.
+
+use std::path::{Path, PathBuf};
+
+use novacron_core::driver::{
+    AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
+};
+use novacron_core::model::{Firmware, PortBinding, PortId, VmId, VolumeFormat, VolumeId};
+use novacron_core::{Error, ErrorKind, Problem, Result};
+use uuid::Uuid;
+
+use super::notes::{Identity, Metadata};
+use super::xml::{
+    Alias, Amount, Backend, Boot, Character, Clock, Controller, Count, Cpu, Devices, Disk,
+    DiskDriver, DiskSource, DomainXml, Empty, Features, Interface, InterfaceModel, InterfaceSource,
+    Log, Mac, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost,
+    Target,
+};
+use crate::accel::Accel;
+
+/// Root ports that stay empty for what is plugged in later.
+const SPARE_PORTS: usize = 8;
+/// The most disks and NICs that a machine is given at its start.
+const MAX_DEVICES: usize = 100;
+/// The most bytes of a VM's name in the domain's name.
+const NAME: usize = 60;
+
+/// The names, in a domain's folder, of what is kept there.
+pub(super) const SEED: &str = "seed.iso";
+pub(super) const CONSOLE_LOG: &str = "console.log";
+const SEED_ALIAS: &str = "ua-seed";
+
+/// What is not in the spec and decides the description.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// How guests run on the host.
+    pub(super) accel: Accel,
+    /// The domain's own folder on the host, if this process can reach it.
+    pub(super) folder: Option<PathBuf>,
+}
+
+/// The domain's UUID for libvirt: another one for each start, which the guest does not see.
+pub(super) fn uuid_of(id: DomainId) -> Uuid {
+    let name = format!("{}/{}/{}", id.cluster, id.vm, id.epoch);
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes())
+}
+
+pub(super) fn disk_alias(volume: VolumeId) -> String {
+    format!("ua-disk-{volume}")
+}
+
+pub(super) fn nic_alias(port: PortId) -> String {
+    format!("ua-nic-{port}")
+}
+
+impl Disk {
+    /// The volume, if it is one of ours.
+    pub(super) fn volume(&self) -> Option<VolumeId> {
+        let alias = self.alias.as_ref()?;
+        alias.name.strip_prefix("ua-disk-")?.parse().ok()
+    }
+}
+
+impl Interface {
+    /// The port, if it is one of ours.
+    pub(super) fn port(&self) -> Option<PortId> {
+        let alias = self.alias.as_ref()?;
+        alias.name.strip_prefix("ua-nic-")?.parse().ok()
+    }
+}
+
+/// The whole description.
+pub(super) fn describe(
+    spec: &DomainSpec,
+    place: &Place,
+    operation: &'static str,
+) -> Result<DomainXml> {
+    check(spec, operation)?;
+    let id = spec.id;
+    let mut devices = basic_devices(place);
+    for (i, disk) in spec.disks.iter().enumerate() {
+        let mut disk = describe_disk(disk, &target(i), operation)?;
+        if spec.kernel.is_none() {
+            let order = u32::try_from(i + 1).unwrap_or(u32::MAX);
+            disk.boot = Some(Boot { order });
+        }
+        devices.disks.push(disk);
+    }
+    if spec.seed.is_some() {
+        let Some(folder) = &place.folder else {
+            let message = "a seed's CD cannot be put onto a host that is reached by libvirt alone; \
+                           on a local libvirt, give the hypervisor a state folder";
+            return Err(Error::new(ErrorKind::Unsupported, operation, message).with("domain", id));
+        };
+        let seed = &folder.join(SEED);
+        devices
+            .disks
+            .push(describe_seed(seed, &target(spec.disks.len()), operation)?);
+    }
+    for nic in &spec.nics {
+        devices.interfaces.push(describe_nic(nic, operation)?);
+    }
+    let (kind, cpu) = match place.accel {
+        Accel::Kvm => ("kvm", "host-passthrough"),
+        Accel::Tcg => ("qemu", "maximum"),
+    };
+    let describe = format!(
+        "NovaCron's VM {}, start {}, of cluster {}. To be changed through NovaCron only.",
+        id.vm, id.epoch, id.cluster
+    );
+    let word = |word: &str| Some(word.to_owned());
+    Ok(DomainXml {
+        kind: kind.to_owned(),
+        name: name_of(spec),
+        uuid: Some(uuid_of(id)),
+        qemu_namespace: Some(QEMU_NAMESPACE),
+        title: Some(spec.name.clone()),
+        description: Some(describe),
+        metadata: Metadata {
+            domain: Some(Identity::of(id)),
+            ..Metadata::default()
+        },
+        memory: Some(Amount {
+            unit: "MiB".to_owned(),
+            value: spec.memory.0,
+        }),
+        vcpu: Some(Count { value: spec.vcpus }),
+        os: Some(boot(spec, operation)?),
+        features: Some(Features {
+            acpi: Some(Empty {}),
+            apic: Some(Empty {}),
+        }),
+        cpu: Some(Cpu { mode: word(cpu) }),
+        clock: Some(Clock {
+            offset: "utc".to_owned(),
+        }),
+        on_poweroff: word("destroy"),
+        on_reboot: word("restart"),
+        // Kept until its end is noted: libvirt itself forgets why a domain crashed when it is restarted.
+        on_crash: word("preserve"),
+        devices,
+        qemu: Some(identity(id)),
+    })
+}
+
+/// The guest sees the VM's id, at each of its starts, and not the start's own UUID. libvirt's `<hwuuid>` says that in
+/// versions newer than 9.0; QEMU's argument says it to all, and marks the domain as tainted by it.
+fn identity(id: DomainId) -> QemuArguments {
+    let arguments = ["-smbios".to_owned(), format!("type=1,uuid={}", id.vm)];
+    QemuArguments {
+        arguments: arguments.map(|value| QemuArgument { value }).into(),
+    }
+}
+
+fn check(spec: &DomainSpec, operation: &'static str) -> Result<()> {
+    let mut problems = Vec::new();
+    let mut problem = |field: String, message: &str| {
+        problems.push(Problem {
+            field,
+            message: message.to_owned(),
+        });
+    };
+    if spec.vcpus == 0 {
+        problem("vcpus".into(), "must not be zero");
+    }
+    if spec.memory.0 == 0 {
+        problem("memory".into(), "must not be zero");
+    }
+    if spec.name.is_empty() || spec.name.len() > 255 || spec.name.chars().any(char::is_control) {
+        let message = "must be 1 to 255 bytes without control characters";
+        problem("name".into(), message);
+    }
+    let mut volumes = std::collections::BTreeSet::new();
+    for (i, disk) in spec.disks.iter().enumerate() {
+        if !volumes.insert(disk.volume) {
+            problem(format!("disks[{i}].volume"), "is attached twice");
+        }
+    }
+    let mut ports = std::collections::BTreeSet::new();
+    for (i, nic) in spec.nics.iter().enumerate() {
+        if !ports.insert(nic.port) {
+            problem(format!("nics[{i}].port"), "is attached twice");
+        }
+    }
+    if spec.disks.len() + spec.nics.len() > MAX_DEVICES {
+        let message = "more disks and NICs than the machine has places for";
+        problem("disks".into(), message);
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::invalid(operation, problems))
+    }
+}
+
+/// The domain's name on its host: readable, and nobody else's.
+fn name_of(spec: &DomainSpec) -> String {
+    let clean = spec.name.chars().map(|c| {
+        if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+            c
+        } else {
+            '_'
+        }
+    });
+    let name: String = clean.take(NAME).collect();
+    format!("{name}-{}", spec.id)
+}
+
+/// The VM that a domain's name is of, if it is one of ours.
+pub(super) fn named(name: &str) -> Option<VmId> {
+    let (vm, epoch) = name.rsplit_once('.')?;
+    epoch.parse::<u64>().ok()?;
+    let id = vm.len().checked_sub(uuid::fmt::Hyphenated::LENGTH)?;
+    vm.get(id..)?.parse().ok()
+}
+
+fn boot(spec: &DomainSpec, operation: &'static str) -> Result<Os> {
+    let mut os = Os {
+        firmware: (spec.firmware == Firmware::Uefi).then(|| "efi".to_owned()),
+        kind: OsType {
+            arch: "x86_64".to_owned(),
+            machine: Some("q35".to_owned()),
+            value: "hvm".to_owned(),
+        },
+        ..Os::default()
+    };
+    if let Some(kernel) = &spec.kernel {
+        os.kernel = Some(path(&kernel.kernel, operation)?);
+        let initrd = kernel.initrd.as_ref();
+        os.initrd = initrd.map(|file| path(file, operation)).transpose()?;
+        os.cmdline = Some(kernel.cmdline.clone());
+    }
+    Ok(os)
+}
+
+fn basic_devices(place: &Place) -> Devices {
+    let controller = |kind: &str, index, model: &str| Controller {
+        kind: kind.to_owned(),
+        index,
+        model: Some(model.to_owned()),
+    };
+    let mut controllers = vec![
+        controller("pci", Some(0), "pcie-root"),
+        controller("usb", None, "none"),
+    ];
+    controllers.extend((0..SPARE_PORTS).map(|_| controller("pci", None, "pcie-root-port")));
+    let log = place.folder.as_ref().and_then(|folder| {
+        Some(Log {
+            file: folder.join(CONSOLE_LOG).to_str()?.to_owned(),
+            append: Some("on".to_owned()),
+        })
+    });
+    let port = |kind: Option<&str>| Target {
+        port: Some(0),
+        kind: kind.map(str::to_owned),
+        ..Target::default()
+    };
+    Devices {
+        controllers,
+        serials: vec![Character {
+            kind: "pty".to_owned(),
+            log: log.clone(),
+            target: Some(port(None)),
+        }],
+        consoles: vec![Character {
+            kind: "pty".to_owned(),
+            log,
+            target: Some(port(Some("serial"))),
+        }],
+        channels: vec![Character {
+            kind: "unix".to_owned(),
+            log: None,
+            target: Some(Target {
+                kind: Some("virtio".to_owned()),
+                name: Some("org.qemu.guest_agent.0".to_owned()),
+                ..Target::default()
+            }),
+        }],
+        rngs: vec![Rng {
+            model: "virtio".to_owned(),
+            backend: Backend {
+                model: "random".to_owned(),
+                value: "/dev/urandom".to_owned(),
+            },
+        }],
+        panics: vec![Model {
+            model: Some("isa".to_owned()),
+        }],
+        ..Devices::default()
+    }
+}
+
+/// A disk under a target's name.
+pub(super) fn describe_disk(
+    disk: &DiskAttachment,
+    target: &str,
+    operation: &'static str,
+) -> Result<Disk> {
+    let (kind, source) = match &disk.attachment.source {
+        AttachmentSource::File(file) => (
+            "file",
+            DiskSource {
+                file: Some(path(file, operation)?),
+                ..DiskSource::default()
+            },
+        ),
+        AttachmentSource::BlockDevice(device) => (
+            "block",
+            DiskSource {
+                device: Some(path(device, operation)?),
+                ..DiskSource::default()
+            },
+        ),
+        AttachmentSource::Nbd { socket, export } => (
+            "network",
+            DiskSource {
+                protocol: Some("nbd".to_owned()),
+                name: Some(export.clone()),
+                host: Some(SourceHost {
+                    transport: Some("unix".to_owned()),
+                    socket: Some(path(socket, operation)?),
+                }),
+                ..DiskSource::default()
+            },
+        ),
+        other => {
+            let message = format!("libvirt is not told how to reach a volume by {other:?}");
+            return Err(Error::new(ErrorKind::Unsupported, operation, message));
+        }
+    };
+    let format = match disk.attachment.format {
+        VolumeFormat::Qcow2 => "qcow2",
+        VolumeFormat::Raw => "raw",
+    };
+    Ok(Disk {
+        source: Some(source),
+        serial: Some(serial(&disk.name)).filter(|serial| !serial.is_empty()),
+        alias: Some(Alias {
+            name: disk_alias(disk.volume),
+        }),
+        ..virtio_disk(kind, format, target)
+    })
+}
+
+fn describe_seed(file: &Path, target: &str, operation: &'static str) -> Result<Disk> {
+    Ok(Disk {
+        source: Some(DiskSource {
+            file: Some(path(file, operation)?),
+            ..DiskSource::default()
+        }),
+        readonly: Some(Empty {}),
+        serial: Some("cidata".to_owned()),
+        alias: Some(Alias {
+            name: SEED_ALIAS.to_owned(),
+        }),
+        ..virtio_disk("file", "raw", target)
+    })
+}
+
+fn virtio_disk(kind: &str, format: &str, target: &str) -> Disk {
+    Disk {
+        kind: kind.to_owned(),
+        device: "disk".to_owned(),
+        driver: Some(DiskDriver {
+            name: "qemu".to_owned(),
+            format: format.to_owned(),
+            discard: Some("unmap".to_owned()),
+        }),
+        target: Target {
+            device: Some(target.to_owned()),
+            bus: Some("virtio".to_owned()),
+            ..Target::default()
+        },
+        ..Disk::default()
+    }
+}
+
+/// A NIC. Without its boot ROM: a guest boots from disks.
+pub(super) fn describe_nic(nic: &NicAttachment, operation: &'static str) -> Result<Interface> {
+    if !nic.forwards.is_empty() {
+        let message = "libvirt's user-mode networks forward no ports here";
+        return Err(Error::new(ErrorKind::Unsupported, operation, message).with("port", nic.port));
+    }
+    let (kind, source, target) = match &nic.binding {
+        PortBinding::User => ("user", None, None),
+        PortBinding::Bridge { bridge } => {
+            let bridge = Some(bridge.clone());
+            ("bridge", Some(InterfaceSource { bridge }), None)
+        }
+        PortBinding::Tap { device } => {
+            let target = Target {
+                device: Some(device.clone()),
+                managed: Some("no".to_owned()),
+                ..Target::default()
+            };
+            ("ethernet", None, Some(target))
+        }
+    };
+    Ok(Interface {
+        kind: kind.to_owned(),
+        mac: Some(Mac {
+            address: nic.mac.to_string(),
+        }),
+        source,
+        target,
+        model: Some(InterfaceModel {
+            kind: "virtio".to_owned(),
+        }),
+        rom: Some(Rom {
+            enabled: Some("no".to_owned()),
+        }),
+        alias: Some(Alias {
+            name: nic_alias(nic.port),
+        }),
+    })
+}
+
+/// The name of the n-th virtio disk: `vda`, …, `vdz`, `vdaa`, ….
+fn target(n: usize) -> String {
+    let mut letters = Vec::new();
+    let mut rest = n + 1;
+    while rest > 0 {
+        rest -= 1;
+        letters.push(b'a' + (rest % 26) as u8);
+        rest /= 26;
+    }
+    let letters = letters.into_iter().rev().map(char::from);
+    "vd".chars().chain(letters).collect()
+}
+
+/// The first name that none of these disks has.
+pub(super) fn free_target(disks: &[Disk]) -> String {
+    let taken = |name: &String| {
+        let mut names = disks.iter().filter_map(|disk| disk.target.device.as_ref());
+        names.any(|taken| taken == name)
+    };
+    (0..=disks.len())
+        .map(target)
+        .find(|name| !taken(name))
+        .unwrap_or_else(|| target(disks.len()))
+}
+
+/// The first 20 bytes of a name, cut between characters, of those that libvirt takes in a serial.
+fn serial(name: &str) -> String {
+    let clean = name.chars().map(|c| {
+        if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+' | ' ') {
+            c
+        } else {
+            '_'
+        }
+    });
+    clean.take(20).collect()
+}
+
+/// XML is text, so a path must be; and it must not depend on who reads it.
+pub(super) fn path(path: &Path, operation: &'static str) -> Result<String> {
+    match path.to_str() {
+        Some(text) if path.is_absolute() && !text.chars().any(char::is_control) => {
+            Ok(text.to_owned())
+        }
+        _ => {
+            let message = format!("{} is not an absolute path in UTF-8", path.display());
+            Err(Error::new(ErrorKind::Invalid, operation, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

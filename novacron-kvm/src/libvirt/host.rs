@@ -1,0 +1,201 @@
+//! What a host is, from libvirt's description of its capabilities.
+
+use novacron_core::model::HostId;
+use serde::Deserialize;
+
+use super::sys::{Conn, LvError, LvResult};
+use crate::accel::Accel;
+
+/// What is asked once per connection.
+#[derive(Clone, Debug)]
+pub(super) struct HostFacts {
+    /// As `QEMU`.
+    pub(super) driver: String,
+    /// The hypervisor's version and libvirt's.
+    pub(super) versions: (u64, u64),
+    pub(super) memory_kib: u64,
+    pub(super) cpus: u32,
+    pub(super) capabilities: Capabilities,
+}
+
+impl HostFacts {
+    pub(super) fn of(conn: &Conn) -> LvResult<Self> {
+        let node = conn.node_info()?;
+        let capabilities = conn.capabilities()?;
+        let unreadable = |e| LvError::ours(format!("libvirt's capabilities make no sense: {e}"));
+        Ok(Self {
+            driver: conn.kind()?,
+            versions: conn.versions()?,
+            memory_kib: node.memory_kib,
+            cpus: node.cpus,
+            capabilities: quick_xml::de::from_str(&capabilities).map_err(unreadable)?,
+        })
+    }
+}
+
+/// libvirt's number of a version in words.
+pub(super) fn version(number: u64) -> String {
+    let (major, minor, micro) = (number / 1_000_000, number / 1000 % 1000, number % 1000);
+    format!("{major}.{minor}.{micro}")
+}
+
+/// `<capabilities>`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct Capabilities {
+    host: Host,
+    guest: Vec<Guest>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Host {
+    uuid: Option<String>,
+    cpu: HostCpu,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct HostCpu {
+    arch: String,
+    feature: Vec<Named>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Named {
+    #[serde(rename = "@name")]
+    name: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Guest {
+    arch: Vec<Arch>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Arch {
+    #[serde(rename = "@name")]
+    name: String,
+    domain: Vec<Kind>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Kind {
+    #[serde(rename = "@type")]
+    kind: String,
+}
+
+impl Capabilities {
+    /// The host's UUID.
+    pub(super) fn host(&self) -> Option<HostId> {
+        self.host.uuid.as_deref()?.trim().parse().ok()
+    }
+
+    /// The host's architecture.
+    pub(super) fn arch(&self) -> &str {
+        &self.host.cpu.arch
+    }
+
+    /// How guests run there: KVM only if libvirt offers it **and** its CPU shows `vmx` or `svm`, since some hosts open
+    /// `/dev/kvm` and then hang the guest.
+    pub(super) fn accel(&self) -> Accel {
+        let arch = self.arch();
+        let guests = self.guest.iter().flat_map(|guest| &guest.arch);
+        let mut kinds = guests
+            .filter(|guest| guest.name == arch)
+            .flat_map(|guest| &guest.domain);
+        let offered = kinds.any(|kind| kind.kind == "kvm");
+        let is_x86 = matches!(arch, "x86_64" | "i686");
+        let can = !is_x86
+            || (self.host.cpu.feature.iter()).any(|f| matches!(f.name.as_str(), "vmx" | "svm"));
+        if offered && can {
+            Accel::Kvm
+        } else {
+            Accel::Tcg
+        }
+    }
+}
+
+/// `<domainCapabilities>`, as far as it is looked at.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct DomainCapabilities {
+    vcpu: MaxVcpus,
+    os: OsCapabilities,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct MaxVcpus {
+    #[serde(rename = "@max")]
+    max: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct OsCapabilities {
+    #[serde(rename = "enum")]
+    enums: Vec<Choice>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Choice {
+    #[serde(rename = "@name")]
+    name: String,
+    value: Vec<String>,
+}
+
+impl DomainCapabilities {
+    pub(super) fn of(text: &str) -> Option<Self> {
+        quick_xml::de::from_str(text).ok()
+    }
+
+    /// The most vCPUs of a guest.
+    pub(super) fn max_vcpus(&self) -> u32 {
+        self.vcpu.max
+    }
+
+    /// Whether libvirt finds UEFI firmware by itself.
+    pub(super) fn uefi(&self) -> bool {
+        let firmware = self.os.enums.iter().filter(|e| e.name == "firmware");
+        firmware.flat_map(|e| &e.value).any(|value| value == "efi")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capabilities(feature: &str, kinds: &str) -> Capabilities {
+        let text = format!(
+            "<capabilities><host><uuid>1f3b5c2e-0000-4000-8000-00000000beef</uuid><cpu><arch>x86_64</arch>\
+             <model>qemu64</model><feature name='sse'/>{feature}</cpu><power_management/></host>\
+             <guest><os_type>hvm</os_type><arch name='i686'><domain type='qemu'/></arch></guest>\
+             <guest><os_type>hvm</os_type><arch name='x86_64'><wordsize>64</wordsize>{kinds}</arch></guest></capabilities>"
+        );
+        quick_xml::de::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn kvm_takes_the_offer_and_the_cpu() {
+        let (qemu, both) = (
+            "<domain type='qemu'/>",
+            "<domain type='qemu'/><domain type='kvm'/>",
+        );
+        let vmx = "<feature name='vmx'/>";
+        assert_eq!(capabilities(vmx, both).accel(), Accel::Kvm);
+        assert_eq!(capabilities("", both).accel(), Accel::Tcg);
+        assert_eq!(capabilities(vmx, qemu).accel(), Accel::Tcg);
+        assert!(capabilities("", both).host().is_some());
+    }
+
+    #[test]
+    fn versions_are_readable() {
+        assert_eq!(version(7_002_022), "7.2.22");
+    }
+}

@@ -1,0 +1,251 @@
+//! The trait, call by call.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use novacron_core::driver::{
+    Call, Consoles, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
+    GuestAgent, HotPlug, Hypervisor, HypervisorEvent, StopMode, StopReport,
+};
+use novacron_core::model::{HostInfo, MiB, NodeCapabilities};
+use novacron_core::{Error, ErrorKind, Result};
+
+use super::describe::{named, uuid_of};
+use super::error::remaining;
+use super::host::{DomainCapabilities, version};
+use super::look::Task;
+use super::pool::Effect;
+use super::state::Right;
+use super::sys::{Stats, code};
+use super::{LibvirtHypervisor, life, stats, uri};
+use crate::process::boot_id;
+
+/// What a host is said to have booted as when libvirt alone reaches it. It never changes, so nothing is ever concluded
+/// from it; above all not that the host has booted since.
+const UNKNOWN_BOOT: &str = "not told by libvirt";
+
+#[async_trait]
+impl Hypervisor for LibvirtHypervisor {
+    /// The boot id is the host's only if the URI leads to this one; libvirt does not tell another's. Then it is a word
+    /// that never changes: a reboot proves nothing there, and the domains' own states say that they have ended.
+    async fn probe(&self, call: Call) -> Result<HostInfo> {
+        const OPERATION: &str = "libvirt.probe";
+        remaining(call, OPERATION)?;
+        self.state.run(call, OPERATION, Effect::None, probe).await
+    }
+
+    async fn list(&self, call: Call) -> Result<Vec<Domain>> {
+        const OPERATION: &str = "libvirt.list";
+        remaining(call, OPERATION)?;
+        self.state.settled(call, OPERATION).await?;
+        self.state.run(call, OPERATION, Effect::None, list).await
+    }
+
+    async fn inspect(&self, call: Call, id: DomainId) -> Result<Option<Domain>> {
+        const OPERATION: &str = "libvirt.inspect";
+        remaining(call, OPERATION)?;
+        let inspect = move |task: &Task| match task.look(id)? {
+            Some((found, seen)) => task.domain(&found, seen).map(Some),
+            None => Ok(None),
+        };
+        self.state.run(call, OPERATION, Effect::None, inspect).await
+    }
+
+    async fn define(&self, call: Call, spec: &DomainSpec) -> Result<()> {
+        const OPERATION: &str = "libvirt.define";
+        let spec = spec.clone();
+        let (id, define) = (spec.id, move |task: &Task| life::define(task, &spec));
+        self.state
+            .change(call, id, Right::Life, OPERATION, define)
+            .await
+    }
+
+    async fn start(&self, call: Call, id: DomainId) -> Result<()> {
+        let start = move |task: &Task| life::start(task, id);
+        self.state
+            .change(call, id, Right::Life, "libvirt.start", start)
+            .await
+    }
+
+    async fn resume(&self, call: Call, id: DomainId) -> Result<()> {
+        let resume = move |task: &Task| life::resume(task, id);
+        self.state
+            .change(call, id, Right::Life, "libvirt.resume", resume)
+            .await
+    }
+
+    async fn pause(&self, call: Call, id: DomainId) -> Result<()> {
+        let pause = move |task: &Task| life::pause(task, id);
+        self.state
+            .change(call, id, Right::Life, "libvirt.pause", pause)
+            .await
+    }
+
+    async fn stop(&self, call: Call, id: DomainId, mode: StopMode) -> Result<StopReport> {
+        let stop = move |task: &Task| match mode {
+            StopMode::Shutdown => life::shut_down(task, id),
+            StopMode::Kill => life::kill(task, id),
+        };
+        self.state
+            .change(call, id, Right::Life, "libvirt.stop", stop)
+            .await
+    }
+
+    async fn reset(&self, call: Call, id: DomainId) -> Result<()> {
+        let reset = move |task: &Task| life::reset(task, id);
+        self.state
+            .change(call, id, Right::Life, "libvirt.reset", reset)
+            .await
+    }
+
+    async fn undefine(&self, call: Call, id: DomainId) -> Result<()> {
+        let undefine = move |task: &Task| life::undefine(task, id);
+        self.state
+            .change(call, id, Right::Life, "libvirt.undefine", undefine)
+            .await
+    }
+
+    async fn stats(&self, call: Call, id: DomainId) -> Result<DomainStats> {
+        const OPERATION: &str = "libvirt.stats";
+        remaining(call, OPERATION)?;
+        let read = move |task: &Task| stats::read(task, id);
+        self.state.run(call, OPERATION, Effect::None, read).await
+    }
+
+    /// A lost connection ends the stream, too: what happened meanwhile is not told.
+    fn events(&self) -> BoxStream<'static, HypervisorEvent> {
+        let receiver = self.state.subscribe();
+        // A lag ends the stream, as the end of the hypervisor does.
+        stream::unfold(receiver, async |mut receiver| {
+            Some((receiver.recv().await.ok()?, receiver))
+        })
+        .boxed()
+    }
+
+    fn hot_plug(&self) -> Option<&dyn HotPlug> {
+        Some(self)
+    }
+
+    fn consoles(&self) -> Option<&dyn Consoles> {
+        self.state.config.folder.is_some().then_some(self as _)
+    }
+
+    fn guest_agent(&self) -> Option<&dyn GuestAgent> {
+        Some(self)
+    }
+
+    fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
+        Some(self)
+    }
+}
+
+fn probe(task: &Task) -> Result<HostInfo> {
+    let config = &task.state.config;
+    let facts = &task.live.facts;
+    let local = uri::is_local(&config.uri);
+    let accel = life::accel(task)?;
+    let host = config.host.or_else(|| facts.capabilities.host());
+    let host = host.ok_or_else(|| {
+        let message = "libvirt does not know the host's UUID: give the hypervisor a host id";
+        Error::new(ErrorKind::FailedPrecondition, task.operation, message)
+    })?;
+    let boot_id = if local {
+        boot_id().map_err(|error| {
+            let message = "this host's boot id cannot be read";
+            Error::new(ErrorKind::Internal, task.operation, message).caused_by(error)
+        })?
+    } else {
+        UNKNOWN_BOOT.to_owned()
+    };
+    let is_qemu = facts.driver == "QEMU";
+    let arch = facts.capabilities.arch().to_owned();
+    let kind = if accel == crate::accel::Accel::Kvm {
+        "kvm"
+    } else {
+        "qemu"
+    };
+    let can = match task.conn.domain_capabilities(&arch, "q35", kind) {
+        Ok(text) if is_qemu => DomainCapabilities::of(&text).unwrap_or_default(),
+        _ => DomainCapabilities::default(),
+    };
+    let (hypervisor, library) = facts.versions;
+    let capabilities = NodeCapabilities {
+        hypervisor: format!(
+            "{} {} (libvirt {})",
+            facts.driver,
+            version(hypervisor),
+            version(library)
+        ),
+        arch,
+        acceleration: if is_qemu {
+            accel.to_string()
+        } else {
+            facts.driver.to_lowercase()
+        },
+        cpus: facts.cpus,
+        memory: MiB(facts.memory_kib / 1024),
+        max_vcpus: can.max_vcpus(),
+        uefi: can.uefi(),
+        // A session's libvirt makes no taps but by a helper, which it does not tell of.
+        bridge: is_qemu && !config.uri.contains("/session"),
+        user_network: is_qemu,
+        hot_plug: is_qemu,
+        live_snapshot: is_qemu,
+    };
+    Ok(HostInfo {
+        host,
+        boot_id,
+        capabilities,
+    })
+}
+
+fn list(task: &Task) -> Result<Vec<Domain>> {
+    let (mut listed, mut ours) = (Vec::new(), Vec::new());
+    for dom in task.ok(task.conn.domains())? {
+        let name = task.ok(dom.name())?;
+        // Ours are asked for their states together, after all of their notes.
+        let state = match named(&name) {
+            Some(_) => code::VIR_DOMAIN_NOSTATE,
+            None => match task.state_of(&dom)? {
+                Some(state) => state.state,
+                None => continue,
+            },
+        };
+        match task.found(dom)? {
+            Some(found) => ours.push(found),
+            None => listed.push(foreign(name, state)),
+        }
+    }
+    let starting = task.state.starting();
+    // A driver that cannot tell them together is asked for each.
+    let states = Stats::states(ours.iter().map(|found| &found.dom)).unwrap_or_default();
+    let states: HashMap<_, _> = states.into_iter().collect();
+    for found in ours {
+        let state = match states.get(&uuid_of(found.id)) {
+            Some(state) => Some(*state),
+            None => task.state_of(&found.dom)?,
+        };
+        let Some(state) = state else { continue };
+        let seen = task.seen(&found, &starting, state)?;
+        listed.push(task.domain(&found, seen)?);
+    }
+    Ok(listed)
+}
+
+/// Somebody else's domain.
+fn foreign(name: String, state: u32) -> Domain {
+    let state = match state {
+        code::VIR_DOMAIN_RUNNING => DomainState::Running,
+        code::VIR_DOMAIN_PAUSED => DomainState::Paused,
+        code::VIR_DOMAIN_SHUTOFF => DomainState::Unknown("it is shut off".to_owned()),
+        other => DomainState::Unknown(format!("libvirt's state {other}")),
+    };
+    Domain {
+        owner: DomainOwner::Foreign(name),
+        state,
+        disks: Vec::new(),
+        nics: Vec::new(),
+    }
+}

@@ -1,0 +1,403 @@
+//! A domain's description in libvirt's XML, by types: written from a spec, and read back from libvirt.
+//!
+//! Only what NovaCron writes or looks at has a type; when it is read, everything else is left out, so that nothing here
+//! is ever written back in place of what libvirt has. Foreign domains of any driver can be read.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::notes::Metadata;
+
+/// `<domain>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename = "domain")]
+pub(super) struct DomainXml {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(
+        rename = "@xmlns:qemu",
+        skip_deserializing,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) qemu_namespace: Option<&'static str>,
+    pub(super) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) uuid: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) title: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) description: Option<String>,
+    pub(super) metadata: Metadata,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) memory: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) vcpu: Option<Count>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) os: Option<Os>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) features: Option<Features>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cpu: Option<Cpu>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) clock: Option<Clock>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) on_poweroff: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) on_reboot: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) on_crash: Option<String>,
+    pub(super) devices: Devices,
+    /// What libvirt itself has no words for.
+    #[serde(
+        rename(serialize = "qemu:commandline", deserialize = "commandline"),
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) qemu: Option<QemuArguments>,
+}
+
+/// Namespace of [`QemuArguments`].
+pub(super) const QEMU_NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
+
+/// `<qemu:commandline>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct QemuArguments {
+    #[serde(rename(serialize = "qemu:arg", deserialize = "arg"))]
+    pub(super) arguments: Vec<QemuArgument>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct QemuArgument {
+    #[serde(rename = "@value")]
+    pub(super) value: String,
+}
+
+impl DomainXml {
+    /// As libvirt takes it.
+    pub(super) fn to_text(&self) -> Result<String, quick_xml::SeError> {
+        quick_xml::se::to_string(self)
+    }
+
+    /// As libvirt gives it.
+    pub(super) fn of_text(text: &str) -> Result<Self, quick_xml::DeError> {
+        quick_xml::de::from_str(text)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Amount {
+    #[serde(rename = "@unit")]
+    pub(super) unit: String,
+    #[serde(rename = "$text")]
+    pub(super) value: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Count {
+    #[serde(rename = "$text")]
+    pub(super) value: u32,
+}
+
+/// `<os>`: what is booted, and by which firmware.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Os {
+    #[serde(rename = "@firmware", skip_serializing_if = "Option::is_none")]
+    pub(super) firmware: Option<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: OsType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kernel: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) initrd: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cmdline: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct OsType {
+    #[serde(rename = "@arch")]
+    pub(super) arch: String,
+    #[serde(rename = "@machine", skip_serializing_if = "Option::is_none")]
+    pub(super) machine: Option<String>,
+    #[serde(rename = "$text")]
+    pub(super) value: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Features {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) acpi: Option<Empty>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) apic: Option<Empty>,
+}
+
+/// An element that says something by being there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Empty {}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Cpu {
+    #[serde(rename = "@mode", skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Clock {
+    #[serde(rename = "@offset")]
+    pub(super) offset: String,
+}
+
+/// `<devices>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Devices {
+    #[serde(rename = "controller", skip_serializing_if = "Vec::is_empty")]
+    pub(super) controllers: Vec<Controller>,
+    #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub(super) disks: Vec<Disk>,
+    #[serde(rename = "interface", skip_serializing_if = "Vec::is_empty")]
+    pub(super) interfaces: Vec<Interface>,
+    #[serde(rename = "serial", skip_serializing_if = "Vec::is_empty")]
+    pub(super) serials: Vec<Character>,
+    #[serde(rename = "console", skip_serializing_if = "Vec::is_empty")]
+    pub(super) consoles: Vec<Character>,
+    #[serde(rename = "channel", skip_serializing_if = "Vec::is_empty")]
+    pub(super) channels: Vec<Character>,
+    #[serde(rename = "rng", skip_serializing_if = "Vec::is_empty")]
+    pub(super) rngs: Vec<Rng>,
+    #[serde(rename = "panic", skip_serializing_if = "Vec::is_empty")]
+    pub(super) panics: Vec<Model>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Controller {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "@index", skip_serializing_if = "Option::is_none")]
+    pub(super) index: Option<u32>,
+    #[serde(rename = "@model", skip_serializing_if = "Option::is_none")]
+    pub(super) model: Option<String>,
+}
+
+/// `<disk>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename = "disk")]
+pub(super) struct Disk {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "@device")]
+    pub(super) device: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) driver: Option<DiskDriver>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<DiskSource>,
+    pub(super) target: Target,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) readonly: Option<Empty>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) boot: Option<Boot>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) alias: Option<Alias>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct DiskDriver {
+    #[serde(rename = "@name")]
+    pub(super) name: String,
+    #[serde(rename = "@type")]
+    pub(super) format: String,
+    #[serde(rename = "@discard", skip_serializing_if = "Option::is_none")]
+    pub(super) discard: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct DiskSource {
+    #[serde(rename = "@file", skip_serializing_if = "Option::is_none")]
+    pub(super) file: Option<String>,
+    #[serde(rename = "@dev", skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<String>,
+    #[serde(rename = "@protocol", skip_serializing_if = "Option::is_none")]
+    pub(super) protocol: Option<String>,
+    #[serde(rename = "@name", skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    #[serde(rename = "host", skip_serializing_if = "Option::is_none")]
+    pub(super) host: Option<SourceHost>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct SourceHost {
+    #[serde(rename = "@transport", skip_serializing_if = "Option::is_none")]
+    pub(super) transport: Option<String>,
+    #[serde(rename = "@socket", skip_serializing_if = "Option::is_none")]
+    pub(super) socket: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Target {
+    #[serde(rename = "@dev", skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<String>,
+    #[serde(rename = "@bus", skip_serializing_if = "Option::is_none")]
+    pub(super) bus: Option<String>,
+    #[serde(rename = "@managed", skip_serializing_if = "Option::is_none")]
+    pub(super) managed: Option<String>,
+    #[serde(rename = "@type", skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<String>,
+    #[serde(rename = "@name", skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    #[serde(rename = "@port", skip_serializing_if = "Option::is_none")]
+    pub(super) port: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Boot {
+    #[serde(rename = "@order")]
+    pub(super) order: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Alias {
+    #[serde(rename = "@name")]
+    pub(super) name: String,
+}
+
+/// `<interface>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename = "interface")]
+pub(super) struct Interface {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mac: Option<Mac>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<InterfaceSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) target: Option<Target>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) model: Option<InterfaceModel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rom: Option<Rom>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) alias: Option<Alias>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Mac {
+    #[serde(rename = "@address")]
+    pub(super) address: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct InterfaceSource {
+    #[serde(rename = "@bridge", skip_serializing_if = "Option::is_none")]
+    pub(super) bridge: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct InterfaceModel {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Rom {
+    #[serde(rename = "@enabled", skip_serializing_if = "Option::is_none")]
+    pub(super) enabled: Option<String>,
+}
+
+/// `<serial>`, `<console>` and `<channel>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Character {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) log: Option<Log>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) target: Option<Target>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Log {
+    #[serde(rename = "@file")]
+    pub(super) file: String,
+    #[serde(rename = "@append", skip_serializing_if = "Option::is_none")]
+    pub(super) append: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Rng {
+    #[serde(rename = "@model")]
+    pub(super) model: String,
+    pub(super) backend: Backend,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Backend {
+    #[serde(rename = "@model")]
+    pub(super) model: String,
+    #[serde(rename = "$text")]
+    pub(super) value: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Model {
+    #[serde(rename = "@model", skip_serializing_if = "Option::is_none")]
+    pub(super) model: Option<String>,
+}
+
+/// `<domainsnapshot>` of one disk, the others left as they are.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename = "domainsnapshot")]
+pub(super) struct SnapshotXml {
+    pub(super) disks: SnapshotDisks,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct SnapshotDisks {
+    pub(super) disk: Vec<SnapshotDisk>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct SnapshotDisk {
+    #[serde(rename = "@name")]
+    pub(super) name: String,
+    #[serde(rename = "@snapshot")]
+    pub(super) snapshot: String,
+    #[serde(rename = "@type", skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) driver: Option<SnapshotDriver>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<DiskSource>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct SnapshotDriver {
+    #[serde(rename = "@type")]
+    pub(super) format: String,
+}
