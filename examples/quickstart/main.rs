@@ -3,6 +3,9 @@
 //! The program is two processes. The one that you start is the [`supervisor`]: it shows the progress, and kills the
 //! other one in the middle with SIGKILL. The other one is the host application ([`steps`]): it holds the cluster, and is
 //! what a program of your own would look like. Begin there.
+//!
+//! `quickstart libvirt` (feature `libvirt`) has the second node driven by libvirt, whose QEMU driver then runs inside of the host
+//! application: no daemon is needed.
 
 mod console;
 mod report;
@@ -15,10 +18,16 @@ use std::process::ExitCode;
 use novacron_examples::{Error, Result};
 
 fn main() -> ExitCode {
-    if std::env::args_os().len() > 1 {
-        usage();
-        return ExitCode::from(2);
-    }
+    let mut arguments = std::env::args().skip(1);
+    let beta = match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => site::Driver::Qemu,
+        #[cfg(feature = "libvirt")]
+        (Some("libvirt"), None) => site::Driver::Libvirt,
+        _ => {
+            usage();
+            return ExitCode::from(2);
+        }
+    };
     log_to_stderr();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -31,7 +40,7 @@ fn main() -> ExitCode {
     let passed = runtime.block_on(async {
         match site::Site::of_child() {
             Some((life, site)) => steps::run(life, site).await,
-            None => supervisor::run().await,
+            None => supervisor::run(beta).await,
         }
     });
     // Not waited for: a thread of the runtime's may sit in a read of standard input.
@@ -65,6 +74,7 @@ fn log_to_stderr() {
 #[expect(clippy::print_stderr, reason = "the output of a program for people")]
 fn usage() {
     eprintln!(
-        "quickstart takes no arguments: it runs one VM from its spec to a booted guest and back"
+        "usage: quickstart [libvirt]\n\
+         runs one VM from its spec to a booted guest and back, on two nodes; the second by libvirt (feature `libvirt`)"
     );
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use novacron_core::cluster::Cluster;
+use novacron_core::driver::{Call, Domain, Hypervisor};
 use novacron_core::store::SqliteStore;
 use novacron_kvm::QemuHypervisor;
 use novacron_storage::LocalStorage;
@@ -13,6 +14,7 @@ use crate::Result;
 const LIFE: &str = "NOVACRON_QUICKSTART_LIFE";
 const DIR: &str = "NOVACRON_QUICKSTART_DIR";
 const DISK: &str = "NOVACRON_QUICKSTART_DISK";
+const BETA: &str = "NOVACRON_QUICKSTART_BETA";
 
 /// The two nodes. Both are this machine here, so each is given the id of a host of its own.
 pub(crate) const NODES: [(&str, &str); 2] = [
@@ -27,6 +29,21 @@ pub(crate) enum Life {
     Second,
 }
 
+/// By what a node drives its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    Qemu,
+    #[cfg(feature = "libvirt")]
+    Libvirt,
+}
+
+/// A node's hypervisor.
+enum Either {
+    Qemu(QemuHypervisor),
+    #[cfg(feature = "libvirt")]
+    Libvirt(novacron_kvm::LibvirtHypervisor),
+}
+
 /// The folders and files of one demonstration.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
@@ -34,6 +51,8 @@ pub(crate) struct Site {
     pub(crate) dir: PathBuf,
     /// The guest's disk, an image to import.
     pub(crate) disk: PathBuf,
+    /// What drives the second node.
+    pub(crate) beta: Driver,
 }
 
 impl Site {
@@ -45,7 +64,12 @@ impl Site {
         };
         let dir = std::env::var_os(DIR)?.into();
         let disk = std::env::var_os(DISK)?.into();
-        Some((life, Self { dir, disk }))
+        let beta = match std::env::var(BETA).ok()?.as_str() {
+            #[cfg(feature = "libvirt")]
+            "libvirt" => Driver::Libvirt,
+            _ => Driver::Qemu,
+        };
+        Some((life, Self { dir, disk, beta }))
     }
 
     /// This program again, as the host application.
@@ -59,7 +83,13 @@ impl Site {
         command
             .env(LIFE, word)
             .env(DIR, &self.dir)
-            .env(DISK, &self.disk);
+            .env(DISK, &self.disk)
+            .env(BETA, format!("{:?}", self.beta).to_lowercase())
+            // libvirt's library would write to standard error.
+            .env(
+                "LIBVIRT_LOG_OUTPUTS",
+                format!("3:file:{}", self.dir.join("libvirt.log").display()),
+            );
         Ok(command)
     }
 
@@ -79,8 +109,30 @@ impl Site {
     }
 
     /// A node's hypervisor.
-    pub(crate) fn hypervisor(&self, name: &str, host: &str) -> Result<QemuHypervisor> {
-        Ok(QemuHypervisor::new(self.node_dir(name)).host_id(host.parse()?))
+    fn hypervisor(&self, name: &str, host: &str) -> Result<Either> {
+        let (dir, host) = (self.node_dir(name), host.parse()?);
+        #[cfg(feature = "libvirt")]
+        if name == "beta" && self.beta == Driver::Libvirt {
+            let root = self.dir.join("libvirt");
+            std::fs::create_dir_all(root.join("etc"))?;
+            // Its QEMU runs as whoever this is, and writes its console's log by itself.
+            let own = "security_driver = \"none\"\nstdio_handler = \"file\"\nremember_owner = 0\n\
+                       user = \"+0\"\ngroup = \"+0\"\nnamespaces = []\ncgroup_controllers = []\n";
+            std::fs::write(root.join("etc/qemu.conf"), own)?;
+            let uri = format!("qemu:///embed?root={}", root.display());
+            let libvirt = novacron_kvm::LibvirtHypervisor::new(uri);
+            return Ok(Either::Libvirt(libvirt.state_dir(dir).host_id(host)));
+        }
+        Ok(Either::Qemu(QemuHypervisor::new(dir).host_id(host)))
+    }
+
+    /// What a node's hypervisor says that is there.
+    pub(crate) async fn domains(&self, name: &str, host: &str, call: Call) -> Result<Vec<Domain>> {
+        Ok(match self.hypervisor(name, host)? {
+            Either::Qemu(qemu) => qemu.list(call).await?,
+            #[cfg(feature = "libvirt")]
+            Either::Libvirt(libvirt) => libvirt.list(call).await?,
+        })
     }
 
     /// The shared pool.
@@ -95,7 +147,11 @@ impl Site {
             .store(store)
             .storage("shared", self.storage().await?);
         for (name, host) in NODES {
-            builder = builder.node(name, self.hypervisor(name, host)?);
+            builder = match self.hypervisor(name, host)? {
+                Either::Qemu(qemu) => builder.node(name, qemu),
+                #[cfg(feature = "libvirt")]
+                Either::Libvirt(libvirt) => builder.node(name, libvirt),
+            };
         }
         Ok(builder.build().await?)
     }

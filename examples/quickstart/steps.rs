@@ -10,7 +10,7 @@ use std::time::Duration;
 use novacron_core::cluster::{
     Cluster, ImageSpec, ListRequest, OperationHandle, VmHandle, VmView, VolumeHandle, VolumeSpec,
 };
-use novacron_core::driver::{Call, ConsoleStart, Hypervisor, StorageBackend};
+use novacron_core::driver::{Call, ConsoleStart, StorageBackend};
 use novacron_core::model::{
     CloudInit, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState, SnapshotId,
 };
@@ -366,7 +366,7 @@ impl App {
         // The pool's own id.
         files.retain(|file| *file != self.site.pool_dir().join("pool"));
         for (name, host) in NODES {
-            let domains = self.site.hypervisor(name, host)?.list(call()).await?;
+            let domains = self.site.domains(name, host, call()).await?;
             ensure(domains.is_empty(), || {
                 format!("{name} still has {domains:?}")
             })?;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::Result;
 use crate::report::{Line, Table, chain, within};
-use crate::site::{Life, Site};
+use crate::site::{Driver, Life, Site};
 
 /// The longest that a life of the host application may take; its steps have tighter limits.
 const LIFE_LIMIT: Duration = Duration::from_secs(1200);
@@ -20,12 +20,12 @@ const LIFE_LIMIT: Duration = Duration::from_secs(1200);
 const ALONE: Duration = Duration::from_secs(2);
 
 /// Runs the demonstration. Whether every check passed.
-pub(crate) async fn run() -> bool {
+pub(crate) async fn run(beta: Driver) -> bool {
     let mut table = Table::new();
     let outcome = match tempfile::Builder::new().prefix("novacron-").tempdir() {
         Ok(dir) => {
             let outcome = tokio::select! {
-                outcome = demonstrate(&mut table, dir.path()) => outcome,
+                outcome = demonstrate(&mut table, dir.path(), beta) => outcome,
                 _ = novacron_examples::interrupted() => Err("interrupted".into()),
             };
             clean_up(&mut table, dir, outcome.is_ok())
@@ -42,7 +42,7 @@ pub(crate) async fn run() -> bool {
     table.show() && outcome.is_ok()
 }
 
-async fn demonstrate(table: &mut Table, dir: &Path) -> Result<()> {
+async fn demonstrate(table: &mut Table, dir: &Path, beta: Driver) -> Result<()> {
     let disk = guest_disk::path()?;
     table
         .step(
@@ -54,6 +54,7 @@ async fn demonstrate(table: &mut Table, dir: &Path) -> Result<()> {
     let site = Site {
         dir: dir.canonicalize()?,
         disk,
+        beta,
     };
 
     let mut first = Host::start(&site, Life::First)?;
