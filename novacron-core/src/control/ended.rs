@@ -118,6 +118,7 @@ impl Runtime {
                 (Ok(_), Command::Adapt { assignment, .. }) => {
                     run.error = None;
                     run.adapted = Some((id.epoch, assignment.generation));
+                    run.adapted_at = Some(now);
                 }
                 (Ok(Report::Retired(proof)), Command::Retire { .. }) => {
                     run.retired = Some((id.epoch, proof.clone()));

@@ -12,7 +12,7 @@ use super::node::ownerless;
 use super::plan::{Command, Draft, Plan};
 use super::port::{self, Unbound};
 use super::world::{RunError, SeenRun, World};
-use crate::driver::{DomainId, DomainState, StopMode};
+use crate::driver::{Domain, DomainId, DomainState, StopMode};
 use crate::error::Result;
 use crate::lifecycle::{RunEvent, RunPhase};
 use crate::model::{
@@ -82,7 +82,7 @@ struct Look<'a> {
     cache: &'a Cache,
     run: &'a Versioned<Run>,
     assignment: Option<&'a Versioned<Assignment>>,
-    state: Option<&'a DomainState>,
+    domain: Option<&'a Domain>,
     seen: Option<&'a SeenRun>,
     failures: u32,
     now: Timestamp,
@@ -112,7 +112,7 @@ pub(crate) fn reconcile(
         cache,
         run,
         assignment: cache.assignments.get(&at).filter(|a| a.epoch == run.epoch),
-        state: seen_node.state(vm, run.epoch),
+        domain: seen_node.domain(vm, run.epoch),
         seen: world.runs.get(&at),
         failures,
         now,
@@ -231,6 +231,10 @@ impl Look<'_> {
         owner.map(|owner| owner.version).unwrap_or_default()
     }
 
+    fn state(&self) -> Option<&DomainState> {
+        self.domain.map(|d| &d.state)
+    }
+
     /// The wanted power: off when the assignment is gone.
     fn wanted(&self) -> Power {
         self.assignment.map_or(Power::Off, |a| a.power.state)
@@ -324,7 +328,7 @@ impl Look<'_> {
         let Some(assignment) = self.assignment.filter(|a| a.power.state != Power::Off) else {
             return self.stop(Exit::Requested);
         };
-        match self.state {
+        match self.state() {
             Some(DomainState::Running) => return self.ran(),
             Some(DomainState::Paused)
                 if self.wanted() == Power::Paused && self.was_started_here() =>
@@ -382,7 +386,7 @@ impl Look<'_> {
     fn up(&self) -> Result<Plan> {
         let phase = self.run.phase;
         let (node, id) = (self.run.node.clone(), self.id());
-        match self.state {
+        match self.state() {
             None => return Ok(self.retire(false)),
             Some(DomainState::Ended(exit)) => return self.stop(exit.clone()),
             Some(DomainState::Unknown(_)) if phase == RunPhase::Unknown => {
@@ -439,16 +443,25 @@ impl Look<'_> {
         Some(end.unwrap_or_else(|| self.run.since.plus(grace).min(self.now)))
     }
 
-    /// Makes the devices those of the assignment.
+    /// Makes the devices those of the assignment: when that changed, and when the domain has others. An owner that stood
+    /// still between its look at the store and its attach, while another took the node, may give a device that was taken
+    /// back meanwhile.
     fn adapt(&self) -> Result<Plan> {
-        let Some(assignment) = self
-            .assignment
-            .filter(|a| a.generation != self.run.generation)
-        else {
+        let Some(assignment) = self.assignment else {
             return Ok(Plan::nothing());
         };
-        let adapted =
-            self.seen.and_then(|s| s.adapted) == Some((self.run.epoch, assignment.generation));
+        let strays = self.strays(assignment);
+        if assignment.generation == self.run.generation && !strays {
+            return Ok(Plan::nothing());
+        }
+        let adapted = !strays
+            && self.seen.and_then(|s| s.adapted) == Some((self.run.epoch, assignment.generation));
+        if let Some(at) = self.seen.and_then(|s| s.adapted_at)
+            && strays
+            && self.now.since(at) < ASK_AGAIN
+        {
+            return Ok(Plan::wake_at(at.plus(ASK_AGAIN)));
+        }
         let event = if self.run.phase == RunPhase::Paused {
             RunEvent::Held
         } else {
@@ -483,19 +496,37 @@ impl Look<'_> {
             owned: self.owned(),
             assignment: Box::new(assignment.value.clone()),
             nics,
-            leaving: {
-                let named =
-                    |volume: &VolumeId| assignment.disks.iter().any(|d| d.volume == *volume);
-                let mut all = self.disks();
-                all.retain(|(_, volume)| !named(volume));
-                all
-            },
+            leaving: self.leaving(assignment),
         }))
+    }
+
+    /// Whether the domain has a device that the assignment does not name.
+    fn strays(&self, assignment: &Assignment) -> bool {
+        self.domain.is_some_and(|domain| {
+            let disk = |v| assignment.disks.iter().any(|d| d.volume == v);
+            let port = |p| assignment.ports.iter().any(|a| a.port == p);
+            !(domain.disks.iter().copied().all(disk) && domain.nics.iter().copied().all(port))
+        })
+    }
+
+    /// The volumes that the assignment does not name, and that this epoch may have attached or the domain has.
+    fn leaving(&self, assignment: &Assignment) -> Vec<(PoolId, VolumeId)> {
+        let mut all = self.disks();
+        let shown = self.domain.iter().flat_map(|d| &d.disks);
+        for volume in shown {
+            if let Some(known) = self.cache.volumes.get(volume)
+                && all.iter().all(|(_, v)| v != volume)
+            {
+                all.push((known.pool.clone(), *volume));
+            }
+        }
+        all.retain(|(_, volume)| assignment.disks.iter().all(|d| d.volume != *volume));
+        all
     }
 
     fn stopping(&self) -> Result<Plan> {
         let (node, id) = (self.run.node.clone(), self.id());
-        match self.state {
+        match self.state() {
             Some(DomainState::Unknown(_)) if self.time_to_kill().is_none() => {
                 return Ok(self.retire(true));
             }

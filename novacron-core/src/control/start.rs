@@ -13,6 +13,10 @@
 //! The owner is read likewise. One that takes a node over, looks, and does not find the domain says that the run is over: a
 //! domain that appears after that look appears after the taking, too, and does not run. It is left as it is, for it is the
 //! new owner's.
+//!
+//! A device cannot be given held, so an owner that stands still between that look and its attach may give a disk that the
+//! new owner has taken back meanwhile. The image's lock keeps a second writer out of it, and the new owner takes it back
+//! once more when it sees it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -252,6 +256,9 @@ pub(crate) async fn adapt(
         .iter()
         .filter(|d| !domain.disks.contains(&d.volume))
         .collect();
+    let named = |volume: &VolumeId| assignment.disks.iter().any(|d| d.volume == *volume);
+    // Also what is of no pool any more.
+    let taken: Vec<_> = domain.disks.iter().filter(|v| !named(v)).collect();
     let leaving_nics: Vec<_> = domain
         .nics
         .iter()
@@ -262,8 +269,8 @@ pub(crate) async fn adapt(
         .iter()
         .filter(|n| !domain.nics.contains(&n.port))
         .collect();
-    if leaving.is_empty() && coming.is_empty() && leaving_nics.is_empty() && coming_nics.is_empty()
-    {
+    let disks_stay = leaving.is_empty() && taken.is_empty() && coming.is_empty();
+    if disks_stay && leaving_nics.is_empty() && coming_nics.is_empty() {
         return Ok(());
     }
     let Some(plug) = hypervisor.hot_plug() else {
@@ -273,6 +280,9 @@ pub(crate) async fn adapt(
             "this hypervisor cannot change devices while a guest runs",
         ));
     };
+    for volume in taken {
+        plug.detach_disk(call, id, *volume).await?;
+    }
     for (pool, volume) in leaving {
         plug.detach_disk(call, id, *volume).await?;
         detach(drivers, call, pool, *volume, &attach_request(node, id)).await?;

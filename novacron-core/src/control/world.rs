@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::retention::Rounds;
-use crate::driver::{ArtefactId, Domain, DomainId, DomainState, PoolInfo, PortArtefact};
+use crate::driver::{ArtefactId, Domain, DomainId, PoolInfo, PortArtefact};
 use crate::model::{Epoch, HostInfo, MemberId, NodeId, PoolId, PortId, StopProof, VmId};
 use crate::time::Timestamp;
 
@@ -121,8 +121,8 @@ impl<K: Ord> Tried<K> {
 }
 
 impl SeenNode {
-    pub(crate) fn state(&self, vm: VmId, epoch: Epoch) -> Option<&DomainState> {
-        self.domains.get(&(vm, epoch)).map(|d| &d.state)
+    pub(crate) fn domain(&self, vm: VmId, epoch: Epoch) -> Option<&Domain> {
+        self.domains.get(&(vm, epoch))
     }
 
     /// Takes in what was seen of one domain.
@@ -152,6 +152,8 @@ pub(crate) struct SeenRun {
     pub(crate) retired: Option<(Epoch, StopProof)>,
     /// The generation that the domain was last adapted to.
     pub(crate) adapted: Option<(Epoch, u64)>,
+    /// When that was.
+    pub(crate) adapted_at: Option<Timestamp>,
 }
 
 /// Why a start or an adaptation failed.

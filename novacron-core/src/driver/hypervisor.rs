@@ -248,8 +248,9 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
     /// *Holds on return:* the domain is [`DomainState::Paused`], holds its run lock, and no other epoch of the VM runs
     /// on this host. *A second identical call*, while it is paused or running, changes nothing. *Errors:*
     /// `FailedPrecondition` when another epoch of the VM holds the run lock, or when this epoch has ended: an epoch is
-    /// started once. *Left behind on failure:* only what `undefine` removes; the error carries the hypervisor's last
-    /// words.
+    /// started once; also when another domain has the image of one of its disks open, as in
+    /// [`HotPlug::attach_disk`]. *Left behind on failure:* only what `undefine` removes; the error carries the
+    /// hypervisor's last words.
     async fn start(&self, call: Call, id: DomainId) -> Result<()>;
 
     /// Lets the vCPUs run. *A second identical call* changes nothing.
@@ -321,6 +322,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
 #[async_trait]
 pub trait HotPlug: Send + Sync {
     /// Gives a disk to a started domain. *A second identical call* changes nothing. *Left behind on failure:* nothing.
+    /// *Errors:* `Unavailable` while another domain has the image open: unless the attachment says that its backend keeps a
+    /// second writer out, the image's lock does.
     async fn attach_disk(&self, call: Call, id: DomainId, disk: &DiskAttachment) -> Result<()>;
 
     /// Takes a disk back: returns when the guest has let go and the image is closed. *Errors:* `DeadlineExceeded` with

@@ -47,7 +47,9 @@ impl HotPlug for SimHypervisor {
                 return Ok(());
             }
             let (volume, runs) = (disk.volume, domain.since.is_some());
-            domain.disks.push(disk);
+            state.may_open(OP, volume, (host, id))?;
+            started(state, OP, host, id)?.disks.push(disk);
+            state.open.insert((volume, host, id));
             if runs {
                 state.begin_writing(host, id, volume);
             }
@@ -63,6 +65,7 @@ impl HotPlug for SimHypervisor {
             let domain = started(state, OP, host, id)?;
             domain.disks.retain(|d| d.volume != volume);
             state.writing.remove(&(volume, host, id));
+            state.open.remove(&(volume, host, id));
             Ok(())
         })
         .await

@@ -45,6 +45,13 @@ impl State {
                 _ => {}
             }
         }
+        for volume in &disks {
+            if is_started {
+                self.open.insert((*volume, host, id));
+            } else {
+                self.open.remove(&(*volume, host, id));
+            }
+        }
         self.note_state(host, id);
         if runs && !was_running {
             let twin = self.runners(id.vm).find(|other| *other != (host, id));
@@ -121,7 +128,11 @@ impl State {
         let no_port = no_port.map(|port| format!("port {port} has no device on this host"));
         let no_disk = disks.iter().find(|d| !self.is_there(d));
         let no_disk = no_disk.map(|d| format!("cannot open volume {}: it is not there", d.volume));
-        if let Some(detail) = no_port.or(no_disk) {
+        let locked = disks
+            .iter()
+            .find_map(|d| self.may_open(op, d.volume, (host, id)).err());
+        let locked = locked.map(|e| format!("cannot open a volume: {e}"));
+        if let Some(detail) = no_port.or(no_disk).or(locked) {
             let exit = Exit::StartFailed {
                 detail: detail.clone(),
             };
@@ -216,6 +227,7 @@ impl State {
             self.running.remove(&(id.vm, host, id));
             for disk in domain.disks {
                 self.writing.remove(&(disk.volume, host, id));
+                self.open.remove(&(disk.volume, host, id));
             }
         }
         self.note(|| format!("host {host} has booted anew"));

@@ -51,7 +51,12 @@ pub(super) struct State {
     pub(super) pools: BTreeMap<PoolId, SimPool>,
     pub(super) sources: BTreeMap<String, SimSource>,
     pub(super) running: BTreeSet<(VmId, HostId, DomainId)>,
+    /// Whose guests write which volume at this moment.
     pub(super) writing: BTreeSet<(VolumeId, HostId, DomainId)>,
+    /// Which started domains have which volume's image open, and so its lock.
+    pub(super) open: BTreeSet<(VolumeId, HostId, DomainId)>,
+    /// Whether an image that is open is locked.
+    pub(super) image_locks: bool,
     pub(super) violations: Vec<Violation>,
     pub(super) log: Option<Vec<LogEntry>>,
     pub(super) late: BTreeMap<u64, Late>,
@@ -125,6 +130,17 @@ impl SimDomain {
     }
 }
 
+/// The domains that an index has under a volume.
+fn who_has(
+    index: &BTreeSet<(VolumeId, HostId, DomainId)>,
+    volume: VolumeId,
+) -> impl Iterator<Item = (HostId, DomainId)> + '_ {
+    index
+        .range((volume, HostId::from_uuid(Uuid::nil()), DOMAIN_MIN)..)
+        .take_while(move |(of, ..)| *of == volume)
+        .map(|(_, host, id)| (*host, *id))
+}
+
 impl State {
     pub(super) fn new(seed: u64) -> Self {
         Self {
@@ -139,6 +155,8 @@ impl State {
             sources: BTreeMap::new(),
             running: BTreeSet::new(),
             writing: BTreeSet::new(),
+            open: BTreeSet::new(),
+            image_locks: true,
             violations: Vec::new(),
             log: None,
             late: BTreeMap::new(),
@@ -184,10 +202,25 @@ impl State {
         &self,
         volume: VolumeId,
     ) -> impl Iterator<Item = (HostId, DomainId)> + '_ {
-        self.writing
-            .range((volume, HostId::from_uuid(Uuid::nil()), DOMAIN_MIN)..)
-            .take_while(move |(of, ..)| *of == volume)
-            .map(|(_, host, id)| (*host, *id))
+        who_has(&self.writing, volume)
+    }
+
+    /// An error if another started domain has the volume's image open.
+    pub(super) fn may_open(
+        &self,
+        op: &'static str,
+        volume: VolumeId,
+        by: (HostId, DomainId),
+    ) -> Result<()> {
+        let other = who_has(&self.open, volume).find(|other| *other != by);
+        match other.filter(|_| self.image_locks) {
+            None => Ok(()),
+            Some((_, holder)) => {
+                let message = "another domain holds the lock of the image";
+                let error = Error::new(ErrorKind::Unavailable, op, message);
+                Err(error.with("volume", volume).with("holder", holder))
+            }
+        }
     }
 
     pub(super) fn host(&mut self, op: &'static str, host: HostId) -> Result<&mut SimHost> {

@@ -118,6 +118,12 @@ impl SimWorld {
         }
     }
 
+    /// Whether a started domain keeps others out of the images that it has open, as QEMU does where the file system
+    /// knows locks. It is so at first; without, only the control plane keeps a second writer out.
+    pub fn set_image_locks(&self, kept: bool) {
+        self.lock().image_locks = kept;
+    }
+
     /// Adds something that an image can be imported from, under its path or URL.
     pub fn add_source(&self, name: impl Into<String>, source: SimSource) {
         self.lock().sources.insert(name.into(), source);

@@ -16,6 +16,7 @@ use novacron_core::{Cluster, Result, SeededIds, TimerClock};
 use tokio::sync::watch;
 
 use crate::Site;
+use crate::gate::Gate;
 
 /// How long a process that says nothing counts as alive.
 pub const TTL: Duration = Duration::from_secs(10);
@@ -120,6 +121,10 @@ pub struct Ground {
     pub fenced: usize,
     /// How long after its process was lost a host is.
     pub lost_after: Duration,
+    /// How long a process of the next ones that says nothing counts as alive.
+    pub ttl: Duration,
+    /// Each process's way to the pool, if it has one.
+    pub gates: Vec<Gate>,
     seed: u64,
 }
 
@@ -133,6 +138,8 @@ impl Ground {
             store,
             fenced: 0,
             lost_after: TTL * 3,
+            ttl: TTL,
+            gates: Vec::new(),
             seed: 0,
         }
     }
@@ -154,12 +161,14 @@ impl Ground {
             .store(line.clone())
             .clock(self.clock)
             .ids(SeededIds::from_seed(self.seed))
-            .lease_ttl(TTL)
+            .lease_ttl(self.ttl)
             .lost_after(self.lost_after)
             .role(role);
         if role.owns() {
             let pool = PoolId::new("shared").unwrap();
-            builder = builder.storage("shared", SimStorage::new(&self.site.world, pool));
+            let gate = Gate::new(SimStorage::new(&self.site.world, pool));
+            self.gates.push(gate.clone());
+            builder = builder.storage("shared", gate);
         }
         if role.leads() {
             for (n, host) in self

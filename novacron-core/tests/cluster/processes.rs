@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use novacron_core::cluster::ListRequest;
+use novacron_core::cluster::{ListRequest, OperationHandle, VolumeSpec};
 use novacron_core::model::{MemberId, NetworkKind, NicSpec, NodeState, Role};
 use novacron_core::sim::SimHypervisor;
 use novacron_core::store::{ListOptions, Store};
-use novacron_core::{Cluster, Deadline, ErrorKind, Phase, SeededIds};
+use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, Phase, SeededIds};
 use tokio::time::Instant;
 
 use crate::ground::{Ground, TTL, node};
@@ -141,6 +141,52 @@ async fn a_dead_owner_of_a_living_hypervisor_is_replaced_and_its_guests_go_on() 
     vm.start().await.unwrap().wait(soon()).await.unwrap();
     let third = run(&second, "b", 1).await;
     assert_eq!(ground.site.world.running(third).len(), 1);
+    assert!(ground.site.world.violations().is_empty());
+}
+
+/// The first process stands still in the middle of an attach, between its look at the store and what it does then; the
+/// second takes the hypervisor, and the disk back; then the first goes on.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_an_owner_of_before_gives_late_is_taken_back() {
+    let mut ground = Ground::new(2);
+    // So that the second is there before the first one's time for the attach is over.
+    ground.ttl = Duration::from_secs(4);
+    let (first, line) = ground.process(Role::Both, &[0, 1]).await;
+    let (second, _) = ground.process(Role::Both, &[0, 1]).await;
+    let done = async |operation: OperationHandle| drop(operation.wait(soon()).await.unwrap());
+    let web = second.vms().by_id(run(&second, "web", 0).await);
+    let other = second.vms().by_id(run(&second, "other", 1).await);
+    let data = VolumeSpec::new("data", Bytes::gib(1));
+    let data = second.volumes().create(data).await.unwrap();
+    data.operation().unwrap().wait(soon()).await.unwrap();
+
+    ground.gates[0].hold("attach");
+    let calls = ground.gates[0].calls("attach");
+    web.attach("data", data.id()).await.unwrap();
+    while ground.gates[0].calls("attach") == calls {
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    line.cut();
+    let owner = async || {
+        let node = second.nodes().get(&node(0)).await.unwrap();
+        node.owner == Some(second.members().me())
+    };
+    let mut changes = second.watch(None).await.unwrap();
+    while !owner().await {
+        changes.next().await.unwrap().unwrap();
+    }
+    done(web.detach("data").await.unwrap()).await;
+
+    ground.gates[0].open();
+    while ground.site.world.writers(data.id()).is_empty() {
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    // As long as the guest has it open, nobody else gets it.
+    done(other.attach("data", data.id()).await.unwrap()).await;
+    let writers = ground.site.world.writers(data.id());
+    assert_eq!(writers.len(), 1);
+    assert_eq!(writers[0].1.vm, other.id());
+    drop(first);
     assert!(ground.site.world.violations().is_empty());
 }
 

@@ -128,6 +128,8 @@ impl Site {
         store: fn(Arc<dyn Clock>) -> MemoryStore,
     ) -> Self {
         let world = SimWorld::new(seed);
+        // Only the control plane keeps a second writer out here.
+        world.set_image_locks(false);
         for _ in 0..hosts {
             world.add_host(64, memory);
         }

@@ -5,7 +5,7 @@ use novacron_core::{Error, ErrorKind};
 
 use super::pool::Effect;
 use super::sys::{LvError, code};
-pub(super) use crate::qemu::error::remaining;
+pub(super) use crate::qemu::error::{is_locked, remaining};
 
 /// An error of a call on a connection that is still open, or `lost`.
 pub(super) fn libvirt(
@@ -28,6 +28,7 @@ fn kind(error: &LvError, effect: Effect, lost: bool) -> ErrorKind {
         code::VIR_ERR_RPC | code::VIR_ERR_INVALID_CONN | code::VIR_ERR_NO_CONNECT
     );
     match (error.code, effect) {
+        _ if is_locked(&error.message) => ErrorKind::Unavailable,
         _ if lost || gone => match effect {
             Effect::Some => ErrorKind::OutcomeUnknown,
             Effect::None => ErrorKind::Unavailable,
@@ -95,6 +96,8 @@ pub(super) fn precondition(
 pub(super) fn start_failed(operation: &'static str, id: DomainId, error: &LvError) -> Error {
     let kind = match kind(error, Effect::None, false) {
         _ if error.message.contains("Cannot allocate memory") => ErrorKind::Exhausted,
+        // An epoch is started once.
+        _ if is_locked(&error.message) => ErrorKind::FailedPrecondition,
         ErrorKind::Internal => ErrorKind::FailedPrecondition,
         other => other,
     };

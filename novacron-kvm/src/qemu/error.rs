@@ -76,6 +76,7 @@ pub(crate) fn accel(operation: &'static str, error: AccelError) -> Error {
 /// `effect`: whether the command changes something, so that a missing answer leaves its outcome open.
 pub(super) fn qmp(operation: &'static str, error: QmpError, effect: bool) -> Error {
     let kind = match &error {
+        QmpError::Refused { description, .. } if is_locked(description) => ErrorKind::Unavailable,
         QmpError::Refused { .. } => ErrorKind::FailedPrecondition,
         QmpError::Deadline { .. } if effect => ErrorKind::OutcomeUnknown,
         QmpError::Deadline { .. } => ErrorKind::DeadlineExceeded,
@@ -84,6 +85,11 @@ pub(super) fn qmp(operation: &'static str, error: QmpError, effect: bool) -> Err
         QmpError::Protocol { .. } => ErrorKind::Internal,
     };
     from(kind, operation, error)
+}
+
+/// Whether QEMU says that somebody else has the image open. It has no class of its own for that.
+pub(crate) fn is_locked(words: &str) -> bool {
+    words.contains("Failed to get \"write\" lock") || words.contains("Failed to get shared \"")
 }
 
 /// `effect`: as for [`qmp`].

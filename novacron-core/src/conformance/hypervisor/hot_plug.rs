@@ -1,6 +1,7 @@
 //! `hot_plug` and `disk_pivot`.
 
 use super::{HypervisorFixture, Subject};
+use crate::ErrorKind;
 use crate::conformance::refusal;
 use crate::driver::{DomainId, DomainSpec};
 use crate::model::{Bytes, PortId, SnapshotId, VolumeId};
@@ -46,6 +47,36 @@ pub async fn disk_is_attached_and_detached(fixture: &dyn HypervisorFixture) {
     let attach = hot_plug.attach_disk(s.call(), spec.id, &disk);
     s.soon("attach_disk", attach).await.unwrap();
     assert!(has_disk(&s, spec.id, disk.volume).await);
+}
+
+/// A disk that one guest has open is not given to another one, also not to one that starts with it; once it is taken
+/// back, it is.
+pub async fn disk_that_another_domain_has_is_refused(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let Some(hot_plug) = s.hot_plug() else { return };
+    let (first, disk) = (s.booted().await, fixture.disk("shared").await);
+    let attach = hot_plug.attach_disk(s.call(), first.id, &disk);
+    s.soon("attach_disk", attach).await.unwrap();
+
+    let second = s.paused().await;
+    let attach = hot_plug.attach_disk(s.call(), second.id, &disk);
+    let refused = refusal("attach_disk", s.soon("attach_disk", attach).await);
+    assert_eq!(refused, ErrorKind::Unavailable);
+    assert!(!has_disk(&s, second.id, disk.volume).await);
+    keeps_its_own(&s, &second).await;
+
+    let mut third = s.soon("a spec", fixture.spec(s.fresh())).await;
+    third.disks.push(disk.clone());
+    s.define_as(&third).await;
+    let start = s.hypervisor.start(s.call(), third.id);
+    let refused = refusal("start", s.soon("start", start).await);
+    assert_eq!(refused, ErrorKind::FailedPrecondition);
+
+    let detach = hot_plug.detach_disk(s.call(), first.id, disk.volume);
+    s.soon("detach_disk", detach).await.unwrap();
+    let attach = hot_plug.attach_disk(s.call(), second.id, &disk);
+    s.soon("attach_disk", attach).await.unwrap();
+    assert!(has_disk(&s, second.id, disk.volume).await);
 }
 
 /// A disk that was never attached can be taken back.

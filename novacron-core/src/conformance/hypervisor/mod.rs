@@ -182,6 +182,7 @@ macro_rules! hypervisor_conformance {
             console_goes_on_at_an_offset
             guest_agent_answers
             disk_is_attached_and_detached
+            disk_that_another_domain_has_is_refused
             detach_of_a_disk_that_is_not_attached_is_no_error
             nic_is_attached_and_detached
             attached_disk_is_known_after_reopening
