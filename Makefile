@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help demo demo-libvirt ha ha-upgrade deps test test-debian verify fix sim sim-bugs explore explore-bugs bench-core bench-cluster bench-kvm doc msrv semver publish
 
 SEEDS ?= 200
-CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-examples/postgres,novacron-examples/etcd,novacron-examples/libvirt,novacron-kvm/redfish,novacron-kvm/libvirt
+CORE_FEATURES := novacron-core/conformance,novacron-core/postgres,novacron-core/etcd,novacron-core/peers,novacron-examples/peers,novacron-examples/postgres,novacron-examples/etcd,novacron-examples/libvirt,novacron-kvm/redfish,novacron-kvm/libvirt
 # What is published, and with it packaged by `make verify`.
 UNPUBLISHED := --exclude novacron-examples --exclude novacron-benches
 
@@ -56,15 +56,15 @@ STORE ?= etcd postgres
 STORY ?= all
 ha: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
 ha: deps ## failover of real guests over three hosts, as root or by sudo: make ha STORE=etcd STORY=kill,partition
-	cargo build --locked --release -p novacron-examples --features etcd,postgres --bin ha
+	cargo build --locked --release -p novacron-examples --features etcd,peers,postgres --bin ha
 	@as_root=; if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
 	for store in $(STORE); do $$as_root "$${CARGO_TARGET_DIR:-target}/release/ha" --store $$store --story $(STORY); done
 
 ha-upgrade: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client
 ha-upgrade: deps ## a rolling upgrade, of two builds side by side, under running guests
-	cargo build --locked --release -p novacron-examples --features etcd,postgres --bin ha
+	cargo build --locked --release -p novacron-examples --features etcd,peers,postgres --bin ha
 	@target="$${CARGO_TARGET_DIR:-$$PWD/target}"; \
-	CARGO_TARGET_DIR="$$target/next" cargo build --locked --release -p novacron-examples --features etcd,postgres,novacron-core/next-level --bin ha; \
+	CARGO_TARGET_DIR="$$target/next" cargo build --locked --release -p novacron-examples --features etcd,peers,postgres,novacron-core/next-level --bin ha; \
 	as_root=; if [ "$$(id -u)" != 0 ]; then as_root="sudo --preserve-env=HA_NEXT"; fi; \
 	for store in $(STORE); do HA_NEXT="$$target/next/release/ha" $$as_root "$$target/release/ha" --store $$store --story upgrade; done
 
@@ -118,9 +118,11 @@ verify: deps ## format, lints, docs, tidiness, licences, links, packages; writes
 	cargo clippy --locked -p novacron-core --no-default-features --features conformance -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features postgres -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance,postgres --all-targets -- -D warnings
+	cargo clippy --locked -p novacron-core --no-default-features --features peers -- -D warnings
+	cargo clippy --locked -p novacron-core --features conformance,peers --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p novacron-kvm --all-targets --features redfish,libvirt -- -D warnings
-	cargo clippy --locked -p novacron-examples -p novacron-benches --all-targets --features novacron-examples/etcd,novacron-examples/postgres,novacron-examples/libvirt,novacron-benches/libvirt -- -D warnings
+	cargo clippy --locked -p novacron-examples -p novacron-benches --all-targets --features novacron-examples/etcd,novacron-examples/peers,novacron-examples/postgres,novacron-examples/libvirt,novacron-benches/libvirt -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
 	cargo test --locked -p novacron-core --test tidy
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use novacron_core::cluster::{Cluster, ImageSpec, ListRequest, VmHandle, VolumeSpec};
+use novacron_core::cluster::{Cluster, ImageSpec, ListRequest, Peers, VmHandle, VolumeSpec};
 use novacron_core::model::{
     CloudInit, DiskSource, ImageSource, NodeId, NodeState, Role, VolumeFormat,
 };
@@ -89,6 +89,7 @@ impl Ground {
         let cluster = builder
             .role(Role::Owner)
             .process("director")
+            .peers(Peers::asking_only())
             .build()
             .await?;
         let watch = tokio::spawn(records::follow(

@@ -4,13 +4,14 @@
 //! says on its standard output is for the director's time line ([`Said`]).
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use novacron_core::Deadline;
-use novacron_core::cluster::{Builder, Cluster, ListRequest};
+use novacron_core::cluster::{Builder, Cluster, ListRequest, Peers};
 use novacron_core::driver::{Call, Fence, FenceTarget};
 use novacron_core::model::{FenceReceipt, HostId};
 use novacron_core::store::{EtcdOptions, EtcdStore, PostgresOptions, PostgresStore, Store};
@@ -20,7 +21,7 @@ use novacron_kvm::fence::ProcessFence;
 use novacron_storage::LocalStorage;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::net::HOSTS;
+use crate::net::{HOSTS, address};
 use crate::servers::Place;
 
 /// How long a process that says nothing counts as alive.
@@ -126,6 +127,7 @@ pub(crate) async fn run(place: &Place, dir: &Path, host: &str) -> Result<()> {
             QemuHypervisor::new(state(dir, host)).host_id(host_id(host)?),
         )
         .storage("shared", LocalStorage::open(pool(dir)).await?)
+        .peers(Peers::listening(SocketAddr::new(address(host).parse()?, 0)))
         .build()
         .await?;
     Said::Joined(cluster.members().me().0).say();

@@ -6,7 +6,7 @@
 //!    ├─ etcd ×3, one on each host, or PostgreSQL          [servers]
 //!    ├─ ha host a │ b │ c, each in its namespace          [host]     what a program of your own would be
 //!    │     └─ QEMU guests, on volumes of one folder       [guests]   watched from outside: nothing runs twice
-//!    └─ stories, each with its time line and its checks   [stories], [checks], [ground], [line], [records]
+//!    └─ stories, each with its time line and its checks   [stories], [reach], [upgrade], [checks], [ground], [line], [records]
 //! ```
 //! The hosts share this machine's kernel, so that a host can be fenced by ending its process and its guests
 //! ([`ProcessFence`](novacron_kvm::fence::ProcessFence)); all else is as on three machines.
@@ -17,6 +17,7 @@ mod guests;
 mod host;
 mod line;
 mod net;
+mod reach;
 mod records;
 mod servers;
 mod stories;

@@ -17,7 +17,7 @@ use crate::host::{Said, TTL};
 use crate::line::{Seen, What};
 use crate::net::HOSTS;
 use crate::servers::{Place, Servers};
-use crate::upgrade;
+use crate::{reach, upgrade};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +37,12 @@ pub(crate) enum Story {
     EtcdLeader,
     PostgresRestart,
     Outage,
+    Reach,
     Upgrade,
 }
 
 /// All, under their names.
-pub(crate) const STORIES: [(&str, Story); 16] = [
+pub(crate) const STORIES: [(&str, Story); 17] = [
     ("kill", Story::Kill),
     ("restart", Story::Restart),
     ("partition", Story::Partition),
@@ -57,6 +58,7 @@ pub(crate) const STORIES: [(&str, Story); 16] = [
     ("etcd-leader", Story::EtcdLeader),
     ("postgres-restart", Story::PostgresRestart),
     ("outage", Story::Outage),
+    ("reach", Story::Reach),
     ("upgrade", Story::Upgrade),
 ];
 
@@ -115,6 +117,7 @@ impl Story {
             Self::PauseLeader => pause_leader(ground).await,
             Self::EtcdLeader => etcd_leader(ground).await,
             Self::PostgresRestart => postgres_restart(ground).await,
+            Self::Reach => reach::reach(ground).await,
             Self::Upgrade => return Err("told above".into()),
         }?;
         ground.settle(from).await

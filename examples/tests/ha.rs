@@ -28,10 +28,10 @@ fn told(store: &str, stories: &str) {
 
 #[test]
 fn hosts_fail_over_etcd() {
-    told("etcd", "kill,partition,pause");
+    told("etcd", "reach,kill,partition,pause");
 }
 
 #[test]
 fn hosts_fail_over_postgres() {
-    told("postgres", "kill");
+    told("postgres", "reach,kill");
 }

@@ -48,6 +48,7 @@
 //! | `sqlite` | yes | `store::SqliteStore`, with sqlite3 built in (needs a C compiler) |
 //! | `postgres` | | `store::PostgresStore`, shared by many processes; TLS by rustls with ring (needs a C compiler) |
 //! | `etcd` | | `store::EtcdStore`, over TLS by rustls if wanted (needs a C compiler) |
+//! | `peers` | | [`cluster::Peers`]: consoles, statistics and agents of guests that another process looks after, over TLS by rustls with ring (needs a C compiler) |
 //! | `sim` | | the module `sim`: simulated drivers, to test a program without a hypervisor |
 //! | `conformance` | | the module `conformance`: one suite per trait, for whoever implements one; brings `sim` |
 //!
@@ -68,6 +69,8 @@ pub mod driver;
 mod error;
 pub mod lifecycle;
 pub mod model;
+#[cfg(feature = "peers")]
+mod peers;
 mod records;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -70,6 +70,8 @@ pub struct Builder {
     lease_ttl: Duration,
     lost_after: Duration,
     limits: Limits,
+    #[cfg(feature = "peers")]
+    peers: Option<crate::peers::Peers>,
 }
 
 impl Builder {
@@ -94,6 +96,8 @@ impl Builder {
             lease_ttl: Duration::from_secs(10),
             lost_after: Duration::from_secs(30),
             limits: Limits::default(),
+            #[cfg(feature = "peers")]
+            peers: None,
         }
     }
 
@@ -246,6 +250,14 @@ impl Builder {
         self
     }
 
+    /// How this process reaches the guests on other processes' nodes, and they those on its own; not at all if not given.
+    #[cfg(feature = "peers")]
+    #[must_use]
+    pub fn peers(mut self, peers: crate::peers::Peers) -> Self {
+        self.peers = Some(peers);
+        self
+    }
+
     /// Opens the records, starts the control loop.
     ///
     /// # Errors
@@ -269,12 +281,24 @@ impl Builder {
         crate::store::finished(&*store).await?;
         let cluster = identify(&*store, &name, &*self.clock, &*self.ids).await?;
         let holder = Holder::new(&*store, &*self.ids, self.lease_ttl);
+        #[cfg(not(feature = "peers"))]
+        let endpoint = None;
+        #[cfg(feature = "peers")]
+        let (open, endpoint) = match self.peers {
+            None => (None, None),
+            Some(peers) => {
+                let open = peers.open().await?;
+                let endpoint = open.endpoint.clone();
+                (Some(open), Some(endpoint))
+            }
+        };
         let this = Joining {
             store: &*store,
             nodes: &nodes,
             pools: &pools,
             name: &self.process,
             role: self.role,
+            endpoint,
             holder: &holder,
             clock: &*self.clock,
             ids: &*self.ids,
@@ -334,6 +358,8 @@ impl Builder {
             nudge: Arc::clone(&nudge),
         })
         .await?;
+        #[cfg(feature = "peers")]
+        let (peers, server) = crate::peers::start(open, cluster, member, &drivers)?;
         let (stop, stopped) = signal::channel(false);
         let task = tokio::spawn(runtime.run(stopped));
         let session = tokio::spawn(session.run(nudge));
@@ -345,6 +371,10 @@ impl Builder {
             authorizer: self.authorizer,
             scheduler: self.scheduler,
             drivers,
+            #[cfg(feature = "peers")]
+            peers,
+            #[cfg(feature = "peers")]
+            server,
             member,
             standing,
             session,

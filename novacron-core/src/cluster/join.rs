@@ -25,8 +25,8 @@ use crate::control::session::{Holder, member_lease};
 use crate::driver::{Call, Hypervisor, StorageBackend};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    ClusterId, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership, Pool,
-    PoolId, PoolStatus, Role,
+    ClusterId, Endpoint, Member, MemberId, MemberState, Name, Node, NodeId, NodeStatus, Ownership,
+    Pool, PoolId, PoolStatus, Role,
 };
 use crate::records::{
     ClusterRecord, LEVEL, LevelRecord, NodeOwner, PoolOwner, Stored, decode, encode, from_record,
@@ -100,6 +100,7 @@ pub(super) struct Joining<'a> {
     pub(super) pools: &'a PoolsByName,
     pub(super) name: &'a str,
     pub(super) role: Role,
+    pub(super) endpoint: Option<Endpoint>,
     pub(super) holder: &'a Holder,
     pub(super) clock: &'a dyn Clock,
     pub(super) ids: &'a dyn IdSource,
@@ -223,6 +224,7 @@ impl Joining<'_> {
             role: self.role,
             joined_at: now,
             clock_off_secs: None,
+            endpoint: self.endpoint.clone(),
             state: MemberState::Alive,
         };
         let mut steps = vec![

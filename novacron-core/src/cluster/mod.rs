@@ -28,7 +28,7 @@ mod request;
 mod snapshots;
 mod upgrade;
 mod usage;
-mod vms;
+pub(crate) mod vms;
 mod volumes;
 mod watch;
 
@@ -42,6 +42,8 @@ use tokio::task::JoinHandle;
 
 pub use crate::control::index::Limits;
 pub use crate::control::retention::Retention;
+#[cfg(feature = "peers")]
+pub use crate::peers::Peers;
 pub use builder::Builder;
 pub use images::{ImageHandle, ImageSpec, ImageView, Images};
 pub use json::spec_from_json;
@@ -126,6 +128,12 @@ pub(crate) struct Inner {
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) drivers: Arc<Drivers>,
+    /// The way to guests that other processes look after.
+    #[cfg(feature = "peers")]
+    pub(crate) peers: crate::peers::Way,
+    /// Lets other processes ask about the guests here.
+    #[cfg(feature = "peers")]
+    server: Option<JoinHandle<()>>,
     /// This process.
     pub(crate) member: MemberId,
     standing: signal::Receiver<Standing>,
@@ -152,6 +160,10 @@ impl Drop for Inner {
     /// Ends the loop; its tasks are dropped, no guest is touched.
     fn drop(&mut self) {
         self.session.abort();
+        #[cfg(feature = "peers")]
+        if let Some(server) = &self.server {
+            server.abort();
+        }
         if let Some(task) = self
             .task
             .get_mut()

@@ -184,6 +184,7 @@ mod tests {
             role: Role::Both,
             joined_at: at,
             clock_off_secs: None,
+            endpoint: None,
             state: MemberState::Lost { at },
         };
         put(&mut cache, &OWNER, &member, 2);

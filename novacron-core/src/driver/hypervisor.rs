@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Attachment, BlockExport, Call, MemorySnapshots, MigrationEndpoint};
@@ -26,9 +27,7 @@ use crate::model::{
 };
 
 /// Names a domain: one start of one VM of one cluster.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DomainId {
     /// The cluster.
     pub cluster: ClusterId,
@@ -181,7 +180,7 @@ pub enum GuestEvent {
 }
 
 /// Numbers of a running domain, since its start unless said otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainStats {
     /// CPU time of each vCPU, ns.
     pub vcpu_ns: Vec<u64>,
@@ -194,7 +193,7 @@ pub struct DomainStats {
 }
 
 /// Numbers of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStats {
     /// The volume.
     pub volume: VolumeId,
@@ -209,7 +208,7 @@ pub struct DiskStats {
 }
 
 /// Numbers of a NIC. A driver that cannot count leaves the domain's list empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicStats {
     /// The port.
     pub port: PortId,
@@ -351,7 +350,7 @@ pub trait Console: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Console for T {}
 
 /// Where a console's stream begins. Offsets count the bytes that the guest has written since the domain was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConsoleStart {
     /// At most this many bytes before the end.
     Last(u64),
@@ -413,7 +412,7 @@ pub trait GuestAgent: Send + Sync {
 }
 
 /// What a program in the guest came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentOutput {
     /// Its exit code; none if a signal ended it.
     pub exit_code: Option<i32>,
@@ -430,7 +429,7 @@ pub struct AgentOutput {
 }
 
 /// An address of an interface in the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestAddress {
     /// The interface's name in the guest.
     pub interface: String,

@@ -8,6 +8,8 @@
 //! A member is alive while it holds the lease `member/<member>`. What an owner commits requires that its ownership record
 //! is as it was: whoever takes over writes that record, so the one before can write nothing more.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::ids::MemberId;
@@ -59,6 +61,9 @@ pub struct Member {
     /// certainly more than twice as long as its lease lasts. The process goes by the leader's clock then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_off_secs: Option<i64>,
+    /// Where other processes ask it about its guests, if it was built to be asked or to ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
     /// Whether it is still there.
     pub state: MemberState,
 }
@@ -71,6 +76,57 @@ impl Member {
     /// Whether it may own anything.
     pub fn is_alive(&self) -> bool {
         self.state == MemberState::Alive
+    }
+}
+
+/// How a process proves to others who it is, and where they reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Its key.
+    pub key: PeerKey,
+    /// Its `host:port`; none if it only asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// A process's public Ed25519 key; in text its 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct PeerKey(pub [u8; 32]);
+
+impl fmt::Display for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerKey({self})")
+    }
+}
+
+impl From<PeerKey> for String {
+    fn from(key: PeerKey) -> Self {
+        key.to_string()
+    }
+}
+
+impl TryFrom<String> for PeerKey {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        const WANTED: &str = "a key is 64 hex digits";
+        let mut key = [0; 32];
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(WANTED);
+        }
+        for (at, byte) in key.iter_mut().enumerate() {
+            let digits = text.get(at * 2..at * 2 + 2).ok_or(WANTED)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| WANTED)?;
+        }
+        Ok(Self(key))
     }
 }
 

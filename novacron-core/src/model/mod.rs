@@ -22,7 +22,7 @@ pub use ids::{
     VolumeId,
 };
 pub(crate) use ids::{name_problem, uuid_v7};
-pub use member::{FenceReceipt, Member, MemberState, Ownership, Role};
+pub use member::{Endpoint, FenceReceipt, Member, MemberState, Ownership, PeerKey, Role};
 pub use meta::{Meta, Versioned};
 pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,

@@ -22,6 +22,8 @@ mod ground;
 mod hosts;
 mod life;
 mod lists;
+#[cfg(feature = "peers")]
+mod peers;
 mod processes;
 mod storage;
 mod strays;

@@ -1,17 +1,29 @@
-//! Reaching a running guest: straight to its hypervisor, past the records.
+//! Reaching a running guest: straight to its hypervisor, past the records; through the process that looks after its node
+//! where this one does not.
 
 use std::sync::Arc;
 
 use super::super::request::refuse_change_options;
 use super::VmHandle;
+use super::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
 use crate::driver::{
     AgentOutput, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats, GuestAddress, Hypervisor,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::NodeId;
+#[cfg(feature = "peers")]
+use crate::peers::Peer;
+
+/// Who answers for a guest.
+enum Reached {
+    Here(Arc<dyn Hypervisor>),
+    #[cfg(feature = "peers")]
+    There(Peer),
+}
 
 impl VmHandle {
-    /// The hypervisor and the domain of the present run.
-    async fn domain(&self, verb: &'static str) -> Result<(Arc<dyn Hypervisor>, DomainId)> {
+    /// The domain of the present run, and who answers for it.
+    async fn reach(&self, verb: &'static str) -> Result<(Reached, DomainId)> {
         self.inner().authorize(self.cluster.options(), verb)?;
         let view = self.get().await?;
         let run = view.run.filter(|r| r.phase.may_run()).ok_or_else(|| {
@@ -27,16 +39,43 @@ impl VmHandle {
             vm: self.id,
             epoch: run.epoch,
         };
-        Ok((Arc::clone(self.inner().drivers.node(&run.node)?), id))
+        let reached = match self.inner().drivers.nodes.get(&run.node) {
+            Some(hypervisor) => Reached::Here(Arc::clone(hypervisor)),
+            None => self.elsewhere(verb, &run.node)?,
+        };
+        Ok((reached, id))
+    }
+
+    #[cfg(feature = "peers")]
+    fn elsewhere(&self, verb: &'static str, node: &NodeId) -> Result<Reached> {
+        let peer = self.inner().peers.of_node(verb, node, &self.inner().cache);
+        peer.map(Reached::There)
+    }
+
+    #[cfg(not(feature = "peers"))]
+    #[expect(clippy::unused_self, reason = "as with the feature")]
+    fn elsewhere(&self, verb: &'static str, node: &NodeId) -> Result<Reached> {
+        let message = "another process looks after the node, and this one was built without the feature `peers`";
+        Err(Error::new(ErrorKind::Unsupported, verb, message).with("node", node))
+    }
+
+    async fn ask<Q: Question>(&self, call: Call, question: Q) -> Result<Q::Answer> {
+        let (reached, id) = self.reach(Q::VERB).await?;
+        match reached {
+            Reached::Here(hypervisor) => question.ask(&*hypervisor, call, id).await,
+            #[cfg(feature = "peers")]
+            Reached::There(peer) => peer.ask(call, id, &question).await,
+        }
     }
 
     /// Numbers of the running guest.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it does not run.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it does not run; [`ErrorKind::Unsupported`] when
+    /// another process looks after its node, and one of the two has no [`Peers`](crate::cluster::Builder);
+    /// [`ErrorKind::Unavailable`] when that process does not answer.
     pub async fn stats(&self, call: Call) -> Result<DomainStats> {
-        let (hypervisor, id) = self.domain("vm.stats").await?;
-        hypervisor.stats(call, id).await
+        self.ask(call, Stats).await
     }
 
     /// The serial console, from `start` on. Offsets are of the present start of the VM: its next one counts from zero.
@@ -45,27 +84,25 @@ impl VmHandle {
     /// As [`VmHandle::stats`]; [`ErrorKind::Unsupported`]; [`ErrorKind::Invalid`] for request options that make sense
     /// for a change only.
     pub async fn console(&self, call: Call, start: ConsoleStart) -> Result<ConsoleStream> {
-        refuse_change_options(self.cluster.options(), "vm.console")?;
-        let (hypervisor, id) = self.domain("vm.console").await?;
-        hypervisor
-            .consoles()
-            .ok_or_else(|| unsupported("vm.console"))?
-            .open(call, id, start)
-            .await
+        refuse_change_options(self.cluster.options(), OpenConsole::VERB)?;
+        let (reached, id) = self.reach(OpenConsole::VERB).await?;
+        let open = OpenConsole(start);
+        match reached {
+            Reached::Here(hypervisor) => open.open(&*hypervisor, call, id).await,
+            #[cfg(feature = "peers")]
+            Reached::There(peer) => peer.console(call, id, &open).await,
+        }
     }
 
     /// Runs a program in the guest through its agent.
     ///
     /// # Errors
-    /// As [`VmHandle::console`]; [`ErrorKind::Unavailable`] when no agent answers.
+    /// As [`VmHandle::console`]; [`ErrorKind::Unavailable`] when no agent answers; [`ErrorKind::OutcomeUnknown`] when the
+    /// process that looks after the node did not answer in time, or was lost.
     pub async fn exec(&self, call: Call, argv: &[String]) -> Result<AgentOutput> {
-        refuse_change_options(self.cluster.options(), "vm.exec")?;
-        let (hypervisor, id) = self.domain("vm.exec").await?;
-        hypervisor
-            .guest_agent()
-            .ok_or_else(|| unsupported("vm.exec"))?
-            .exec(call, id, argv, None)
-            .await
+        refuse_change_options(self.cluster.options(), Exec::VERB)?;
+        let argv = argv.to_vec();
+        self.ask(call, Exec { argv }).await
     }
 
     /// Whether the guest's agent answers.
@@ -73,12 +110,7 @@ impl VmHandle {
     /// # Errors
     /// As [`VmHandle::addresses`].
     pub async fn ping(&self, call: Call) -> Result<()> {
-        let (hypervisor, id) = self.domain("vm.ping").await?;
-        let agent = hypervisor.guest_agent();
-        agent
-            .ok_or_else(|| unsupported("vm.ping"))?
-            .ping(call, id)
-            .await
+        self.ask(call, Ping).await
     }
 
     /// Freezes the guest's file systems through its agent, so that a snapshot taken now is one of whole files; how many.
@@ -87,13 +119,8 @@ impl VmHandle {
     /// # Errors
     /// As [`VmHandle::exec`].
     pub async fn freeze(&self, call: Call) -> Result<u32> {
-        refuse_change_options(self.cluster.options(), "vm.freeze")?;
-        let (hypervisor, id) = self.domain("vm.freeze").await?;
-        let agent = hypervisor.guest_agent();
-        agent
-            .ok_or_else(|| unsupported("vm.freeze"))?
-            .freeze(call, id)
-            .await
+        refuse_change_options(self.cluster.options(), Freeze::VERB)?;
+        self.ask(call, Freeze).await
     }
 
     /// Thaws them; how many. None that is frozen is no error.
@@ -101,13 +128,8 @@ impl VmHandle {
     /// # Errors
     /// As [`VmHandle::exec`].
     pub async fn thaw(&self, call: Call) -> Result<u32> {
-        refuse_change_options(self.cluster.options(), "vm.thaw")?;
-        let (hypervisor, id) = self.domain("vm.thaw").await?;
-        let agent = hypervisor.guest_agent();
-        agent
-            .ok_or_else(|| unsupported("vm.thaw"))?
-            .thaw(call, id)
-            .await
+        refuse_change_options(self.cluster.options(), Thaw::VERB)?;
+        self.ask(call, Thaw).await
     }
 
     /// The guest's addresses, by its agent.
@@ -115,19 +137,6 @@ impl VmHandle {
     /// # Errors
     /// As [`VmHandle::stats`]; [`ErrorKind::Unsupported`]; [`ErrorKind::Unavailable`] when no agent answers.
     pub async fn addresses(&self, call: Call) -> Result<Vec<GuestAddress>> {
-        let (hypervisor, id) = self.domain("vm.addresses").await?;
-        hypervisor
-            .guest_agent()
-            .ok_or_else(|| unsupported("vm.addresses"))?
-            .addresses(call, id)
-            .await
+        self.ask(call, Addresses).await
     }
-}
-
-fn unsupported(verb: &'static str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        verb,
-        "this node's hypervisor has no such interface",
-    )
 }

@@ -494,6 +494,7 @@ pub(super) fn put_member(id: MemberId, role: Role) -> Op {
         role,
         joined_at: NOW,
         clock_off_secs: None,
+        endpoint: None,
         state: MemberState::Alive,
     };
     records::put(&id, &member).expect("a record")

@@ -1,0 +1,187 @@
+//! Guests that another process looks after: their consoles, statistics and agents.
+//!
+//! ```text
+//!   the process that asks                                      the one that looks after the guest's node
+//!   member/<me>: key                                           member/<owner>: key, address
+//!      │                                                          │
+//!      ├── TLS 1.3: it has the announced key ───────────────────►│
+//!      ├── a ticket: whom it is for, which domain, what is ─────►│ the asker's announced key signed it; the asker is alive;
+//!      │   asked, until when; signed                             │ it is for this process, in time, and new
+//!      │◄── the answer, or the console's bytes both ways ────────┤ the driver's answer
+//! ```
+//! The store is the only root of trust: a key lives as long as its process and is announced in its member record, as a raw
+//! public key (RFC 7250), so there are no certificates to make or renew. Nothing of an operation goes through the store, and
+//! whoever may ask was decided by the asker's authorizer. A ticket is good for one operation, once, for a minute.
+//!
+//! [`tls`] and [`ticket`] are the two halves of the proof, [`wire`] is what is said, [`client`] asks, [`server`] answers.
+
+mod client;
+mod server;
+mod ticket;
+mod tls;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+pub(crate) use client::Peer;
+
+use crate::control::cache::Cache;
+use crate::control::executor::Drivers;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ClusterId, Endpoint, MemberId, NodeId};
+use crate::time::Clock;
+use server::Server;
+use tls::Identity;
+
+/// How long a connection may take until its ticket is there.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// How a process reaches the guests that others look after, and they those on its nodes.
+///
+/// Every process of the cluster is given one. Who may connect is decided by a key and a ticket, not by the network; a
+/// firewall that lets only the cluster's hosts through is still good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers {
+    listen: Option<SocketAddr>,
+    announced: Option<String>,
+}
+
+impl Peers {
+    /// Others reach this process at this address; port 0 takes a free one.
+    pub fn listening(on: SocketAddr) -> Self {
+        Self {
+            listen: Some(on),
+            announced: None,
+        }
+    }
+
+    /// It looks after no node, and is never asked.
+    pub fn asking_only() -> Self {
+        Self {
+            listen: None,
+            announced: None,
+        }
+    }
+
+    /// The `host:port` that others connect to, where it is not the address that this process listens on.
+    #[must_use]
+    pub fn announced_as(mut self, address: impl Into<String>) -> Self {
+        self.announced = Some(address.into());
+        self
+    }
+
+    /// Takes the address, and makes the key.
+    pub(crate) async fn open(self) -> Result<Open> {
+        const OPERATION: &str = "cluster.peers";
+        let identity = Identity::generate()?;
+        let mut endpoint = Endpoint {
+            key: identity.key(),
+            address: None,
+        };
+        let mut listener = None;
+        if let Some(on) = self.listen {
+            let refused = |e: std::io::Error| {
+                let message = format!("cannot listen on {on}: {e}");
+                Error::new(ErrorKind::FailedPrecondition, OPERATION, message)
+            };
+            let bound = TcpListener::bind(on).await.map_err(refused)?;
+            let at = bound.local_addr().map_err(refused)?;
+            if self.announced.is_none() && at.ip().is_unspecified() {
+                let message = format!(
+                    "nobody can connect to {at}: listen on one address, or say how others reach it (announced_as)"
+                );
+                return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
+            }
+            endpoint.address = Some(self.announced.unwrap_or_else(|| at.to_string()));
+            listener = Some(bound);
+        }
+        Ok(Open {
+            identity: Arc::new(identity),
+            endpoint,
+            listener,
+        })
+    }
+}
+
+/// A process's key, and where it listens.
+pub(crate) struct Open {
+    identity: Arc<Identity>,
+    pub(crate) endpoint: Endpoint,
+    listener: Option<TcpListener>,
+}
+
+/// This process's way to the others, if it was given one.
+pub(crate) struct Way(Option<Arc<Asker>>);
+
+struct Asker {
+    me: MemberId,
+    identity: Arc<Identity>,
+    clock: Arc<dyn Clock>,
+}
+
+/// The way to the others, and the task that lets them in here.
+pub(crate) fn start(
+    open: Option<Open>,
+    cluster: ClusterId,
+    me: MemberId,
+    drivers: &Arc<Drivers>,
+) -> Result<(Way, Option<JoinHandle<()>>)> {
+    let Some(open) = open else {
+        return Ok((Way(None), None));
+    };
+    let mut task = None;
+    if let Some(listener) = open.listener {
+        let server = Server::new(cluster, me, Arc::clone(drivers), &open.identity)?;
+        task = Some(tokio::spawn(server.serve(listener)));
+    }
+    let asker = Asker {
+        me,
+        identity: open.identity,
+        clock: Arc::clone(&drivers.clock),
+    };
+    Ok((Way(Some(Arc::new(asker))), task))
+}
+
+impl Way {
+    /// The process that looks after a node.
+    pub(crate) fn of_node(
+        &self,
+        verb: &'static str,
+        node: &NodeId,
+        cache: &RwLock<Cache>,
+    ) -> Result<Peer> {
+        let refuse =
+            |kind, message: String| Err(Error::new(kind, verb, message).with("node", node));
+        let Some(asker) = &self.0 else {
+            let message = "another process looks after the node: to reach it, see Builder::peers";
+            return refuse(ErrorKind::Unsupported, message.to_owned());
+        };
+        let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
+        let owner = cache.node_owners.get(node).map(|owner| owner.member);
+        let owner = owner.and_then(|id| cache.members.get(&id));
+        let Some(owner) = owner.filter(|m| m.is_alive()) else {
+            let message = "nobody looks after the node at this moment";
+            return refuse(ErrorKind::Unavailable, message.to_owned());
+        };
+        let at = owner.endpoint.as_ref();
+        let Some((key, address)) = at.and_then(|e| Some((e.key, e.address.clone()?))) else {
+            let message = format!(
+                "{}, which looks after the node, does not let itself be asked: see Builder::peers",
+                owner.name
+            );
+            return refuse(ErrorKind::Unsupported, message);
+        };
+        Ok(Peer {
+            asker: Arc::clone(asker),
+            to: owner.id,
+            node: node.clone(),
+            address,
+            key,
+        })
+    }
+}
