@@ -15,7 +15,7 @@ use novacron_core::model::{
 };
 use novacron_core::store::{LeaseAnswer, Store};
 use novacron_core::{Bytes, Deadline, MiB, Phase, VmSpec};
-use novacron_examples::{Result, guest_disk, leftovers};
+use novacron_examples::{Result, leftovers};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -78,12 +78,10 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Starts everything, with a guest running on each host.
-    pub(crate) async fn make(place: Place, net: Net, dir: &Path) -> Result<Self> {
+    /// Starts everything, with a guest running on each host from the image in `disk`.
+    pub(crate) async fn make(place: Place, net: Net, dir: &Path, disk: PathBuf) -> Result<Self> {
         let line = Line::new();
         let begin = line.begin(&format!("three hosts over {}", place.name()));
-        let disk = guest_disk::path()?;
-        line.note(guest_disk::build(&disk).await?);
         let servers = Servers::start(&place, &dir.join("store"), &net)?;
         let (store, builder) = within(soon(), "the store answers", || host::begin(&place)).await?;
         let cluster = builder

@@ -27,7 +27,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use novacron_examples::Result;
+use novacron_examples::{Result, guest_disk};
 
 use ground::Ground;
 use net::Net;
@@ -118,6 +118,13 @@ fn run_host(store: &str, host: &str, dir: &Path) -> Result<()> {
 }
 
 fn direct(wanted: &Wanted) -> Result<()> {
+    // Its packages cannot be fetched from the hub's namespace.
+    let disk = guest_disk::path()?;
+    let alone = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    say(&alone.block_on(guest_disk::build(&disk))?);
+    drop(alone);
     // Before there is another thread, which would not be in the hub's namespace.
     let net = Net::make()?;
     let dir = tempfile::Builder::new().prefix("nch").tempdir_in("/tmp")?;
@@ -126,7 +133,8 @@ fn direct(wanted: &Wanted) -> Result<()> {
     let told = runtime()?.block_on(async {
         let told = async {
             std::fs::create_dir(dir.path().join("logs"))?;
-            let mut ground = Box::pin(Ground::make(wanted.place.clone(), net, dir.path())).await?;
+            let make = Ground::make(wanted.place.clone(), net, dir.path(), disk);
+            let mut ground = Box::pin(make).await?;
             for story in &wanted.stories {
                 Box::pin(story.tell(&mut ground)).await?;
             }
