@@ -169,6 +169,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "peers",
+        &[
+            "cluster", "control", "driver", "error", "model", "records", "time",
+        ],
+    ),
+    (
         "conformance",
         &["driver", "error", "model", "sim", "store", "time"],
     ),
