@@ -92,16 +92,23 @@ pub(super) fn precondition(
     Error::new(ErrorKind::FailedPrecondition, operation, message.into()).with("domain", id)
 }
 
-/// Why a start failed, in libvirt's words, which hold QEMU's last ones.
-pub(super) fn start_failed(operation: &'static str, id: DomainId, error: &LvError) -> Error {
+/// Why QEMU refused, in libvirt's words, which hold QEMU's last ones.
+pub(super) fn refused(operation: &'static str, id: DomainId, error: &LvError) -> Error {
     let kind = match kind(error, Effect::None, false) {
         _ if error.message.contains("Cannot allocate memory") => ErrorKind::Exhausted,
-        // An epoch is started once.
-        _ if is_locked(&error.message) => ErrorKind::FailedPrecondition,
         ErrorKind::Internal => ErrorKind::FailedPrecondition,
         other => other,
     };
     Error::new(kind, operation, error.message.clone()).with("domain", id)
+}
+
+/// The same, for a start: that epoch is not tried again.
+pub(super) fn start_failed(operation: &'static str, id: DomainId, error: &LvError) -> Error {
+    let message = error.message.clone();
+    if is_locked(&message) {
+        return precondition(operation, id, message);
+    }
+    refused(operation, id, error)
 }
 
 #[cfg(test)]

@@ -270,9 +270,8 @@ fn attach(
     let device = device.map_err(|error| not_xml(task.operation, error))?;
     task.in_time()?;
     match found.dom.attach(&device) {
-        // QEMU's words, as for a start.
         Err(error) if !task.is_lost() => {
-            Err(super::error::start_failed(task.operation, found.id, &error))
+            Err(super::error::refused(task.operation, found.id, &error))
         }
         attached => task.ok(attached),
     }

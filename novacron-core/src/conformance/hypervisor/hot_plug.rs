@@ -61,7 +61,7 @@ pub async fn disk_that_another_domain_has_is_refused(fixture: &dyn HypervisorFix
     let second = s.paused().await;
     let attach = hot_plug.attach_disk(s.call(), second.id, &disk);
     let refused = refusal("attach_disk", s.soon("attach_disk", attach).await);
-    assert_eq!(refused, ErrorKind::Unavailable);
+    assert_eq!(refused, ErrorKind::Unavailable, "attach");
     assert!(!has_disk(&s, second.id, disk.volume).await);
     keeps_its_own(&s, &second).await;
 
