@@ -25,6 +25,8 @@ const DEPS: &str = "apt-get install libvirt-daemon libvirt-daemon-driver-qemu li
 /// A libvirtd, started.
 pub(crate) struct Daemon {
     folder: tempfile::TempDir,
+    /// The port for TLS, if it listens on one.
+    tls: Option<u16>,
     shell: Mutex<Sh>,
 }
 
@@ -68,6 +70,11 @@ impl Drop for Daemon {
 
 impl Daemon {
     pub(crate) fn up() -> Self {
+        Self::listening(None)
+    }
+
+    /// One that is reached by TLS, too, on this port of loopback, with what `pki` makes.
+    pub(crate) fn listening(tls: Option<u16>) -> Self {
         let folder = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).unwrap();
@@ -81,7 +88,10 @@ impl Daemon {
             "etc/libvirtd.conf",
             &format!(
                 "unix_sock_rw_perms = \"0700\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\n\
-                 listen_tls = 0\nlisten_tcp = 0\nhost_uuid = \"{host}\"\n"
+                 listen_tls = {}\nlisten_tcp = 0\nhost_uuid = \"{host}\"\n{}",
+                u8::from(tls.is_some()),
+                tls.map(|port| listens(port, folder.path()))
+                    .unwrap_or_default()
             ),
         );
         // libvirt looks its own user up, even where it is told another one; a test's machine may not have it.
@@ -105,8 +115,9 @@ impl Daemon {
             ),
         );
         let daemon = Self {
-            shell: Mutex::new(shell(folder.path())),
+            shell: Mutex::new(shell(folder.path(), tls.is_none())),
             folder,
+            tls,
         };
         copy(&kept(), &daemon.probed());
         daemon.start();
@@ -124,7 +135,7 @@ impl Daemon {
         self.file(&format!("cache/{session}qemu/capabilities"))
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.file(if getuid().is_root() {
             "run/libvirt-sock"
         } else {
@@ -149,7 +160,8 @@ impl Daemon {
     pub(crate) fn start(&self) {
         let _ = std::fs::remove_file(self.socket());
         let dir = self.folder.path().display();
-        let run = format!("libvirtd -f {dir}/etc/libvirtd.conf -p {dir}/libvirtd.pid");
+        let listen = if self.tls.is_some() { "-l" } else { "" };
+        let run = format!("libvirtd {listen} -f {dir}/etc/libvirtd.conf -p {dir}/libvirtd.pid");
         self.does(&format!(
             "{{ {run} >>{dir}/libvirtd.log 2>&1 <&- & daemon=$!; }}"
         ));
@@ -215,8 +227,37 @@ impl Daemon {
     }
 }
 
-/// The shell that does what it is told, in the places where the libvirtd is to be.
-fn shell(folder: &Path) -> Sh {
+/// What a libvirtd is told that listens for TLS.
+fn listens(port: u16, folder: &Path) -> String {
+    pki(folder, "pki");
+    let file = |name: &str| folder.join("pki").join(name).display().to_string();
+    format!(
+        "listen_addr = \"127.0.0.1\"\ntls_port = \"{port}\"\nauth_tls = \"none\"\n\
+         key_file = \"{}\"\ncert_file = \"{}\"\nca_file = \"{}\"\n",
+        file("serverkey.pem"),
+        file("servercert.pem"),
+        file("cacert.pem")
+    )
+}
+
+/// An authority in `folder/name`, with a key and a certificate for a server on loopback and for a client.
+pub(crate) fn pki(folder: &Path, name: &str) {
+    let dir = folder.join(name);
+    std::fs::create_dir(&dir).unwrap();
+    let script = "set -e; new='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'; \
+         openssl req -x509 $new -days 2 -subj /CN=test -keyout ca.key -out cacert.pem; \
+         echo subjectAltName=IP:127.0.0.1 >names; \
+         for who in server client; do openssl req $new -subj /CN=127.0.0.1 -keyout ${who}key.pem -out $who.csr; \
+         openssl x509 -req -in $who.csr -CA cacert.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out ${who}cert.pem; done";
+    let mut openssl = Command::new("sh");
+    let made = openssl.args(["-c", script]).current_dir(&dir).output();
+    let made = made.unwrap();
+    let words = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(made.status.success(), "{words}; apt-get install openssl");
+}
+
+/// The shell that does what it is told, in the places where the libvirtd is to be: in a network of its own if `alone`.
+fn shell(folder: &Path, alone: bool) -> Sh {
     let dir = folder.display();
     let mut command = if getuid().is_root() {
         for there in [
@@ -237,7 +278,8 @@ fn shell(folder: &Path) -> Sh {
         );
         let mut command = Command::new("unshare");
         // The first shell waits for the second one, and so buries whoever's parent went.
-        command.args(["-mnuip", "--fork", "--mount-proc"]);
+        let places = if alone { "-mnuip" } else { "-muip" };
+        command.args([places, "--fork", "--mount-proc"]);
         command.args(["sh", "-c", "sh -c \"$0\"; exit", &script]);
         command
     } else {

@@ -6,3 +6,4 @@ mod common;
 mod conformance;
 mod daemon;
 mod faults;
+mod remote;
