@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::ticket::Ticket;
 use super::wire::{self, MAX_REPLY, Reply};
-use super::{Asker, tls};
+use super::{Asker, tend, tls};
 use crate::cluster::vms::question::{OpenConsole, Question};
 use crate::driver::{Call, ConsoleStream, DomainId};
 use crate::error::{Error, ErrorKind, Result};
@@ -129,7 +129,7 @@ impl Peer {
         };
         let connector = TlsConnector::from(tls::client(self.key)?);
         let stream = TcpStream::connect(&self.address).await.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
+        tend(&stream).map_err(failed)?;
         // The key says who it is.
         let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
         connector.connect(nobody, stream).await.map_err(failed)

@@ -25,7 +25,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 pub(crate) use client::Peer;
@@ -40,6 +41,21 @@ use tls::Identity;
 
 /// How long a connection may take until its ticket is there.
 const GREETING: Duration = Duration::from_secs(10);
+
+/// After how long without a word of the kernel on the other side a connection ends: a console may be silent for days, and a
+/// host that lost its power says nothing.
+const SILENCE: Duration = Duration::from_secs(30);
+
+fn tend(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE / 2)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE / 6)?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    // The same for what was sent and not acknowledged.
+    let millis = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+    Ok(sockopt::set_tcp_user_timeout(stream, millis)?)
+}
 
 /// How a process reaches the guests that others look after, and they those on its nodes.
 ///

@@ -12,10 +12,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::GREETING;
 use super::ticket::{Sealed, Ticket, Used};
 use super::tls::Identity;
 use super::wire::{self, MAX_TICKET, Reply};
+use super::{GREETING, tend};
 use crate::cluster::vms::question::{
     Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw,
 };
@@ -91,7 +91,7 @@ impl Server {
     /// One connection: one ticket, one reply.
     async fn attend(&self, stream: TcpStream) {
         let greeting = async {
-            stream.set_nodelay(true).ok()?;
+            tend(&stream).ok()?;
             let mut stream = self.acceptor.accept(stream).await.ok()?;
             let sealed = wire::read::<Sealed>(&mut stream, MAX_TICKET).await;
             Some((stream, sealed))
