@@ -292,7 +292,8 @@ async fn a_host_that_comes_back_ends_its_copies_before_it_is_reported() {
     for vm in &vms {
         vm.wait_for(Phase::Unknown, soon()).await.unwrap();
     }
-    // The operator is wrong: they run on.
+    // The operator is wrong: they run on; and here no lock of an image keeps the second one out.
+    site.world.set_image_locks(false);
     let (zero, nodes) = (node(0), cluster.nodes());
     let word = nodes.evacuate(&zero, Evidence::HostDown, Returning::Stay);
     word.await.unwrap().wait(soon()).await.unwrap();
