@@ -12,6 +12,9 @@ use super::support::etcd::{Etcd, Setup};
 use super::support::history;
 use super::support::proxy::Proxy;
 
+/// How long a server may take to answer at first.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// As [`history::under`], on two stores that give up soon.
 async fn under<F: Future<Output = ()>>(
     endpoints: Vec<String>,
@@ -21,8 +24,18 @@ async fn under<F: Future<Output = ()>>(
 ) -> Checked {
     let mut options = EtcdOptions::new(endpoints);
     options.timeout = timeout;
-    let one = EtcdStore::connect(options.clone()).await.unwrap();
-    let other = EtcdStore::connect(options).await.unwrap();
+    // The short time is for the calls under the fault; a busy machine may take longer to begin with.
+    let connect = async || {
+        loop {
+            match EtcdStore::connect(options.clone()).await {
+                Err(error) if error.is_retryable() => {}
+                connected => return connected.unwrap(),
+            }
+        }
+    };
+    let (one, other) = tokio::time::timeout(PATIENCE, async { (connect().await, connect().await) })
+        .await
+        .expect("etcd answers");
     history::under([Arc::new(one), Arc::new(other)], calls, fault).await
 }
 
