@@ -191,6 +191,8 @@ fn a_user_has_a_session() {
     run.args(["--user", "--map-user=1000", "--map-group=1000"]);
     // Nothing of it outlives this test, also when it is killed.
     run.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    // The shell buries whoever's parent went: libvirtd waits for that.
+    run.args(["sh", "-c", "\"$@\"; exit $?", "sh"]);
     run.arg(std::env::current_exe().unwrap());
     run.args(["--exact", "--test-threads=1"]).args(TESTS);
     let output = run.output().expect("apt-get install util-linux");
