@@ -100,7 +100,10 @@ impl Runtime {
                         generation: assignment.generation,
                         detail: error.report(),
                         retryable: error.is_retryable()
-                            || error.kind() == ErrorKind::OutcomeUnknown,
+                            || matches!(
+                                error.kind(),
+                                ErrorKind::OutcomeUnknown | ErrorKind::DeadlineExceeded
+                            ),
                     });
                 }
                 (

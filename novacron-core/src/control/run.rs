@@ -444,20 +444,23 @@ impl Look<'_> {
     }
 
     /// Makes the devices those of the assignment: when that changed, and when the domain has others. An owner that stood
-    /// still between its look at the store and its attach, while another took the node, may give a device that was taken
-    /// back meanwhile.
+    /// still between its look at the store and what it does then, while another took the node, may give a device that was
+    /// taken back meanwhile, and take one that was given.
     fn adapt(&self) -> Result<Plan> {
         let Some(assignment) = self.assignment else {
             return Ok(Plan::nothing());
         };
-        let strays = self.strays(assignment);
-        if assignment.generation == self.run.generation && !strays {
+        let differs = self.differs(assignment);
+        let settled = assignment.generation == self.run.generation && !differs;
+        if settled && self.run.message.is_empty() {
             return Ok(Plan::nothing());
         }
-        let adapted = !strays
-            && self.seen.and_then(|s| s.adapted) == Some((self.run.epoch, assignment.generation));
+        let adapted =
+            self.seen.and_then(|s| s.adapted) == Some((self.run.epoch, assignment.generation));
+        // A driver that says it has done so, and shows otherwise.
         if let Some(at) = self.seen.and_then(|s| s.adapted_at)
-            && strays
+            && differs
+            && adapted
             && self.now.since(at) < ASK_AGAIN
         {
             return Ok(Plan::wake_at(at.plus(ASK_AGAIN)));
@@ -467,7 +470,7 @@ impl Look<'_> {
         } else {
             RunEvent::Ran
         };
-        if adapted {
+        if settled || (adapted && !differs) {
             return self.write(event, |run| {
                 run.generation = assignment.generation;
                 run.message.clear();
@@ -500,12 +503,14 @@ impl Look<'_> {
         }))
     }
 
-    /// Whether the domain has a device that the assignment does not name.
-    fn strays(&self, assignment: &Assignment) -> bool {
+    /// Whether the domain's devices are others than those that the assignment names.
+    fn differs(&self, assignment: &Assignment) -> bool {
         self.domain.is_some_and(|domain| {
-            let disk = |v| assignment.disks.iter().any(|d| d.volume == v);
-            let port = |p| assignment.ports.iter().any(|a| a.port == p);
-            !(domain.disks.iter().copied().all(disk) && domain.nics.iter().copied().all(port))
+            let (disks, ports) = (&assignment.disks, &assignment.ports);
+            domain.disks.len() != disks.len()
+                || domain.nics.len() != ports.len()
+                || !disks.iter().all(|d| domain.disks.contains(&d.volume))
+                || !ports.iter().all(|p| domain.nics.contains(&p.port))
         })
     }
 

@@ -14,9 +14,9 @@
 //! domain that appears after that look appears after the taking, too, and does not run. It is left as it is, for it is the
 //! new owner's.
 //!
-//! A device cannot be given held, so an owner that stands still between that look and its attach may give a disk that the
-//! new owner has taken back meanwhile. The image's lock keeps a second writer out of it, and the new owner takes it back
-//! once more when it sees it.
+//! A device cannot be given held, so an owner that stands still between that look and what it does then may give a disk
+//! that the new owner has taken back meanwhile, or take one that it has given. The image's lock keeps a second writer out, and
+//! the new owner makes the devices those of the assignment once more when it sees them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -280,6 +280,7 @@ pub(crate) async fn adapt(
             "this hypervisor cannot change devices while a guest runs",
         ));
     };
+    right.holds().await?;
     for volume in taken {
         plug.detach_disk(call, id, *volume).await?;
     }
@@ -290,6 +291,7 @@ pub(crate) async fn adapt(
     for port in leaving_nics {
         plug.detach_nic(call, id, port).await?;
     }
+    // The guest may have taken its time to let go.
     if !coming.is_empty() || !coming_nics.is_empty() {
         right.holds().await?;
     }

@@ -33,6 +33,7 @@ impl World {
         }
         for run in self.runs.values_mut() {
             run.asked_at = run.asked_at.map(|at| at.moved(by));
+            run.adapted_at = run.adapted_at.map(|at| at.moved(by));
         }
         for lease in self.leases.values_mut() {
             lease.runs_out = lease.runs_out.moved(by);
