@@ -51,10 +51,8 @@ fn tend(stream: &TcpStream) -> std::io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, SILENCE / 2)?;
     sockopt::set_tcp_keepintvl(stream, SILENCE / 6)?;
-    sockopt::set_tcp_keepcnt(stream, 3)?;
-    // The same for what was sent and not acknowledged.
-    let millis = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
-    Ok(sockopt::set_tcp_user_timeout(stream, millis)?)
+    // No limit on unread bytes: whoever reads slowly is alive.
+    Ok(sockopt::set_tcp_keepcnt(stream, 3)?)
 }
 
 /// How a process reaches the guests that others look after, and they those on its nodes.
