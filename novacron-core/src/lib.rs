@@ -71,6 +71,7 @@ pub mod lifecycle;
 pub mod model;
 #[cfg(feature = "peers")]
 mod peers;
+mod question;
 mod records;
 #[cfg(feature = "sim")]
 pub mod sim;

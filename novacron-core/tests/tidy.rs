@@ -168,10 +168,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "time",
         ],
     ),
+    ("question", &["driver", "error"]),
     (
         "peers",
         &[
-            "cluster", "control", "driver", "error", "model", "records", "time",
+            "control", "driver", "error", "model", "question", "records", "time",
         ],
     ),
     (

@@ -262,7 +262,8 @@ impl Builder {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with every wrong name, and a [`Builder::resync`] that is too short;
-    /// [`ErrorKind::FailedPrecondition`](crate::ErrorKind::FailedPrecondition) when the store holds a cluster of another name; whatever the store answers.
+    /// [`ErrorKind::FailedPrecondition`](crate::ErrorKind::FailedPrecondition) when the store holds a cluster of another name, or
+    /// an address to listen on is taken; whatever the store answers.
     pub async fn build(self) -> Result<Cluster> {
         let Some(store) = self.store.clone() else {
             return Err(Error::invalid(

@@ -28,7 +28,7 @@ mod request;
 mod snapshots;
 mod upgrade;
 mod usage;
-pub(crate) mod vms;
+mod vms;
 mod volumes;
 mod watch;
 

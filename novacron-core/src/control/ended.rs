@@ -8,9 +8,9 @@ use super::plan::{Command, ObjectKey, Outcome};
 use super::runtime::{Ended, Runtime};
 use super::session::SLACK;
 use super::world::{Leftover, RunError, SeenLease};
-use crate::driver::{ArtefactId, Domain, DomainOwner, NicAttachment};
+use crate::driver::{ArtefactId, DomainOwner};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Assignment, NodeId, PoolId, VmId};
+use crate::model::{NodeId, PoolId, VmId};
 use crate::time::{Clock as _, Timestamp};
 
 impl Runtime {
@@ -85,11 +85,6 @@ impl Runtime {
                 host.stale = true;
                 self.queue.push(ObjectKey::Node(node.clone()));
             }
-            let domain = self
-                .world
-                .nodes
-                .get(node)
-                .and_then(|host| host.domains.get(&(id.vm, id.epoch)));
             match (&result, &command) {
                 (
                     Err(error),
@@ -106,22 +101,10 @@ impl Runtime {
                             ),
                     });
                 }
-                (
-                    Ok(_),
-                    Command::Start {
-                        assignment, nics, ..
-                    },
-                ) => {
-                    run.error = None;
-                    // It may have found a domain that an earlier assignment made: then no generation is true yet.
-                    let as_wanted = domain.is_some_and(|d| has_devices(d, assignment, nics));
-                    let generation = if as_wanted { assignment.generation } else { 0 };
-                    run.adapted = Some((id.epoch, generation));
-                }
-                (Ok(_), Command::Adapt { assignment, .. }) => {
+                (Ok(_), Command::Start { assignment, .. } | Command::Adapt { assignment, .. }) => {
                     run.error = None;
                     run.adapted = Some((id.epoch, assignment.generation));
-                    run.adapted_at = Some(now);
+                    run.adapted_at = matches!(command, Command::Adapt { .. }).then_some(now);
                 }
                 (Ok(Report::Retired(proof)), Command::Retire { .. }) => {
                     run.retired = Some((id.epoch, proof.clone()));
@@ -384,12 +367,4 @@ impl Runtime {
             self.queue.push(ObjectKey::Run(node.clone(), vm));
         }
     }
-}
-
-/// Whether the domain's devices are those of the assignment.
-fn has_devices(domain: &Domain, assignment: &Assignment, nics: &[NicAttachment]) -> bool {
-    let disks: BTreeSet<_> = assignment.disks.iter().map(|d| d.volume).collect();
-    let ports: BTreeSet<_> = nics.iter().map(|n| n.port).collect();
-    domain.disks.iter().copied().collect::<BTreeSet<_>>() == disks
-        && domain.nics.iter().copied().collect::<BTreeSet<_>>() == ports
 }

@@ -503,7 +503,8 @@ impl Look<'_> {
         }))
     }
 
-    /// Whether the domain's devices are others than those that the assignment names.
+    /// Whether the domain's devices are others than those that the assignment names: also after a start, which may have
+    /// found a domain that an earlier assignment made.
     fn differs(&self, assignment: &Assignment) -> bool {
         self.domain.is_some_and(|domain| {
             let (disks, ports) = (&assignment.disks, &assignment.ports);

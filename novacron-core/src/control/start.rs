@@ -256,9 +256,12 @@ pub(crate) async fn adapt(
         .iter()
         .filter(|d| !domain.disks.contains(&d.volume))
         .collect();
-    let named = |volume: &VolumeId| assignment.disks.iter().any(|d| d.volume == *volume);
-    // Also what is of no pool any more.
-    let taken: Vec<_> = domain.disks.iter().filter(|v| !named(v)).collect();
+    // What the domain shows, also if it is of no pool any more, and what may be half attached.
+    let mut leaving_disks: BTreeSet<_> = leaving.iter().map(|(_, volume)| *volume).collect();
+    leaving_disks.extend(&domain.disks);
+    for disk in &assignment.disks {
+        leaving_disks.remove(&disk.volume);
+    }
     let leaving_nics: Vec<_> = domain
         .nics
         .iter()
@@ -269,8 +272,9 @@ pub(crate) async fn adapt(
         .iter()
         .filter(|n| !domain.nics.contains(&n.port))
         .collect();
-    let disks_stay = leaving.is_empty() && taken.is_empty() && coming.is_empty();
-    if disks_stay && leaving_nics.is_empty() && coming_nics.is_empty() {
+    let nothing_leaves = leaving_disks.is_empty() && leaving_nics.is_empty();
+    let nothing_comes = coming.is_empty() && coming_nics.is_empty();
+    if nothing_leaves && nothing_comes {
         return Ok(());
     }
     let Some(plug) = hypervisor.hot_plug() else {
@@ -281,18 +285,17 @@ pub(crate) async fn adapt(
         ));
     };
     right.holds().await?;
-    for volume in taken {
-        plug.detach_disk(call, id, *volume).await?;
+    for volume in leaving_disks {
+        plug.detach_disk(call, id, volume).await?;
     }
     for (pool, volume) in leaving {
-        plug.detach_disk(call, id, *volume).await?;
         detach(drivers, call, pool, *volume, &attach_request(node, id)).await?;
     }
     for port in leaving_nics {
         plug.detach_nic(call, id, port).await?;
     }
     // The guest may have taken its time to let go.
-    if !coming.is_empty() || !coming_nics.is_empty() {
+    if !(nothing_leaves || nothing_comes) {
         right.holds().await?;
     }
     for disk in coming {

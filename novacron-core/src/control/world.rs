@@ -151,9 +151,9 @@ pub(crate) struct SeenRun {
     pub(crate) asked_at: Option<Timestamp>,
     /// The domain was retired, with this proof.
     pub(crate) retired: Option<(Epoch, StopProof)>,
-    /// The generation that the domain was last adapted to.
+    /// The generation that the domain was last started or adapted for.
     pub(crate) adapted: Option<(Epoch, u64)>,
-    /// When that was.
+    /// When it was adapted, if it was not just started.
     pub(crate) adapted_at: Option<Timestamp>,
 }
 

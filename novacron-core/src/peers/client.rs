@@ -16,10 +16,10 @@ use uuid::Uuid;
 use super::ticket::Ticket;
 use super::wire::{self, MAX_REPLY, Reply};
 use super::{Asker, tend, tls};
-use crate::cluster::vms::question::{OpenConsole, Question};
 use crate::driver::{Call, ConsoleStream, DomainId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{MemberId, NodeId, PeerKey};
+use crate::question::{OpenConsole, Question};
 use crate::time::Timestamp;
 
 /// How much longer than the call the answer is waited for: the driver's own word on the deadline is on its way.
@@ -85,7 +85,7 @@ impl Peer {
                 question,
                 timeout_ms: u64::try_from(timeout).unwrap_or(u64::MAX),
                 until: Timestamp::from_millis(0),
-                nonce: Uuid::nil(),
+                nonce: Uuid::from_u128(self.asker.ids.bits()),
             };
             let sealed = ticket.seal(&self.asker.identity, self.asker.clock.now())?;
             asked = true;

@@ -11,7 +11,8 @@
 //! ```
 //! The store is the only root of trust: a key lives as long as its process and is announced in its member record, as a raw
 //! public key (RFC 7250), so there are no certificates to make or renew. Nothing of an operation goes through the store, and
-//! whoever may ask was decided by the asker's authorizer. A ticket is good for one operation, once, for a minute.
+//! whoever may ask was decided by the asker's authorizer. A ticket is good for one operation, once, for a
+//! minute, and for one more since two clocks may differ.
 //!
 //! [`tls`] and [`ticket`] are the two halves of the proof, [`wire`] is what is said, [`client`] asks, [`server`] answers.
 
@@ -35,7 +36,7 @@ use crate::control::cache::Cache;
 use crate::control::executor::Drivers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ClusterId, Endpoint, MemberId, NodeId};
-use crate::time::Clock;
+use crate::time::{Clock, IdSource};
 use server::Server;
 use tls::Identity;
 
@@ -136,6 +137,7 @@ struct Asker {
     me: MemberId,
     identity: Arc<Identity>,
     clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
 }
 
 /// The way to the others, and the task that lets them in here.
@@ -157,6 +159,7 @@ pub(crate) fn start(
         me,
         identity: open.identity,
         clock: Arc::clone(&drivers.clock),
+        ids: Arc::clone(&drivers.ids),
     };
     Ok((Way(Some(Arc::new(asker))), task))
 }

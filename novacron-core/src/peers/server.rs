@@ -16,13 +16,11 @@ use super::ticket::{Sealed, Ticket, Used};
 use super::tls::Identity;
 use super::wire::{self, MAX_TICKET, Reply};
 use super::{GREETING, tend};
-use crate::cluster::vms::question::{
-    Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw,
-};
 use crate::control::executor::Drivers;
 use crate::driver::{Call, ConsoleStream, Hypervisor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ClusterId, Member, MemberId, PeerKey};
+use crate::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
 use crate::records::{Stored, from_record};
 
 const OPERATION: &str = "cluster.peers";

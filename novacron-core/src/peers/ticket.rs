@@ -36,6 +36,7 @@ pub(super) struct Ticket {
     /// How long the answer may take, ms.
     pub(super) timeout_ms: u64,
     pub(super) until: Timestamp,
+    /// Tells it from every other one; it need not be a secret.
     pub(super) nonce: Uuid,
 }
 
@@ -51,7 +52,6 @@ impl Ticket {
     /// Signs it, good from `now` on.
     pub(super) fn seal(mut self, identity: &Identity, now: Timestamp) -> Result<Sealed> {
         self.until = now.plus(GOOD_FOR);
-        self.nonce = nonce()?;
         let ticket = serde_json::to_string(&self).map_err(|e| {
             let message = "what is asked cannot be written down";
             Error::new(ErrorKind::Internal, "cluster.peers", message).caused_by(e)
@@ -61,15 +61,6 @@ impl Ticket {
             ticket,
         })
     }
-}
-
-fn nonce() -> Result<Uuid> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|e| {
-        let message = format!("the system gives no random numbers: {e}");
-        Error::new(ErrorKind::Internal, "cluster.peers", message)
-    })?;
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 fn refused(why: impl Into<String>) -> Error {

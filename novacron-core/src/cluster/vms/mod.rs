@@ -1,13 +1,12 @@
 //! Virtual machines.
 //!
 //! [`Vms::create`] makes one (`create`), a [`VmHandle`] shows it (here), changes what it should be (`handle`), explains
-//! where it could be (`explain`), and reaches into the running guest (`reach`, `question`).
+//! where it could be (`explain`), and reaches into the running guest (`reach`).
 
 mod create;
 mod explain;
 mod handle;
 mod nics;
-pub(crate) mod question;
 mod reach;
 
 use std::ops::ControlFlow;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::super::request::refuse_change_options;
 use super::VmHandle;
-use super::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
 use crate::driver::{
     AgentOutput, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats, GuestAddress, Hypervisor,
 };
@@ -13,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::NodeId;
 #[cfg(feature = "peers")]
 use crate::peers::Peer;
+use crate::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
 
 /// Who answers for a guest.
 enum Reached {
@@ -72,8 +72,9 @@ impl VmHandle {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it does not run; [`ErrorKind::Unsupported`] when
-    /// another process looks after its node, and one of the two has no [`Peers`](crate::cluster::Builder);
-    /// [`ErrorKind::Unavailable`] when that process does not answer.
+    /// another process looks after its node, and one of the two was not built with `Builder::peers`;
+    /// [`ErrorKind::Unavailable`] when that process cannot be reached, [`ErrorKind::DeadlineExceeded`] when it does not answer
+    /// in time, [`ErrorKind::PermissionDenied`] when it takes this one for lost or the two clocks are a minute apart.
     pub async fn stats(&self, call: Call) -> Result<DomainStats> {
         self.ask(call, Stats).await
     }
