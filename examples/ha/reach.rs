@@ -17,7 +17,7 @@ use crate::net::HOSTS;
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// Tells it.
-pub(crate) async fn reach(ground: &mut Ground) -> Result<usize> {
+pub(crate) async fn reach(ground: &Ground) -> Result<usize> {
     let from = ground
         .line
         .begin("the director reads the guests' consoles, through their hosts");
@@ -49,9 +49,7 @@ pub(crate) async fn reach(ground: &mut Ground) -> Result<usize> {
         }
         other => return Err(format!("host {host} was cut off: {other:?} after {took:?}").into()),
     }
-    let guest = guest.name.clone();
-    let guest = ground.guests.iter().find(|g| g.name == guest);
-    read(ground, guest.ok_or("the guest is gone")?, host).await?;
+    read(ground, guest, host).await?;
     never_lost(ground, from)?;
     Ok(from)
 }

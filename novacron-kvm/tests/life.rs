@@ -24,11 +24,7 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
  {
     let bench = Bench::new();
     let hypervisor = bench.hypervisor();
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = free_port();
     let root = bench.disk("root", "16M");
     let mut spec = bench.guest();
     spec.disks = vec![root.clone()];

@@ -16,13 +16,30 @@ mod client;
 mod error;
 mod reply;
 
+use novacron_core::{Error, Problem, Result};
+
 pub(crate) use client::{Agent, ExecRequest};
 pub(crate) use error::AgentError;
+pub(crate) use reply::addresses;
 #[cfg(feature = "libvirt")]
 pub(crate) use {
     client::exec_output,
     reply::{decode, interfaces},
 };
+
+/// The program of a command line, and its arguments.
+pub(crate) fn program_of<'a>(
+    argv: &'a [String],
+    operation: &'static str,
+) -> Result<(&'a String, &'a [String])> {
+    argv.split_first().ok_or_else(|| {
+        let problem = Problem {
+            field: "argv".into(),
+            message: "names no program".into(),
+        };
+        Error::invalid(operation, vec![problem])
+    })
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Decoding what a guest says.
 
+use novacron_core::driver::GuestAddress;
 use serde_json::Value;
 
 /// Most NICs, and most addresses of one, that are taken from a guest's list.
@@ -42,6 +43,22 @@ pub(crate) fn decode(line: &[u8]) -> Option<Result<Value, String>> {
         .filter(|c| !c.is_control())
         .take(LONGEST_TEXT)
         .collect()))
+}
+
+/// The addresses of these NICs, each by itself.
+pub(crate) fn addresses(interfaces: Vec<Interface>) -> Vec<GuestAddress> {
+    let flat = interfaces.into_iter().flat_map(|nic| {
+        let mac = nic.mac.and_then(|mac| mac.parse().ok());
+        nic.addresses
+            .into_iter()
+            .map(move |(address, prefix)| GuestAddress {
+                interface: nic.name.clone(),
+                mac,
+                address,
+                prefix,
+            })
+    });
+    flat.collect()
 }
 
 /// The list of `guest-network-get-interfaces`; entries that make no sense are left out.

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use novacron_core::driver::{AgentOutput, Call, DomainId, GuestAddress, GuestAgent};
-use novacron_core::{Error, ErrorKind, Problem, Result};
+use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use tokio::time::interval;
 
@@ -15,7 +15,7 @@ use super::LibvirtHypervisor;
 use super::error::remaining;
 use super::look::Task;
 use super::pool::Effect;
-use crate::agent::{decode, exec_output, interfaces};
+use crate::agent::{addresses, decode, exec_output, interfaces, program_of};
 
 /// The wait between two questions whether a program has ended.
 const FIRST_POLL: Duration = Duration::from_millis(20);
@@ -38,13 +38,7 @@ impl GuestAgent for LibvirtHypervisor {
         stdin: Option<Bytes>,
     ) -> Result<AgentOutput> {
         const OPERATION: &str = "libvirt.agent_exec";
-        let Some((program, arguments)) = argv.split_first() else {
-            let problem = Problem {
-                field: "argv".into(),
-                message: "names no program".into(),
-            };
-            return Err(Error::invalid(OPERATION, vec![problem]));
-        };
+        let (program, arguments) = program_of(argv, OPERATION)?;
         let mut request = json!({ "path": program, "arg": arguments, "capture-output": true });
         if let Some(input) = stdin.filter(|input| !input.is_empty()) {
             request["input-data"] = json!(BASE64.encode(input));
@@ -97,18 +91,7 @@ impl GuestAgent for LibvirtHypervisor {
             .ask(call, id, command, json!({}), Effect::None, OPERATION)
             .await?;
         let found = interfaces(&answer).ok_or_else(|| nonsense(OPERATION, command))?;
-        let flat = found.into_iter().flat_map(|nic| {
-            let mac = nic.mac.and_then(|mac| mac.parse().ok());
-            nic.addresses
-                .into_iter()
-                .map(move |(address, prefix)| GuestAddress {
-                    interface: nic.name.clone(),
-                    mac,
-                    address,
-                    prefix,
-                })
-        });
-        Ok(flat.collect())
+        Ok(addresses(found))
     }
 }
 

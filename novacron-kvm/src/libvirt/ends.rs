@@ -14,6 +14,12 @@ pub(super) fn exit(asked: Option<How>, reason: u32, terminated: bool) -> Exit {
         detail: format!("somebody else on the host {words}"),
     };
     match reason {
+        // A libvirt that dies over the kill finds no process when it is back, and takes that for a crash.
+        code::VIR_DOMAIN_SHUTOFF_CRASHED | code::VIR_DOMAIN_SHUTOFF_DAEMON
+            if matches!(asked, Some(How::Kill)) =>
+        {
+            Exit::Requested
+        }
         code::VIR_DOMAIN_SHUTOFF_SHUTDOWN if asked.is_some() => Exit::Requested,
         code::VIR_DOMAIN_SHUTOFF_SHUTDOWN if terminated => {
             elsewhere("ended its process in an orderly way")
@@ -81,6 +87,10 @@ mod tests {
         assert_eq!(exit(Some(How::Shutdown), shutdown, false), Exit::Requested);
         let destroyed = code::VIR_DOMAIN_SHUTOFF_DESTROYED;
         assert_eq!(exit(Some(How::Kill), destroyed, false), Exit::Requested);
+        let crashed = code::VIR_DOMAIN_SHUTOFF_CRASHED;
+        assert_eq!(exit(Some(How::Kill), crashed, false), Exit::Requested);
+        let exit_of_a_crash = exit(Some(How::Shutdown), crashed, false);
+        assert!(matches!(exit_of_a_crash, Exit::Crashed { .. }));
         for (reason, terminated) in [(shutdown, true), (destroyed, false)] {
             let exit = exit(None, reason, terminated);
             assert!(matches!(exit, Exit::Terminated { .. }), "{exit:?}");

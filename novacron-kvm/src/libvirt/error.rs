@@ -5,7 +5,7 @@ use novacron_core::{Error, ErrorKind};
 
 use super::pool::Effect;
 use super::sys::{LvError, code};
-pub(super) use crate::qemu::error::{is_locked, remaining};
+pub(super) use crate::qemu::error::{is_locked, not_found, precondition, remaining};
 
 /// An error of a call on a connection that is still open, or `lost`.
 pub(super) fn libvirt(
@@ -78,18 +78,6 @@ fn kind(error: &LvError, effect: Effect, lost: bool) -> ErrorKind {
         ) => ErrorKind::FailedPrecondition,
         _ => ErrorKind::Internal,
     }
-}
-
-pub(super) fn not_found(operation: &'static str, id: DomainId) -> Error {
-    Error::new(ErrorKind::NotFound, operation, "no such domain").with("domain", id)
-}
-
-pub(super) fn precondition(
-    operation: &'static str,
-    id: DomainId,
-    message: impl Into<String>,
-) -> Error {
-    Error::new(ErrorKind::FailedPrecondition, operation, message.into()).with("domain", id)
 }
 
 /// Why QEMU refused, in libvirt's words, which hold QEMU's last ones.

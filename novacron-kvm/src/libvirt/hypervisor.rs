@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use novacron_core::driver::{
     Call, Consoles, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
     GuestAgent, HotPlug, Hypervisor, HypervisorEvent, StopMode, StopReport,
@@ -20,6 +19,7 @@ use super::pool::Effect;
 use super::state::Right;
 use super::sys::{Stats, code};
 use super::{LibvirtHypervisor, life, stats, uri};
+use crate::events::pushed;
 use crate::process::boot_id;
 
 /// What a host is said to have booted as when libvirt alone reaches it. It never changes, so nothing is ever concluded
@@ -116,12 +116,7 @@ impl Hypervisor for LibvirtHypervisor {
 
     /// A lost connection ends the stream, too: what happened meanwhile is not told.
     fn events(&self) -> BoxStream<'static, HypervisorEvent> {
-        let receiver = self.state.subscribe();
-        // A lag ends the stream, as the end of the hypervisor does.
-        stream::unfold(receiver, async |mut receiver| {
-            Some((receiver.recv().await.ok()?, receiver))
-        })
-        .boxed()
+        pushed(self.state.subscribe())
     }
 
     fn hot_plug(&self) -> Option<&dyn HotPlug> {

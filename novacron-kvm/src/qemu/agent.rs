@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use novacron_core::driver::{AgentOutput, Call, DomainId, GuestAddress, GuestAgent};
-use novacron_core::{Error, ErrorKind, Problem, Result};
+use novacron_core::{Error, ErrorKind, Result};
 
 use super::{QemuHypervisor, error};
-use crate::agent::ExecRequest;
+use crate::agent::{ExecRequest, addresses, program_of};
 
 #[async_trait]
 impl GuestAgent for QemuHypervisor {
@@ -25,13 +25,7 @@ impl GuestAgent for QemuHypervisor {
         stdin: Option<Bytes>,
     ) -> Result<AgentOutput> {
         const OPERATION: &str = "qemu.agent_exec";
-        let Some((program, arguments)) = argv.split_first() else {
-            let problem = Problem {
-                field: "argv".into(),
-                message: "names no program".into(),
-            };
-            return Err(Error::invalid(OPERATION, vec![problem]));
-        };
+        let (program, arguments) = program_of(argv, OPERATION)?;
         let (live, _) = self.state.live(call, id, OPERATION).await?;
         let request = ExecRequest {
             program: program.clone(),
@@ -74,18 +68,7 @@ impl GuestAgent for QemuHypervisor {
             .interfaces(error::remaining(call, OPERATION)?)
             .await;
         let interfaces = answer.map_err(|e| error::agent(OPERATION, e, false))?;
-        let flat = interfaces.into_iter().flat_map(|nic| {
-            let mac = nic.mac.and_then(|mac| mac.parse().ok());
-            nic.addresses
-                .into_iter()
-                .map(move |(address, prefix)| GuestAddress {
-                    interface: nic.name.clone(),
-                    mac,
-                    address,
-                    prefix,
-                })
-        });
-        Ok(flat.collect())
+        Ok(addresses(interfaces))
     }
 }
 

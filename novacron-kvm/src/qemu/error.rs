@@ -23,11 +23,11 @@ pub(crate) fn remaining(call: Call, operation: &'static str) -> Result<Duration>
     }
 }
 
-pub(super) fn not_found(operation: &'static str, id: DomainId) -> Error {
+pub(crate) fn not_found(operation: &'static str, id: DomainId) -> Error {
     Error::new(ErrorKind::NotFound, operation, "no such domain").with("domain", id)
 }
 
-pub(super) fn precondition(
+pub(crate) fn precondition(
     operation: &'static str,
     id: DomainId,
     message: impl Into<String>,

@@ -21,6 +21,7 @@ use super::spec::StoredSpec;
 use super::start::blocking;
 use super::state::{Seen, Stranger, exit};
 use super::{MAX_VCPUS, QemuHypervisor, error, host, net, start, stats};
+use crate::events::pushed;
 use crate::process::{EndCause, Found, ProcessError, boot_id};
 
 /// Domains that `list` looks at side by side.
@@ -188,12 +189,7 @@ impl Hypervisor for QemuHypervisor {
 
     /// Running domains that nothing has looked at since this value was made have no events yet: `list` looks at all.
     fn events(&self) -> BoxStream<'static, HypervisorEvent> {
-        let receiver = self.state.events.subscribe();
-        // A lag ends the stream, as the end of the hypervisor does.
-        stream::unfold(receiver, async |mut receiver| {
-            Some((receiver.recv().await.ok()?, receiver))
-        })
-        .boxed()
+        pushed(self.state.events.subscribe())
     }
 
     fn hot_plug(&self) -> Option<&dyn HotPlug> {

@@ -19,7 +19,7 @@ use novacron_core::driver::{
 };
 use novacron_core::model::{
     ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId,
-    Protocol, VmId, VolumeFormat, VolumeId,
+    Protocol, SnapshotId, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
 use novacron_kvm::QemuHypervisor;
@@ -34,6 +34,12 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) fn call() -> Call {
     Call::within(SOON)
+}
+
+/// A port of the loopback that nobody has; it may be taken by another before it is used.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// The folder with the guest's kernel and initial RAM disk; built when its sources are newer.
@@ -137,6 +143,34 @@ impl Bench {
             nics: vec![],
             seed: None,
         }
+    }
+
+    /// The same, under a name, with a disk and a NIC of its own.
+    pub(crate) fn furnished(&self, id: DomainId) -> DomainSpec {
+        DomainSpec {
+            id,
+            disks: vec![self.disk(&format!("root-{id}"), "8M")],
+            nics: vec![self.nic(None)],
+            ..self.guest()
+        }
+    }
+
+    /// The same, without the file of its disk.
+    pub(crate) fn unstartable(&self, id: DomainId) -> DomainSpec {
+        let spec = self.furnished(id);
+        std::fs::remove_file(file_of(&spec.disks[0])).unwrap();
+        spec
+    }
+
+    /// A layer on top of a disk's present one.
+    pub(crate) fn layer(&self, disk: &DiskAttachment, snapshot: SnapshotId) -> PathBuf {
+        let path = self.path().join(format!("{snapshot}.qcow2"));
+        let (text, base) = (path.to_str().unwrap(), file_of(disk));
+        let base = base.to_str().unwrap();
+        qemu_img(&[
+            "create", "-q", "-f", "qcow2", "-F", "qcow2", "-u", "-b", base, text, "8M",
+        ]);
+        path
     }
 
     /// An empty qcow2 disk.

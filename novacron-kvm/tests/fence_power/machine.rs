@@ -8,7 +8,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getuid, kill_process_group};
 
-use crate::common::{BOOT, SOON, guest_dir, kill};
+use crate::common::{BOOT, SOON, free_port, guest_dir, kill};
 
 /// The machine's name, and its UUID.
 pub(crate) const NAME: &str = "machine";
@@ -288,12 +288,6 @@ fn dying(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program);
     command
-}
-
-/// A port of the loopback that nobody has; it may be taken by another before it is used.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 fn free_udp_port() -> u16 {

@@ -57,19 +57,11 @@ impl HypervisorFixture for Fixture {
     }
 
     async fn spec(&self, id: DomainId) -> DomainSpec {
-        let disks = vec![self.bench.disk(&format!("root-{id}"), "8M")];
-        DomainSpec {
-            id,
-            disks,
-            nics: vec![self.bench.nic(None)],
-            ..self.bench.guest()
-        }
+        self.bench.furnished(id)
     }
 
     async fn unstartable(&self, id: DomainId) -> DomainSpec {
-        let spec = self.spec(id).await;
-        std::fs::remove_file(file_of(&spec.disks[0])).unwrap();
-        spec
+        self.bench.unstartable(id)
     }
 
     async fn disk(&self, name: &str) -> DiskAttachment {
@@ -85,13 +77,7 @@ impl HypervisorFixture for Fixture {
     }
 
     async fn layer(&self, disk: &DiskAttachment, snapshot: SnapshotId) -> PathBuf {
-        let path = self.bench.path().join(format!("{snapshot}.qcow2"));
-        let (text, base) = (path.to_str().unwrap(), file_of(disk));
-        let base = base.to_str().unwrap();
-        qemu_img(&[
-            "create", "-q", "-f", "qcow2", "-F", "qcow2", "-u", "-b", base, text, "8M",
-        ]);
-        path
+        self.bench.layer(disk, snapshot)
     }
 
     async fn booted(&self, id: DomainId) {

@@ -1,6 +1,6 @@
 //! The ways to a libvirtd: by TLS and by SSH, as to another host, and a user's own session.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,12 +15,6 @@ use tokio::time::timeout;
 
 use crate::common::*;
 use crate::daemon::{Daemon, pki, wait_for};
-
-/// A port of loopback that was free a moment ago.
-fn port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
 
 /// What every way must carry: a guest's life with its events, numbers and a disk that comes and goes, also after the daemon
 /// was killed.
@@ -89,7 +83,7 @@ fn needs_root() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_is_reached_by_tls() {
     needs_root();
-    let (bench, port) = (Bench::new(), port());
+    let (bench, port) = (Bench::new(), free_port());
     let daemon = Daemon::listening(Some(port));
     pki(bench.path(), "others");
     let uri = |pki: &Path| {
@@ -161,7 +155,7 @@ impl Sshd {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_is_reached_by_ssh() {
     needs_root();
-    let (bench, port) = (Bench::new(), port());
+    let (bench, port) = (Bench::new(), free_port());
     let daemon = Daemon::up();
     let _sshd = Sshd::up(bench.path(), port);
     let uri = |key: &str| {
