@@ -176,10 +176,13 @@ impl IdSource for SeededIds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 impl Deadline {
-    /// The deadline `timeout` from now, on tokio's timer.
+    /// The deadline `timeout` from now, on tokio's timer; a century when that is more than it can count.
     pub fn after(timeout: Duration) -> Self {
-        Self(Instant::now() + timeout)
+        let now = Instant::now();
+        Self(now.checked_add(timeout).unwrap_or(now + CENTURY))
     }
 
     /// At this instant.

@@ -359,9 +359,12 @@ impl Builder {
             nudge: Arc::clone(&nudge),
         })
         .await?;
-        #[cfg(feature = "peers")]
-        let (peers, server) = crate::peers::start(open, cluster, member, &drivers)?;
         let (stop, stopped) = signal::channel(false);
+        #[cfg(feature = "peers")]
+        let (peers, server) = {
+            let stopped = stopped.clone();
+            crate::peers::start(open, cluster, member, &drivers, &cache, stopped)?
+        };
         let task = tokio::spawn(runtime.run(stopped));
         let session = tokio::spawn(session.run(nudge));
         let inner = Inner {
@@ -375,7 +378,7 @@ impl Builder {
             #[cfg(feature = "peers")]
             peers,
             #[cfg(feature = "peers")]
-            server,
+            server: Mutex::new(server),
             member,
             standing,
             session,

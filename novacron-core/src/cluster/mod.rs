@@ -32,6 +32,7 @@ mod vms;
 mod volumes;
 mod watch;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -133,7 +134,7 @@ pub(crate) struct Inner {
     pub(crate) peers: crate::peers::Way,
     /// Lets other processes ask about the guests here.
     #[cfg(feature = "peers")]
-    server: Option<JoinHandle<()>>,
+    server: Mutex<Option<JoinHandle<()>>>,
     /// This process.
     pub(crate) member: MemberId,
     standing: signal::Receiver<Standing>,
@@ -161,15 +162,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.session.abort();
         #[cfg(feature = "peers")]
-        if let Some(server) = &self.server {
+        if let Some(server) = taken(&self.server) {
             server.abort();
         }
-        if let Some(task) = self
-            .task
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        if let Some(task) = taken(&self.task) {
             task.abort();
         }
     }
@@ -245,20 +241,17 @@ impl Cluster {
     /// does. Those of the store likewise, and of a watchdog that is not stopped.
     pub async fn shutdown(&self, deadline: Deadline) -> Result<()> {
         self.inner.stop.send_replace(true);
-        let task = self
-            .inner
-            .task
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(mut task) = task else { return Ok(()) };
-        if tokio::time::timeout_at(deadline.instant(), &mut task)
-            .await
-            .is_err()
-        {
-            task.abort();
-            return Err(late("the control loop did not end in time"));
-        }
+        #[cfg(feature = "peers")]
+        let answered = match taken(&self.inner.server) {
+            Some(server) => end(server, "the questions of others", deadline).await,
+            None => Ok(()),
+        };
+        let Some(task) = taken(&self.inner.task) else {
+            return Ok(());
+        };
+        end(task, "the control loop", deadline).await?;
+        #[cfg(feature = "peers")]
+        answered?;
         match tokio::time::timeout_at(deadline.instant(), self.inner.leave()).await {
             Ok(left) => left,
             Err(_) => Err(late(
@@ -275,8 +268,21 @@ impl Cluster {
 /// How long the stop of a watchdog may take.
 const DISARM: Duration = Duration::from_secs(5);
 
-fn late(message: &'static str) -> Error {
+fn late(message: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, "cluster.shutdown", message)
+}
+
+fn taken(task: &Mutex<Option<JoinHandle<()>>>) -> Option<JoinHandle<()>> {
+    task.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Waits for a task that was told to end; aborts it when that is not in time.
+async fn end(mut task: JoinHandle<()>, what: &str, deadline: Deadline) -> Result<()> {
+    let ended = tokio::time::timeout_at(deadline.instant(), &mut task).await;
+    ended.map(drop).map_err(|_| {
+        task.abort();
+        late(format!("{what} did not end in time"))
+    })
 }
 
 impl Inner {

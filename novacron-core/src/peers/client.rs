@@ -1,23 +1,27 @@
 //! Asks the process that looks after a node.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout_at;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
 use super::ticket::Ticket;
-use super::wire::{self, MAX_REPLY, Reply};
+use super::wire::{self, MAX_REPLY, MAX_TICKET, Reply};
 use super::{Asker, tend, tls};
 use crate::driver::{Call, ConsoleStream, DomainId};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{MemberId, NodeId, PeerKey};
 use crate::question::{OpenConsole, Question};
 use crate::time::Timestamp;
@@ -55,7 +59,7 @@ impl Peer {
         let (offset, stream) = asked.await?;
         Ok(ConsoleStream {
             offset,
-            stream: Box::pin(stream),
+            stream: Box::pin(Far(stream)),
         })
     }
 
@@ -88,20 +92,31 @@ impl Peer {
                 nonce: Uuid::from_u128(self.asker.ids.bits()),
             };
             let sealed = ticket.seal(&self.asker.identity, self.asker.clock.now())?;
+            let frame = wire::frame(&sealed)?;
+            if frame.len() > MAX_TICKET as usize {
+                let problem = Problem {
+                    field: "question".into(),
+                    message: format!(
+                        "what is asked another process may have {MAX_TICKET} bytes, and this has {}",
+                        frame.len()
+                    ),
+                };
+                return Err(Error::invalid(verb, vec![problem]));
+            }
             asked = true;
-            wire::write(&mut stream, &sealed).await?;
+            wire::send(&mut stream, &frame).await?;
             let reply = wire::read::<Reply<A>>(&mut stream, MAX_REPLY).await?;
             Ok::<_, Error>((reply, stream))
         };
-        let end = call.deadline.instant() + GRACE;
-        let result = timeout_at(end, work).await;
-        let lost = |message: &str, without: ErrorKind| {
-            let kind = if asked && effect {
+        let patience = call.deadline.remaining().saturating_add(GRACE);
+        let result = timeout(patience, work).await;
+        // Only what was sent can have happened.
+        let kind = |without| {
+            if asked && effect {
                 ErrorKind::OutcomeUnknown
             } else {
                 without
-            };
-            Error::new(kind, verb, format!("{message} ({})", self.address))
+            }
         };
         let error = match result {
             Ok(Ok((Reply::Answer(answer), stream))) => return Ok((answer, stream)),
@@ -110,20 +125,30 @@ impl Peer {
                     kind,
                     retryable,
                     message,
+                    problems,
                 },
                 _,
-            ))) => Error::new(kind, verb, message).retryable(retryable),
-            Ok(Err(error)) => lost(&error.report(), error.kind()),
-            Err(_) => lost(
-                "the process that looks after the node did not answer in time",
-                ErrorKind::DeadlineExceeded,
-            ),
+            ))) => {
+                let error = if problems.is_empty() {
+                    Error::new(kind, verb, message)
+                } else {
+                    Error::invalid(verb, problems)
+                };
+                error.retryable(retryable)
+            }
+            Ok(Err(error)) if !asked => error,
+            Ok(Err(error)) => Error::new(kind(error.kind()), verb, error.report()),
+            Err(_) => {
+                let message = "the process that looks after the node did not answer in time";
+                Error::new(kind(ErrorKind::DeadlineExceeded), verb, message)
+            }
         };
-        Err(error.with("node", &self.node))
+        let error = error.with("node", &self.node);
+        Err(error.with("address", &self.address))
     }
 
     async fn connect(&self, verb: &'static str) -> Result<TlsStream<TcpStream>> {
-        let failed = |e: std::io::Error| {
+        let failed = |e: io::Error| {
             let message = "the process that looks after the node cannot be reached";
             Error::new(ErrorKind::Unavailable, verb, message).caused_by(e)
         };
@@ -133,5 +158,37 @@ impl Peer {
         // The key says who it is.
         let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
         connector.connect(nobody, stream).await.map_err(failed)
+    }
+}
+
+/// A console that another process has. The end of the input stays here: the output goes on, and a connection that is closed
+/// means that its reader has gone.
+struct Far(TlsStream<TcpStream>);
+
+impl AsyncRead for Far {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Far {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
     }
 }

@@ -14,9 +14,11 @@
 //! whoever may ask was decided by the asker's authorizer. A ticket is good for one operation, once, for a
 //! minute, and for one more since two clocks may differ.
 //!
-//! [`tls`] and [`ticket`] are the two halves of the proof, [`wire`] is what is said, [`client`] asks, [`server`] answers.
+//! [`tls`] and [`ticket`] are the two halves of the proof, [`wire`] is what is said, [`client`] asks, [`server`] answers,
+//! [`relay`] carries a console.
 
 mod client;
+mod relay;
 mod server;
 mod ticket;
 mod tls;
@@ -28,20 +30,20 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub(crate) use client::Peer;
 
 use crate::control::cache::Cache;
 use crate::control::executor::Drivers;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{ClusterId, Endpoint, MemberId, NodeId};
 use crate::time::{Clock, IdSource};
 use server::Server;
 use tls::Identity;
 
-/// How long a connection may take until its ticket is there.
-const GREETING: Duration = Duration::from_secs(10);
+const OPERATION: &str = "cluster.peers";
 
 /// After how long without a word of the kernel on the other side a connection ends: a console may be silent for days, and a
 /// host that lost its power says nothing.
@@ -90,9 +92,35 @@ impl Peers {
         self
     }
 
+    fn check(&self) -> Result<()> {
+        let refuse = |field: &str, message: String| {
+            let field = format!("peers.{field}");
+            Err(Error::invalid(OPERATION, vec![Problem { field, message }]))
+        };
+        match (&self.announced, self.listen) {
+            (Some(address), None) => {
+                let message = format!("{address:?}: who only asks announces no address");
+                refuse("announced_as", message)
+            }
+            (Some(address), Some(_)) if !can_be_connected_to(address) => {
+                let message = format!(
+                    "{address:?}; must be host:port, as \"10.0.0.7:7000\", \"[fd00::7]:7000\" or \"alpha.example:7000\""
+                );
+                refuse("announced_as", message)
+            }
+            (None, Some(on)) if on.ip().is_unspecified() => {
+                let message = format!(
+                    "nobody can connect to {on}: listen on one address, or say how others reach it (announced_as)"
+                );
+                refuse("listening", message)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the address, and makes the key.
     pub(crate) async fn open(self) -> Result<Open> {
-        const OPERATION: &str = "cluster.peers";
+        self.check()?;
         let identity = Identity::generate()?;
         let mut endpoint = Endpoint {
             key: identity.key(),
@@ -106,12 +134,6 @@ impl Peers {
             };
             let bound = TcpListener::bind(on).await.map_err(refused)?;
             let at = bound.local_addr().map_err(refused)?;
-            if self.announced.is_none() && at.ip().is_unspecified() {
-                let message = format!(
-                    "nobody can connect to {at}: listen on one address, or say how others reach it (announced_as)"
-                );
-                return Err(Error::new(ErrorKind::Invalid, OPERATION, message));
-            }
             endpoint.address = Some(self.announced.unwrap_or_else(|| at.to_string()));
             listener = Some(bound);
         }
@@ -121,6 +143,21 @@ impl Peers {
             listener,
         })
     }
+}
+
+/// Whether this is a `host:port` that one can connect to.
+fn can_be_connected_to(address: &str) -> bool {
+    if let Ok(at) = address.parse::<SocketAddr>() {
+        return at.port() != 0 && !at.ip().is_unspecified();
+    }
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    let named = host.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && host
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    named && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 /// A process's key, and where it listens.
@@ -140,20 +177,28 @@ struct Asker {
     ids: Arc<dyn IdSource>,
 }
 
-/// The way to the others, and the task that lets them in here.
+/// The way to the others, and the task that lets them in here until it is stopped.
 pub(crate) fn start(
     open: Option<Open>,
     cluster: ClusterId,
     me: MemberId,
     drivers: &Arc<Drivers>,
+    cache: &Arc<RwLock<Cache>>,
+    stop: watch::Receiver<bool>,
 ) -> Result<(Way, Option<JoinHandle<()>>)> {
     let Some(open) = open else {
         return Ok((Way(None), None));
     };
     let mut task = None;
     if let Some(listener) = open.listener {
-        let server = Server::new(cluster, me, Arc::clone(drivers), &open.identity)?;
-        task = Some(tokio::spawn(server.serve(listener)));
+        let server = Server::new(
+            cluster,
+            me,
+            Arc::clone(drivers),
+            Arc::clone(cache),
+            &open.identity,
+        )?;
+        task = Some(tokio::spawn(server.serve(listener, stop)));
     }
     let asker = Asker {
         me,

@@ -1,44 +1,50 @@
 //! Answers other processes about the guests of this one's nodes.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::relay::relay;
 use super::ticket::{Sealed, Ticket, Used};
 use super::tls::Identity;
 use super::wire::{self, MAX_TICKET, Reply};
-use super::{GREETING, tend};
+use super::{OPERATION, tend};
+use crate::control::cache::Cache;
 use crate::control::executor::Drivers;
-use crate::driver::{Call, ConsoleStream, Hypervisor};
+use crate::driver::{Call, Hypervisor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ClusterId, Member, MemberId, PeerKey};
 use crate::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
 use crate::records::{Stored, from_record};
 
-const OPERATION: &str = "cluster.peers";
-
-/// How many connections are attended to at a time; the next one waits.
-const MAX_CONNECTIONS: usize = 256;
-/// The longest time that one answer may take.
-const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How many may be showing their tickets at a time; the next one waits.
+const MAX_STRANGERS: usize = 64;
+/// How many questions are answered at a time, and how many consoles are open. One more is refused.
+const MAX_QUESTIONS: usize = 256;
+const MAX_CONSOLES: usize = 256;
+/// How long a connection may take until its ticket is admitted; and a reply, after its call's deadline, to be taken.
+const GREETING: Duration = Duration::from_secs(10);
 /// After an `accept` that failed, as it does when there are no file descriptors left.
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Lets other processes in.
 pub(crate) struct Server {
-    pub(crate) cluster: ClusterId,
-    pub(crate) me: MemberId,
-    pub(crate) drivers: Arc<Drivers>,
-    pub(crate) acceptor: TlsAcceptor,
+    cluster: ClusterId,
+    me: MemberId,
+    drivers: Arc<Drivers>,
+    cache: Arc<RwLock<Cache>>,
+    acceptor: TlsAcceptor,
     used: Used,
+    questions: Semaphore,
+    consoles: Semaphore,
 }
 
 type Stream = TlsStream<TcpStream>;
@@ -48,35 +54,40 @@ impl Server {
         cluster: ClusterId,
         me: MemberId,
         drivers: Arc<Drivers>,
+        cache: Arc<RwLock<Cache>>,
         identity: &Identity,
     ) -> Result<Self> {
         Ok(Self {
             cluster,
             me,
             drivers,
+            cache,
             acceptor: TlsAcceptor::from(identity.server()?),
             used: Used::default(),
+            questions: Semaphore::new(MAX_QUESTIONS),
+            consoles: Semaphore::new(MAX_CONSOLES),
         })
     }
 
-    /// Attends to whoever connects, until it is dropped.
-    pub(crate) async fn serve(self, listener: TcpListener) {
-        let this = Arc::new(self);
-        let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    /// Attends to whoever connects, until it is stopped; then nobody is attended to any more.
+    pub(crate) async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
-        loop {
-            let Ok(turn) = Arc::clone(&free).acquire_owned().await else {
-                return;
-            };
+        tokio::select! {
+            () = Arc::new(self).accept(&listener, &mut connections) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        connections.shutdown().await;
+    }
+
+    async fn accept(self: Arc<Self>, listener: &TcpListener, connections: &mut JoinSet<()>) {
+        let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+        while let Ok(turn) = Arc::clone(&strangers).acquire_owned().await {
             let accepted = listener.accept().await;
             while connections.try_join_next().is_some() {}
             match accepted {
                 Ok((stream, _)) => {
-                    let this = Arc::clone(&this);
-                    connections.spawn(async move {
-                        this.attend(stream).await;
-                        drop(turn);
-                    });
+                    let this = Arc::clone(&self);
+                    connections.spawn(async move { this.attend(stream, turn).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection of another process was not accepted");
@@ -87,26 +98,28 @@ impl Server {
     }
 
     /// One connection: one ticket, one reply.
-    async fn attend(&self, stream: TcpStream) {
+    async fn attend(&self, stream: TcpStream, turn: OwnedSemaphorePermit) {
         let greeting = async {
             tend(&stream).ok()?;
             let mut stream = self.acceptor.accept(stream).await.ok()?;
-            let sealed = wire::read::<Sealed>(&mut stream, MAX_TICKET).await;
-            Some((stream, sealed))
+            let admitted = match wire::read::<Sealed>(&mut stream, MAX_TICKET).await {
+                Ok(sealed) => self.admit(&sealed).await,
+                Err(error) => Err(error),
+            };
+            Some((stream, admitted))
         };
-        // Whoever does not get that far is no process of this cluster.
-        let Ok(Some((mut stream, sealed))) = timeout(GREETING, greeting).await else {
+        let Ok(Some((mut stream, admitted))) = timeout(GREETING, greeting).await else {
+            tracing::debug!("somebody connected who showed no ticket");
             return;
         };
-        let admitted = match sealed {
-            Ok(sealed) => self.admit(&sealed).await,
-            Err(error) => Err(error),
-        };
         let sent = match admitted {
-            Ok(ticket) => self.answer(&ticket, &mut stream).await,
+            Ok(ticket) => {
+                drop(turn);
+                self.answer(&ticket, &mut stream).await
+            }
             Err(error) => {
-                tracing::warn!(error = %error.report(), "a question about a guest was refused");
-                reply::<()>(&mut stream, Err(error)).await
+                tracing::debug!(error = %error.report(), "a question about a guest was refused");
+                reply::<()>(&mut stream, Duration::ZERO, Err(error)).await
             }
         };
         if let Err(error) = sent {
@@ -114,35 +127,44 @@ impl Server {
         }
     }
 
-    /// The ticket, if the process that it names made it.
+    /// The ticket, if a living process of this cluster made it. Whoever has not proved that costs no look at the store.
     async fn admit(&self, sealed: &Sealed) -> Result<Ticket> {
-        let by = sealed.open()?.by;
-        let key = self.key_of(by).await?;
-        let now = self.drivers.clock.now();
-        let ticket = self.used.admit(sealed, key, self.me, now)?;
+        let ticket = sealed.open(|member| {
+            let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
+            key_of(cache.members.get(&member)?)
+        })?;
+        self.used
+            .admit(&ticket, self.me, self.drivers.clock.now())?;
+        let refused = |message: &'static str| {
+            let error = Error::new(ErrorKind::PermissionDenied, OPERATION, message);
+            Err(error.with("asked by", ticket.by))
+        };
         if ticket.domain.cluster != self.cluster {
-            let message = "it is about a guest of another cluster";
-            return Err(Error::new(ErrorKind::PermissionDenied, OPERATION, message));
+            return refused("it is about a guest of another cluster");
+        }
+        // Linearizable: one that was lost asks nothing more.
+        let record = self.drivers.store.get(&Member::key(&ticket.by)).await?;
+        let member = record.as_ref().map(from_record::<Member>).transpose()?;
+        if member.as_ref().and_then(key_of).is_none() {
+            return refused("the process that asks was taken for lost");
         }
         Ok(ticket)
     }
 
-    /// The key that a living process announced. Linearizable: one that was lost asks nothing more.
-    async fn key_of(&self, member: MemberId) -> Result<PeerKey> {
-        let record = self.drivers.store.get(&Member::key(&member)).await?;
-        let known = record.as_ref().map(from_record::<Member>).transpose()?;
-        let alive = known.filter(Member::is_alive).and_then(|m| m.endpoint);
-        alive.map(|endpoint| endpoint.key).ok_or_else(|| {
-            let message = format!("member {member} is not alive, or announced no key");
-            Error::new(ErrorKind::PermissionDenied, OPERATION, message)
-        })
-    }
-
     async fn answer(&self, ticket: &Ticket, stream: &mut Stream) -> Result<()> {
-        let call = Call::within(Duration::from_millis(ticket.timeout_ms).min(MAX_TIMEOUT));
+        let call = Call::within(Duration::from_millis(ticket.timeout_ms));
         let hypervisor = match self.drivers.node(&ticket.node) {
             Ok(hypervisor) => &**hypervisor,
-            Err(error) => return reply::<()>(stream, Err(error)).await,
+            Err(error) => return reply::<()>(stream, Duration::ZERO, Err(error)).await,
+        };
+        let turns = if ticket.verb == OpenConsole::VERB {
+            &self.consoles
+        } else {
+            &self.questions
+        };
+        let _turn = match turn(turns) {
+            Ok(turn) => turn,
+            Err(error) => return reply::<()>(stream, Duration::ZERO, Err(error)).await,
         };
         match ticket.verb.as_str() {
             Stats::VERB => ask::<Stats>(hypervisor, call, ticket, stream).await,
@@ -155,16 +177,36 @@ impl Server {
             other => {
                 let message = format!("this version of NovaCron cannot be asked {other:?}");
                 let error = Error::new(ErrorKind::Unsupported, OPERATION, message);
-                reply::<()>(stream, Err(error)).await
+                reply::<()>(stream, Duration::ZERO, Err(error)).await
             }
         }
     }
 }
 
-async fn reply<T: Serialize>(stream: &mut Stream, result: Result<T>) -> Result<()> {
-    wire::write(stream, &Reply::from(result)).await?;
-    // Whoever asked may have gone with the answer.
-    let _ = stream.shutdown().await;
+/// Of a living member that announced one.
+fn key_of(member: &Member) -> Option<PeerKey> {
+    let endpoint = member.endpoint.as_ref().filter(|_| member.is_alive())?;
+    Some(endpoint.key)
+}
+
+fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>> {
+    turns.try_acquire().map_err(|_| {
+        let message = "the process that looks after the node answers as many as it can already";
+        Error::new(ErrorKind::Exhausted, OPERATION, message).retryable(true)
+    })
+}
+
+/// `left`: how long who asks waits.
+async fn reply<T: Serialize>(stream: &mut Stream, left: Duration, result: Result<T>) -> Result<()> {
+    let frame = wire::frame(&Reply::from(result))?;
+    let sent = wire::send(stream, &frame);
+    timeout(left.saturating_add(GREETING), sent)
+        .await
+        .map_err(|_| {
+            let message = "the reply was not taken in time";
+            Error::new(ErrorKind::DeadlineExceeded, OPERATION, message)
+        })??;
+    wire::end(stream).await;
     Ok(())
 }
 
@@ -182,13 +224,17 @@ async fn ask<Q: Question>(
     stream: &mut Stream,
 ) -> Result<()> {
     let answer = match question::<Q>(ticket) {
-        Ok(question) => question.ask(hypervisor, call, ticket.domain).await,
+        Ok(question) => tokio::select! {
+            answer = question.ask(hypervisor, call, ticket.domain) => answer,
+            // Nothing more is said on this connection: who asked has gone, and the question with it, as one that is
+            // dropped in this process.
+            _ = stream.read_u8() => return Ok(()),
+        },
         Err(error) => Err(error),
     };
-    reply(stream, answer).await
+    reply(stream, call.deadline.remaining(), answer).await
 }
 
-/// The console's bytes, both ways, until one side ends it. One that fails is cut, so that the reader is told.
 async fn console(
     hypervisor: &dyn Hypervisor,
     call: Call,
@@ -199,21 +245,10 @@ async fn console(
         Ok(open) => open.open(hypervisor, call, ticket.domain).await,
         Err(error) => Err(error),
     };
-    let ConsoleStream {
-        offset,
-        stream: mut bytes,
-    } = match opened {
+    let opened = match opened {
         Ok(opened) => opened,
-        Err(error) => return reply::<()>(stream, Err(error)).await,
+        Err(error) => return reply::<()>(stream, call.deadline.remaining(), Err(error)).await,
     };
-    wire::write(stream, &Reply::Answer(offset)).await?;
-    let copied = copy_bidirectional(&mut bytes, stream).await;
-    copied.map(drop).map_err(|e| {
-        Error::new(
-            ErrorKind::Unavailable,
-            OPERATION,
-            "the console's stream ended",
-        )
-        .caused_by(e)
-    })
+    wire::send(stream, &wire::frame(&Reply::Answer(opened.offset))?).await?;
+    relay(opened.stream, stream).await
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::OPERATION;
 use super::tls::{Identity, is_signed};
 use crate::driver::DomainId;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,7 +55,7 @@ impl Ticket {
         self.until = now.plus(GOOD_FOR);
         let ticket = serde_json::to_string(&self).map_err(|e| {
             let message = "what is asked cannot be written down";
-            Error::new(ErrorKind::Internal, "cluster.peers", message).caused_by(e)
+            Error::new(ErrorKind::Internal, OPERATION, message).caused_by(e)
         })?;
         Ok(Sealed {
             signature: identity.sign(&ticket),
@@ -65,13 +66,20 @@ impl Ticket {
 
 fn refused(why: impl Into<String>) -> Error {
     let message = format!("the ticket was refused: {}", why.into());
-    Error::new(ErrorKind::PermissionDenied, "cluster.peers", message)
+    Error::new(ErrorKind::PermissionDenied, OPERATION, message)
 }
 
 impl Sealed {
-    /// What it says. Nothing of it is true before [`Used::admit`].
-    pub(super) fn open(&self) -> Result<Ticket> {
-        serde_json::from_str(&self.ticket).map_err(|e| refused(format!("it cannot be read: {e}")))
+    /// The ticket, if the process that it names signed it, by the key that is known of that one. Whoever has not proved
+    /// that is told one sentence, whatever was wrong.
+    pub(super) fn open(&self, key_of: impl FnOnce(MemberId) -> Option<PeerKey>) -> Result<Ticket> {
+        let proved = || {
+            let ticket: Ticket = serde_json::from_str(&self.ticket).ok()?;
+            let key = key_of(ticket.by)?;
+            is_signed(key, &self.ticket, &self.signature).then_some(ticket)
+        };
+        // Who has joined a moment ago may not be known here yet.
+        proved().ok_or_else(|| refused("it is of no living process known here").retryable(true))
     }
 }
 
@@ -80,18 +88,8 @@ impl Sealed {
 pub(super) struct Used(Mutex<BTreeMap<Uuid, Timestamp>>);
 
 impl Used {
-    /// Takes a ticket, if the holder of the key made it for `me`, lately, and it was not taken before.
-    pub(super) fn admit(
-        &self,
-        sealed: &Sealed,
-        key: PeerKey,
-        me: MemberId,
-        now: Timestamp,
-    ) -> Result<Ticket> {
-        if !is_signed(key, &sealed.ticket, &sealed.signature) {
-            return Err(refused("its signature is not the asker's"));
-        }
-        let ticket = sealed.open()?;
+    /// Takes a ticket, if it was made for `me`, lately, and not taken before.
+    pub(super) fn admit(&self, ticket: &Ticket, me: MemberId, now: Timestamp) -> Result<()> {
         if ticket.to != me {
             return Err(refused(format!("it is for member {}", ticket.to)));
         }
@@ -108,12 +106,13 @@ impl Used {
         }
         if used.len() >= MAX_USED {
             let message = "more was asked in the last two minutes than can be told apart";
-            return Err(Error::new(ErrorKind::Exhausted, "cluster.peers", message));
+            let error = Error::new(ErrorKind::Exhausted, OPERATION, message);
+            return Err(error.retryable(true));
         }
         if used.insert(ticket.nonce, last).is_some() {
             return Err(refused("it was used before"));
         }
-        Ok(ticket)
+        Ok(())
     }
 }
 
@@ -150,7 +149,7 @@ mod tests {
         (identity.key(), ticket().seal(&identity, NOW).unwrap())
     }
 
-    fn refusal(result: Result<Ticket>) -> String {
+    fn refusal<T: std::fmt::Debug>(result: Result<T>) -> String {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         error.message().to_owned()
@@ -160,22 +159,51 @@ mod tests {
     fn a_ticket_is_good_once_for_one_and_for_a_while() {
         let ((key, sealed), used) = (sealed(), Used::default());
         let other = Identity::generate().unwrap().key();
-        assert!(refusal(used.admit(&sealed, other, ME, NOW)).contains("signature"));
-        let wrong = used.admit(&sealed, key, MemberId(7), NOW);
+        for known in [None, Some(other)] {
+            assert!(refusal(sealed.open(|_| known)).contains("no living process"));
+        }
+        let taken = sealed
+            .open(|by| (by == MemberId(1)).then_some(key))
+            .unwrap();
+        assert_eq!(taken.question, ticket().question);
+        let wrong = used.admit(&taken, MemberId(7), NOW);
         assert!(refusal(wrong).contains("it is for member 2"));
         for off in [NOW.plus(GOOD_FOR * 3), Timestamp::from_millis(1)] {
-            assert!(refusal(used.admit(&sealed, key, ME, off)).contains("clocks"));
+            assert!(refusal(used.admit(&taken, ME, off)).contains("clocks"));
         }
-        let taken = used.admit(&sealed, key, ME, NOW).unwrap();
-        assert_eq!(taken.question, ticket().question);
-        let again = used.admit(&sealed, key, ME, NOW.plus(GOOD_FOR));
+        used.admit(&taken, ME, NOW).unwrap();
+        let again = used.admit(&taken, ME, NOW.plus(GOOD_FOR));
         assert!(refusal(again).contains("used before"));
+    }
+
+    #[test]
+    fn more_tickets_than_can_be_told_apart_are_for_later() {
+        let used = Used::default();
+        let now = |count: u128| {
+            NOW.plus(if count == 0 {
+                GOOD_FOR * 3
+            } else {
+                Duration::ZERO
+            })
+        };
+        let many = MAX_USED as u128;
+        for nonce in (1..=many + 1).chain([0]) {
+            let ticket = Ticket {
+                until: now(nonce),
+                nonce: Uuid::from_u128(nonce),
+                ..ticket()
+            };
+            let taken = used.admit(&ticket, ME, now(nonce));
+            let kind = taken.map_err(|e| (e.kind(), e.is_retryable()));
+            let full = (nonce == many + 1).then_some((ErrorKind::Exhausted, true));
+            assert_eq!(kind.err(), full, "{nonce}");
+        }
     }
 
     proptest! {
         #[test]
         fn a_changed_ticket_is_refused(at in any::<prop::sample::Index>(), with in any::<u8>(), signature: bool) {
-            let ((key, mut sealed), used) = (sealed(), Used::default());
+            let (key, mut sealed) = sealed();
             let mut ticket = sealed.ticket.clone().into_bytes();
             let bytes = if signature { &mut sealed.signature } else { &mut ticket };
             let at = at.index(bytes.len());
@@ -183,7 +211,7 @@ mod tests {
             bytes[at] = with;
             prop_assume!(String::from_utf8(ticket.clone()).is_ok());
             sealed.ticket = String::from_utf8(ticket).unwrap();
-            prop_assert!(used.admit(&sealed, key, ME, NOW).is_err());
+            prop_assert!(sealed.open(|_| Some(key)).is_err());
         }
     }
 }

@@ -15,6 +15,7 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 
+use super::OPERATION;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PeerKey;
 
@@ -40,7 +41,7 @@ impl fmt::Debug for Identity {
 
 fn internal(what: impl fmt::Display) -> Error {
     let message = format!("no key could be made: {what}");
-    Error::new(ErrorKind::Internal, "cluster.peers", message)
+    Error::new(ErrorKind::Internal, OPERATION, message)
 }
 
 impl Identity {

@@ -5,10 +5,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::error::{Error, ErrorKind, Result};
+use super::OPERATION;
+use crate::error::{Error, ErrorKind, Problem, Result};
 
 /// The longest ticket: it comes from someone who has not proved yet who it is.
-pub(super) const MAX_TICKET: u32 = 1 << 20;
+pub(super) const MAX_TICKET: u32 = 256 << 10;
 /// The longest reply: the agent keeps 16 MiB of a program's output at most, and a byte is up to four characters.
 pub(super) const MAX_REPLY: u32 = 160 << 20;
 
@@ -21,6 +22,8 @@ pub(super) enum Reply<T> {
         kind: ErrorKind,
         retryable: bool,
         message: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        problems: Vec<Problem>,
     },
 }
 
@@ -32,6 +35,7 @@ impl<T> From<Result<T>> for Reply<T> {
                 kind: error.kind(),
                 retryable: error.is_retryable(),
                 message: error.report(),
+                problems: error.problems().to_vec(),
             },
         }
     }
@@ -39,7 +43,7 @@ impl<T> From<Result<T>> for Reply<T> {
 
 fn broken(error: std::io::Error) -> Error {
     let message = "the connection broke";
-    Error::new(ErrorKind::Unavailable, "cluster.peers", message).caused_by(error)
+    Error::new(ErrorKind::Unavailable, OPERATION, message).caused_by(error)
 }
 
 fn damaged(why: impl Into<String>) -> Error {
@@ -47,18 +51,33 @@ fn damaged(why: impl Into<String>) -> Error {
         "what came over the connection makes no sense: {}",
         why.into()
     );
-    Error::new(ErrorKind::Corrupt, "cluster.peers", message)
+    Error::new(ErrorKind::Corrupt, OPERATION, message)
 }
 
-pub(super) async fn write<T: Serialize>(
-    to: &mut (impl AsyncWrite + Unpin),
-    what: &T,
-) -> Result<()> {
-    let body = serde_json::to_vec(what).map_err(|e| damaged(e.to_string()))?;
-    let length = u32::try_from(body.len()).map_err(|_| damaged("it is too long"))?;
-    to.write_all(&length.to_be_bytes()).await.map_err(broken)?;
-    to.write_all(&body).await.map_err(broken)?;
+/// What is sent for it.
+pub(super) fn frame<T: Serialize>(what: &T) -> Result<Vec<u8>> {
+    let written = |e: serde_json::Error| {
+        let message = "what is to be sent cannot be written down";
+        Error::new(ErrorKind::Internal, OPERATION, message).caused_by(e)
+    };
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, what).map_err(written)?;
+    let length = u32::try_from(frame.len() - 4)
+        .map_err(|_| damaged(format!("{} bytes to be sent", frame.len())))?;
+    frame[..4].copy_from_slice(&length.to_be_bytes());
+    Ok(frame)
+}
+
+pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<()> {
+    to.write_all(frame).await.map_err(broken)?;
     to.flush().await.map_err(broken)
+}
+
+/// Nothing more comes from this side. The other one may have gone already.
+pub(super) async fn end(to: &mut (impl AsyncWrite + Unpin)) {
+    if let Err(error) = to.shutdown().await {
+        tracing::trace!(%error, "the other side did not wait for the end");
+    }
 }
 
 pub(super) async fn read<T: DeserializeOwned>(
@@ -107,7 +126,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(text in ".*", cut in any::<prop::sample::Index>()) {
             let mut sent = Vec::new();
-            block(write(&mut sent, &text)).unwrap();
+            block(send(&mut sent, &frame(&text).unwrap())).unwrap();
             let read_back: String = block(read(&mut sent.as_slice(), MAX_TICKET)).unwrap();
             prop_assert_eq!(&read_back, &text);
             let short = &sent[..cut.index(sent.len())];

@@ -48,6 +48,14 @@ async fn two(ground: &mut Ground, peers: [Option<Peers>; 2]) -> [Cluster; 2] {
     [owner, controller]
 }
 
+/// Waits until the other side lets go of a connection, and has said next to nothing.
+async fn closed(mut connection: TcpStream) {
+    let mut answer = Vec::new();
+    // It may end in a reset, too.
+    let _ = connection.read_to_end(&mut answer).await;
+    assert!(answer.len() < 16, "{answer:?}");
+}
+
 #[tokio::test]
 async fn a_guest_is_asked_through_the_process_that_looks_after_it() {
     let mut ground = Ground::new(1);
@@ -75,17 +83,39 @@ async fn a_guest_is_asked_through_the_process_that_looks_after_it() {
     let address = members
         .iter()
         .find_map(|m| m.endpoint.as_ref()?.address.clone());
-    let mut stranger = TcpStream::connect(address.unwrap()).await.unwrap();
+    let address = address.unwrap();
+    let mut stranger = TcpStream::connect(&address).await.unwrap();
     stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let mut answer = Vec::new();
-    // The connection may end in a reset, too.
-    let _ = stranger.read_to_end(&mut answer).await;
-    assert!(answer.len() < 16, "{answer:?}");
+    closed(stranger).await;
     there.stats(call()).await.unwrap();
 
+    // Neither is more heard than what one asks for, nor longer than it is asked.
+    let argv = ["x".repeat(300_000)];
+    let (long, words) = kind(there.exec(call(), &argv).await);
+    assert_eq!(long, ErrorKind::Invalid);
+    assert!(words.contains("may have 262144 bytes"), "{words}");
+
+    let address = TcpStream::connect(&address).await.unwrap();
+    owner.shutdown(soon()).await.unwrap();
+    closed(address).await;
     drop((owner, here));
     let (lost, words) = kind(there.stats(call()).await);
     assert_eq!(lost, ErrorKind::Unavailable, "{words}");
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_does_not_hold_a_question_past_its_deadline() {
+    let mut ground = Ground::new(1);
+    let (builder, line) = ground.builder(Role::Both, &[0]);
+    let cluster = builder.build().await.unwrap();
+    let vm = cluster.vms().create(spec("web")).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    line.cut();
+    let brief = Call::within(Duration::from_millis(50));
+    let (late, words) = kind(vm.stats(brief).await);
+    assert_eq!(late, ErrorKind::DeadlineExceeded, "{words}");
+    line.mend();
+    vm.stats(call()).await.unwrap();
 }
 
 #[tokio::test]
@@ -118,12 +148,33 @@ async fn an_address_that_cannot_be_taken_or_reached_is_refused() {
     let mut ground = Ground::new(1);
     let taken = std::net::TcpListener::bind(loopback()).unwrap();
     let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    for (on, expected) in [
-        (taken.local_addr().unwrap(), ErrorKind::FailedPrecondition),
-        (everywhere, ErrorKind::Invalid),
-    ] {
+    let announced = |address: &str| Peers::listening(loopback()).announced_as(address);
+    let taken = Peers::listening(taken.local_addr().unwrap());
+    let unused = Peers::asking_only().announced_as("10.0.0.7:7000");
+    let wrong = [
+        "",
+        "alpha",
+        "alpha:",
+        ":7000",
+        "alpha:0",
+        "0.0.0.0:7000",
+        "fd00::7:7000",
+        "a b:1",
+    ];
+    let refused = [(taken, ErrorKind::FailedPrecondition)].into_iter();
+    let invalid = [Peers::listening(everywhere), unused];
+    let invalid = invalid.into_iter().chain(wrong.map(announced));
+    for (peers, expected) in refused.chain(invalid.map(|peers| (peers, ErrorKind::Invalid))) {
         let (builder, _) = ground.builder(Role::Owner, &[0]);
-        let built = builder.peers(Peers::listening(on)).build().await;
-        assert_eq!(kind(built).0, expected);
+        let built = builder.peers(peers.clone()).build().await;
+        assert_eq!(kind(built).0, expected, "{peers:?}");
+    }
+    for right in ["10.0.0.7:7000", "[fd00::7]:7000", "alpha.example:7000"] {
+        let mut ground = Ground::new(1);
+        let (builder, _) = ground.builder(Role::Owner, &[0]);
+        let built = builder.peers(announced(right)).build().await.unwrap();
+        let members = built.members().list(&ListRequest::new()).await.unwrap();
+        let address = members.items[0].endpoint.as_ref().unwrap().address.clone();
+        assert_eq!(address.as_deref(), Some(right));
     }
 }

@@ -361,11 +361,20 @@ impl Shell {
         start: ConsoleStart,
     ) -> Self {
         let consoles = hypervisor.consoles().unwrap();
-        let console = consoles.open(call(), id, start).await.unwrap();
+        Self::on(consoles.open(call(), id, start).await.unwrap())
+    }
+
+    /// On a console that is open.
+    pub(crate) fn on(console: ConsoleStream) -> Self {
         Self {
             console,
             seen: String::new(),
         }
+    }
+
+    /// The console, with what was not read yet.
+    pub(crate) fn into_inner(self) -> ConsoleStream {
+        self.console
     }
 
     /// The offset of what was not read yet.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::timeout_at;
+
 use super::super::request::refuse_change_options;
 use super::VmHandle;
 use crate::driver::{
@@ -23,9 +25,13 @@ enum Reached {
 
 impl VmHandle {
     /// The domain of the present run, and who answers for it.
-    async fn reach(&self, verb: &'static str) -> Result<(Reached, DomainId)> {
+    async fn reach(&self, verb: &'static str, call: Call) -> Result<(Reached, DomainId)> {
         self.inner().authorize(self.cluster.options(), verb)?;
-        let view = self.get().await?;
+        let view = timeout_at(call.deadline.instant(), self.get()).await;
+        let view = view.map_err(|_| {
+            let message = "the store did not answer in time";
+            Error::new(ErrorKind::DeadlineExceeded, verb, message).with("vm", self.id)
+        })??;
         let run = view.run.filter(|r| r.phase.may_run()).ok_or_else(|| {
             Error::new(
                 ErrorKind::FailedPrecondition,
@@ -60,7 +66,7 @@ impl VmHandle {
     }
 
     async fn ask<Q: Question>(&self, call: Call, question: Q) -> Result<Q::Answer> {
-        let (reached, id) = self.reach(Q::VERB).await?;
+        let (reached, id) = self.reach(Q::VERB, call).await?;
         match reached {
             Reached::Here(hypervisor) => question.ask(&*hypervisor, call, id).await,
             #[cfg(feature = "peers")]
@@ -86,7 +92,7 @@ impl VmHandle {
     /// for a change only.
     pub async fn console(&self, call: Call, start: ConsoleStart) -> Result<ConsoleStream> {
         refuse_change_options(self.cluster.options(), OpenConsole::VERB)?;
-        let (reached, id) = self.reach(OpenConsole::VERB).await?;
+        let (reached, id) = self.reach(OpenConsole::VERB, call).await?;
         let open = OpenConsole(start);
         match reached {
             Reached::Here(hypervisor) => open.open(&*hypervisor, call, id).await,
