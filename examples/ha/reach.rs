@@ -42,7 +42,7 @@ pub(crate) async fn reach(ground: &Ground) -> Result<usize> {
             ) && took < ANSWER * 2 =>
         {
             ground.line.note(format!(
-                "host {host} is cut off, and that is told after {}: {}",
+                "host {host} is cut off, and that is told after {} ms: {}",
                 millis(took),
                 error.report()
             ));
@@ -89,7 +89,7 @@ async fn read(ground: &Ground, guest: &Guest, host: &str) -> Result<()> {
     };
     let beat = tokio::time::timeout(ANSWER * 20, beat).await??;
     ground.line.note(format!(
-        "guest {} on host {host}: its statistics came in {}, its console says {:?}",
+        "guest {} on host {host}: its statistics came in {} ms, its console says {:?}",
         guest.name,
         millis(took),
         beat.trim_end()

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use novacron_core::cluster::ListRequest;
 use novacron_core::model::{MemberId, Role};
 use novacron_core::store::Store as _;
@@ -12,7 +11,7 @@ use novacron_core::{Clock, Cluster, Phase, TimerClock, Timestamp};
 use tokio::time::Instant;
 
 use crate::ground::{Ground, TTL, node};
-use crate::{soon, spec};
+use crate::{Changes, soon, spec};
 
 /// A clock that can be set.
 #[derive(Clone, Debug)]
@@ -37,14 +36,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// What is told of a process's clock, once something else is told than `before`.
 async fn told(cluster: &Cluster, member: MemberId, before: Option<i64>) -> Option<i64> {
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(cluster).await;
     loop {
         let members = cluster.members().list(&ListRequest::new()).await.unwrap();
         let found = members.items.iter().find(|m| m.id == member).unwrap();
         if found.clock_off_secs != before {
             return found.clock_off_secs;
         }
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
 }
 
@@ -129,13 +128,13 @@ async fn a_clock_that_is_set_by_an_hour_delays_nothing() {
         let set = Instant::now();
         let me = other.members().me();
         drop(other);
-        let mut changes = leader.watch(None).await.unwrap();
+        let mut changes = Changes::of(&leader).await;
         loop {
             let members = leader.members().list(&ListRequest::new()).await.unwrap();
             if members.items.iter().any(|m| m.id == me && !m.is_alive()) {
                 break;
             }
-            changes.next().await.unwrap().unwrap();
+            changes.next().await;
         }
         // Its lease had to run out, and the leader to be sure that the store is well.
         assert!(set.elapsed() < TTL * 3, "{:?}", set.elapsed());

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::StreamExt;
 use novacron_core::cluster::{Evidence, ListRequest, OperationHandle, VmHandle};
 use novacron_core::driver::FirstFit;
 use novacron_core::model::{
@@ -13,7 +12,7 @@ use novacron_core::sim::{SimFence, SimHypervisor, SimStorage};
 use novacron_core::{Cluster, Deadline, ErrorKind, MiB, Phase, RequestOptions, SeededIds, VmSpec};
 
 use crate::ground::node;
-use crate::{Site, soon, spec, tells};
+use crate::{Changes, Site, soon, spec, tells};
 
 /// Runs a VM, first on this node, later on any.
 async fn runs_on(cluster: &Cluster, spec: VmSpec, at: usize) -> VmHandle {
@@ -49,13 +48,13 @@ async fn place(vm: &VmHandle) -> String {
 
 /// Waits until it runs on the node.
 async fn arrives(cluster: &Cluster, vm: &VmHandle, at: usize) {
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(cluster).await;
     loop {
         let view = vm.get().await.unwrap();
         if view.phase == Phase::Running && place(vm).await == node(at).to_string() {
             return;
         }
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
 }
 
@@ -124,7 +123,7 @@ async fn no_more_leave_at_a_time_than_may_and_none_is_stopped_without_room() {
         vms.push(runs_on(&cluster, big(&format!("big-{n}")), 0).await);
     }
     let there = runs_on(&cluster, big("there"), 1).await;
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     let operation = evacuate(&cluster, 0, Returning::Stay).await;
     // There is room for two of the three: the third runs on.
     tells(&operation, "1 VM(s) left").await;
@@ -142,7 +141,7 @@ async fn no_more_leave_at_a_time_than_may_and_none_is_stopped_without_room() {
         if running == 3 {
             break;
         }
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
     assert!(moving <= 2, "{moving} at once");
     there.stop().await.unwrap().wait(soon()).await.unwrap();
@@ -213,9 +212,9 @@ async fn an_evacuation_can_be_cancelled_and_is_superseded() {
         .set_schedulable(&node(0), false)
         .await
         .unwrap();
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     while again.get().await.unwrap().state == OperationState::Running {
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
     assert_eq!(again.get().await.unwrap().state, OperationState::Superseded);
     let error = again.cancel().await.unwrap_err();
@@ -301,14 +300,14 @@ async fn a_host_that_comes_back_ends_its_copies_before_it_is_reported() {
         arrives(&cluster, vm, 1).await;
         assert_eq!(site.world.running(vm.id()).len(), 2, "the word was wrong");
     }
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     site.world.set_reachable(host, true);
     loop {
         let status = nodes.get(&zero).await.unwrap().status.unwrap();
         if status.state == NodeState::Available {
             break;
         }
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
     for vm in &vms {
         assert_eq!(site.world.running(vm.id()).len(), 1);
@@ -331,7 +330,7 @@ async fn lost_vms_come_back_by_priority_a_few_at_a_time() {
         by_priority.push((priority, vm));
     }
     let host = site.world.hosts()[0];
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     cluster
         .nodes()
         .set_schedulable(&node(0), false)
@@ -359,7 +358,7 @@ async fn lost_vms_come_back_by_priority_a_few_at_a_time() {
         }
         most = most.max(starting);
         if seen.len() < by_priority.len() {
-            changes.next().await.unwrap().unwrap();
+            changes.next().await;
         }
     }
     let high: BTreeSet<VmId> = by_priority
@@ -430,9 +429,9 @@ async fn vms_of_a_group_are_apart_also_when_they_come_back() {
     site.world.reboot(site.world.hosts()[at]);
     let view = lost.wait_for(Phase::Pending, soon()).await.unwrap();
     let mut reason = view.reason;
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     while !reason.contains("anti-affinity") {
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
         reason = lost.get().await.unwrap().reason;
     }
     let report = cluster.nodes().if_lost(&node(1)).await.unwrap();

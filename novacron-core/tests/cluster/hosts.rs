@@ -1,12 +1,11 @@
 //! Hosts that reboot, change or go, and guests that nobody can tell of.
 
-use futures::StreamExt;
 use novacron_core::cluster::VolumeSpec;
 use novacron_core::model::{Exit, NodeId, NodeState, StopProof};
 use novacron_core::sim::{SimHypervisor, SimStorage};
 use novacron_core::{Bytes, Cluster, ErrorKind, Phase, SeededIds};
 
-use crate::{Site, soon, spec};
+use crate::{Changes, Site, soon, spec};
 
 /// The same records and pool, with these hosts under these names.
 async fn rebuilt(site: &Site, seed: u64, nodes: &[(&str, usize)]) -> Cluster {
@@ -112,14 +111,14 @@ async fn after_a_reboot_the_volumes_are_free() {
     attach.wait(soon()).await.unwrap();
     let (host, _) = site.world.running(vm.id())[0];
     vm.detach("data").await.unwrap();
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     site.world.reboot(host);
     let rebooted = async || {
         let view = vm.get().await.unwrap();
         view.run.is_some_and(|r| r.epoch.0 > 1) && view.phase == Phase::Running
     };
     while !rebooted().await {
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
     // Neither the record nor the backend holds on to it.
     let grow = data.grow(Bytes::gib(2)).await.unwrap();

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
 use novacron_core::cluster::{ImageSpec, ListRequest, Verdict, VolumeSpec};
 use novacron_core::driver::Call;
 use novacron_core::model::{Epoch, Exit, ImageSource, NetworkKind, NicSpec, NodeId, Power};
 use novacron_core::{Bytes, ErrorKind, MiB, Phase, RequestOptions, VmSpec};
 
-use crate::{Site, soon, spec};
+use crate::{Changes, Site, soon, spec};
 
 #[tokio::test(start_paused = true)]
 async fn a_vm_is_created_stopped_started_and_deleted() {
@@ -349,9 +348,9 @@ async fn a_nic_is_attached_and_detached_while_its_vm_runs() {
     let gone = vm.detach_nic(port).await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     // The port is released after the guest let go of it, and then it goes itself.
-    let mut changes = cluster.watch(None).await.unwrap();
+    let mut changes = Changes::of(&cluster).await;
     while !site.records("port").await.is_empty() {
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
     assert!(site.world.artefacts().ports.is_empty());
     network.delete().await.unwrap();

@@ -35,14 +35,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gate::Gate;
-use novacron_core::cluster::{OperationHandle, Retention};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use novacron_core::cluster::{ObjectChange, OperationHandle, Retention};
 use novacron_core::driver::{AttachRequest, AttachmentSource, Call, StorageBackend};
 use novacron_core::model::{
     DiskSource, Epoch, ImageSource, NodeId, OperationState, PoolId, VmId, VolumeId,
 };
 use novacron_core::sim::{SimHypervisor, SimNetwork, SimSource, SimStorage, SimWorld};
 use novacron_core::store::{ListOptions, MemoryStore, Record, Store};
-use novacron_core::{Bytes, Cluster, Deadline, MiB, SeededIds, TimerClock, Timestamp, VmSpec};
+use novacron_core::{
+    Bytes, Cluster, Deadline, MiB, Result, SeededIds, TimerClock, Timestamp, VmSpec,
+};
+use tokio::time::timeout_at;
 
 pub struct Site {
     pub world: SimWorld,
@@ -114,9 +119,33 @@ pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(120))
 }
 
+/// The changes that a process sees, for as long as a test may wait for one of them.
+pub struct Changes {
+    stream: BoxStream<'static, Result<ObjectChange>>,
+    end: Deadline,
+}
+
+impl Changes {
+    pub async fn of(cluster: &Cluster) -> Self {
+        Self {
+            stream: cluster.watch(None).await.unwrap(),
+            end: soon(),
+        }
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        let next = timeout_at(self.end.instant(), self.stream.next()).await;
+        next.expect("what is waited for comes in time")
+            .unwrap()
+            .unwrap();
+    }
+}
+
 /// Waits for what an operation tells of its progress.
 pub async fn tells(operation: &OperationHandle, what: &str) {
-    loop {
+    // Time stands still meanwhile.
+    for _ in 0..1_000_000 {
         let now = operation.get().await.unwrap();
         assert_eq!(now.state, OperationState::Running, "{}", now.progress);
         if now.progress.contains(what) {
@@ -124,6 +153,7 @@ pub async fn tells(operation: &OperationHandle, what: &str) {
         }
         tokio::task::yield_now().await;
     }
+    panic!("{what:?} was never told");
 }
 
 pub fn spec(name: &str) -> VmSpec {

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use novacron_core::driver::{Call, Watchdog};
 use novacron_core::model::Role;
 use novacron_core::sim::SimWatchdog;
 use novacron_core::{Cluster, Deadline, Error, ErrorKind, Phase, Result};
 
 use crate::ground::{Ground, TTL, node};
-use crate::{soon, spec};
+use crate::{Changes, soon, spec};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -61,13 +60,13 @@ async fn a_lost_host_ends_itself_before_its_vms_run_elsewhere() {
     let boot = ground.site.world.boot_id(host);
     drop(first);
     let vm = second.vms().by_id(id);
-    let mut changes = second.watch(None).await.unwrap();
+    let mut changes = Changes::of(&second).await;
     loop {
         let view = vm.get().await.unwrap();
         if view.run.as_ref().is_some_and(|run| run.node == node(1)) {
             break;
         }
-        changes.next().await.unwrap().unwrap();
+        changes.next().await;
     }
     assert_ne!(ground.site.world.boot_id(host), boot, "it ended itself");
     vm.wait_for(Phase::Running, soon()).await.unwrap();

@@ -80,7 +80,8 @@ impl VmHandle {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::FailedPrecondition`] when it does not run; [`ErrorKind::Unsupported`] when
     /// another process looks after its node, and one of the two was not built with `Builder::peers`;
     /// [`ErrorKind::Unavailable`] when that process cannot be reached, [`ErrorKind::DeadlineExceeded`] when it does not answer
-    /// in time, [`ErrorKind::PermissionDenied`] when it takes this one for lost or the two clocks are a minute apart.
+    /// in time, [`ErrorKind::PermissionDenied`] when it takes this one for lost or the two clocks are a minute apart,
+    /// [`ErrorKind::Exhausted`] when it is asked more at a time than it answers.
     pub async fn stats(&self, call: Call) -> Result<DomainStats> {
         self.ask(call, Stats).await
     }
