@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -202,11 +202,12 @@ async fn a_broken_dump_is_refused_before_anything_is_written() {
     }
 }
 
-/// Fails every commit after the first few.
+/// Fails every commit after the first few. The first of these comes late: after the next one that does not fail.
 #[derive(Debug)]
 struct Failing {
     store: MemoryStore,
     left: std::sync::atomic::AtomicU32,
+    late: Mutex<Option<Commit>>,
 }
 
 #[async_trait]
@@ -222,13 +223,20 @@ impl Store for Failing {
             .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
             .is_err()
         {
+            self.late.lock().unwrap().get_or_insert(commit);
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "store.commit",
                 "cut off",
             ));
         }
-        self.store.commit(commit).await
+        let done = self.store.commit(commit).await;
+        let late = self.late.lock().unwrap().take();
+        if let Some(late) = late {
+            let late = self.store.commit(late).await.unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::Conflict, "{late}");
+        }
+        done
     }
     async fn revision(&self) -> Result<Revision> {
         self.store.revision().await
@@ -279,6 +287,7 @@ async fn a_load_that_was_cut_off_is_begun_again() {
         let failing = Failing {
             store: target.clone(),
             left,
+            late: Mutex::default(),
         };
         let Err(error) = loaded(&failing, &file).await else {
             assert!(commits > 6, "{commits} commits were enough");
@@ -292,11 +301,15 @@ async fn a_load_that_was_cut_off_is_begun_again() {
         let refused = refused.map(|_| ()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
         assert!(refused.to_string().contains("not finished"), "{refused}");
+        let again = Failing {
+            left: u32::MAX.into(),
+            ..failing
+        };
         if commits % 2 == 0 {
-            loaded(&target, &file).await.unwrap();
+            loaded(&again, &file).await.unwrap();
             assert!(diff(&source, &target).await.unwrap().is_empty());
         } else {
-            loaded(&target, &other_file).await.unwrap();
+            loaded(&again, &other_file).await.unwrap();
             assert!(diff(&other, &target).await.unwrap().is_empty());
         }
     }

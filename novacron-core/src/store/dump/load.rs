@@ -1,5 +1,6 @@
 //! From a dump into an empty store.
 
+use futures::stream::{FuturesUnordered, TryStreamExt as _};
 use tokio::io::{AsyncBufRead, AsyncSeek, AsyncSeekExt as _};
 use uuid::Uuid;
 
@@ -13,6 +14,9 @@ use crate::store::{
 use crate::time::IdSource;
 
 const OPERATION: &str = "store.load";
+
+/// Commits under way at a time: a server makes several durable at once.
+const AT_ONCE: usize = 16;
 
 /// Loads a dump into `store`, which must be empty or have been left by a load that was not finished, and checks that
 /// the store then has exactly what the dump has. `ids` names the commits.
@@ -32,19 +36,24 @@ where
 
     rewind(from).await?;
     let mut dump = Reader::open(from).await?;
+    let mut under_way = FuturesUnordered::new();
     let (mut ops, mut bytes) = (Vec::new(), 0);
     while let Some((key, value)) = dump.next().await? {
         let size = key.as_str().len() + value.len();
         if ops.len() == MAX_OPS || bytes + size > MAX_COMMIT_BYTES {
-            apply(store, ids, &guard, std::mem::take(&mut ops)).await?;
+            if under_way.len() == AT_ONCE {
+                under_way.try_next().await?;
+            }
+            under_way.push(apply(store, ids, &guard, std::mem::take(&mut ops)));
             bytes = 0;
         }
         bytes += size;
         ops.push(Op::Put(key, value));
     }
     if !ops.is_empty() {
-        apply(store, ids, &guard, ops).await?;
+        under_way.push(apply(store, ids, &guard, ops));
     }
+    while under_way.try_next().await?.is_some() {}
     if dump.summary() != expected {
         return Err(differs("the dump was changed while it was read"));
     }
@@ -85,8 +94,12 @@ async fn rewind<R: AsyncSeek + Unpin>(from: &mut R) -> Result<()> {
 
 /// Marks the store as being loaded, empty but for the mark. Every later commit requires what this returns.
 async fn begin(store: &dyn Store, ids: &dyn IdSource) -> Result<Precondition> {
-    if let Some(mark) = store.get(&loading()).await? {
-        let guard = Precondition::At(loading(), mark.version);
+    let mark = || vec![Op::Put(loading(), "{\"v\":1,\"body\":{}}".into())];
+    if let Some(found) = store.get(&loading()).await? {
+        // A new mark: what the load before this one may still have under way comes to nothing.
+        let guard = Precondition::At(loading(), found.version);
+        let version = apply(store, ids, &guard, mark()).await?;
+        let guard = Precondition::At(loading(), version);
         loop {
             let options = ListOptions {
                 limit: MAX_OPS,
@@ -111,8 +124,7 @@ async fn begin(store: &dyn Store, ids: &dyn IdSource) -> Result<Precondition> {
             Error::new(ErrorKind::FailedPrecondition, OPERATION, message).with("key", &found.key),
         );
     }
-    let mark = Op::Put(loading(), "{\"v\":1,\"body\":{}}".into());
-    let version = apply(store, ids, &Precondition::Absent(loading()), vec![mark]).await?;
+    let version = apply(store, ids, &Precondition::Absent(loading()), mark()).await?;
     Ok(Precondition::At(loading(), version))
 }
 
