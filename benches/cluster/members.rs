@@ -23,14 +23,15 @@ use crate::Result;
 use crate::figure::{Samples, promised, remark, reported};
 use crate::site::{cpu_time, load, pass, resident};
 use crate::stores::{DURABLE, postgres_store};
-use crate::support::etcd::Etcd;
+use crate::support::etcd::{Etcd, Setup};
 use crate::support::postgres::Server;
 
 /// The names under which this program runs itself.
-pub(crate) const PARTS: [&str; 4] = [
+pub(crate) const PARTS: [&str; 5] = [
     "failover-postgres",
     "failover-etcd",
     "lead-postgres",
+    "lead-etcd",
     "report-postgres",
 ];
 
@@ -39,6 +40,8 @@ const NODES: usize = 10_000;
 const VMS: usize = 100_000;
 const CALLERS: usize = 256;
 const REPORT: Duration = Duration::from_secs(10);
+/// For etcd; 2 GiB unless said otherwise, which the history of so many records outgrows.
+const ROOM: &str = "--quota-backend-bytes=8589934592";
 const WATCHED: Duration = Duration::from_secs(120);
 
 /// Where the members of a cluster find their records.
@@ -51,7 +54,13 @@ impl Ground {
     fn start(store: &str) -> Self {
         match store {
             "postgres" => Self::Postgres(Server::start(true, &DURABLE)),
-            _ => Self::Etcd(Etcd::start()),
+            _ => Self::Etcd(Etcd::start_with(
+                1,
+                &Setup {
+                    args: vec![ROOM.to_owned()],
+                    ..Setup::default()
+                },
+            )),
         }
     }
 

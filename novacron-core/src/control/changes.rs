@@ -11,10 +11,8 @@ use super::index::Index;
 use super::plan::ObjectKey;
 use super::runtime::{Runtime, wait};
 use crate::error::Result;
+use crate::store::paging::{FIRST_PAGE, next_page};
 use crate::store::{Change, ListOptions, Revision, WatchEvent};
-
-/// Records read at a time when the cache is filled.
-const PAGE: usize = 1000;
 
 impl Runtime {
     /// Reads everything as of one revision and watches from there.
@@ -27,19 +25,12 @@ impl Runtime {
         self.lost.clear();
         let mut at = None;
         for prefix in PREFIXES {
-            let mut after = None;
+            let (mut after, mut limit) = (None, FIRST_PAGE);
             loop {
-                let page = store
-                    .list(
-                        prefix,
-                        ListOptions {
-                            after,
-                            limit: PAGE,
-                            at,
-                        },
-                    )
-                    .await?;
+                let page = store.list(prefix, ListOptions { after, limit, at }).await?;
                 at = Some(page.revision);
+                let bytes = page.records.iter().map(|r| r.value.len()).sum();
+                limit = next_page(page.records.len(), bytes);
                 for record in &page.records {
                     let change = Change {
                         key: record.key.clone(),

@@ -27,6 +27,7 @@ mod etcd;
 mod key;
 mod lease;
 mod memory;
+pub(crate) mod paging;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]

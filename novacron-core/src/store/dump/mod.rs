@@ -26,6 +26,7 @@ pub use self::diff::{Difference, diff};
 pub use self::load::{check_dump, load};
 
 use super::crc::{START, crc};
+use super::paging::{FIRST_PAGE, next_page};
 use super::{Key, ListOptions, Record, Revision, Store};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,8 +34,6 @@ use crate::error::{Error, ErrorKind, Result};
 const VERSION: u32 = 1;
 /// Stands in a store whose load was not finished.
 const LOADING: &str = "loading/state";
-/// Records read at once.
-const PAGE: usize = 200;
 
 /// What a dump holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +165,8 @@ fn broken_pipe(error: std::io::Error) -> Error {
 struct Pages<'a> {
     store: &'a dyn Store,
     revision: Revision,
+    /// Of the next page.
+    limit: usize,
     ready: std::vec::IntoIter<Record>,
     /// Where the next page begins, if there is one.
     after: Option<Key>,
@@ -174,7 +175,7 @@ struct Pages<'a> {
 impl<'a> Pages<'a> {
     async fn of(store: &'a dyn Store) -> Result<Self> {
         let options = ListOptions {
-            limit: PAGE,
+            limit: FIRST_PAGE,
             ..ListOptions::default()
         };
         let page = store.list("", options).await?;
@@ -182,6 +183,7 @@ impl<'a> Pages<'a> {
         Ok(Self {
             store,
             revision: page.revision,
+            limit: FIRST_PAGE,
             after: last.filter(|_| page.more),
             ready: page.records.into_iter(),
         })
@@ -196,11 +198,13 @@ impl<'a> Pages<'a> {
         };
         let options = ListOptions {
             after: Some(after),
-            limit: PAGE,
+            limit: self.limit,
             at: Some(self.revision),
         };
         let page = self.store.list("", options).await?;
         let last = page.records.last().map(|record| record.key.clone());
+        let bytes: usize = page.records.iter().map(|record| record.value.len()).sum();
+        self.limit = next_page(page.records.len(), bytes);
         self.after = last.filter(|_| page.more);
         self.ready = page.records.into_iter();
         Ok(self.ready.next())

@@ -14,11 +14,9 @@ use super::wire::{
     TxnRequest, get as get_op, range,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::paging::{FIRST_PAGE, next_page};
 use crate::store::{Key, ListOptions, Page, Record, Revision, check};
 use crate::time::Deadline;
-
-/// The most keys in one answer of etcd, which does not limit its answers by size.
-const PAGE: usize = 500;
 
 /// A revision as etcd's integer.
 pub(super) fn int(revision: Revision) -> i64 {
@@ -100,11 +98,11 @@ pub(super) async fn list(
     });
     // One more than asked for tells whether more follow.
     let wanted = options.limit.saturating_add(1);
-    let size = |missing: usize| missing.min(PAGE) as i64;
+    let mut bytes = 0;
     let mut page = RangeRequest {
         key: from,
         range_end: behind(&start),
-        limit: size(wanted),
+        limit: wanted.min(FIRST_PAGE) as i64,
         revision: 0,
     };
     let FirstPage { mut found, tip, at } =
@@ -114,6 +112,7 @@ pub(super) async fn list(
     loop {
         let last = found.kvs.last().map(|kv| next(&kv.key));
         for kv in found.kvs {
+            bytes += kv.key.len() + kv.value.len();
             match keys.record_of(&kv.key) {
                 Some(key) => records.push(record(key, kv)),
                 None => passed_over(&kv.key),
@@ -123,7 +122,8 @@ pub(super) async fn list(
             Some(last) if found.more && records.len() < wanted => page.key = last,
             _ => break,
         }
-        page.limit = size(wanted - records.len());
+        let missing = wanted - records.len();
+        page.limit = missing.min(next_page(records.len(), bytes)) as i64;
         let answer = client.ask_any(OPERATION, deadline, &page).await;
         found = answer.map_err(|error| compacted(error, revision(at), tip))?;
     }
@@ -268,7 +268,7 @@ pub(super) async fn beats(client: &Client, keys: &Keys, prefix: &str) -> Result<
         let page = RangeRequest {
             key: from,
             range_end: range_end.clone(),
-            limit: PAGE as i64,
+            limit: FIRST_PAGE as i64,
             // A beat has no history: the present one is always right.
             revision: 0,
         };
