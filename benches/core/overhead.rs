@@ -23,7 +23,8 @@ use futures::stream::BoxStream;
 use novacron_core::cluster::{Cluster, ImageSpec};
 use novacron_core::driver::{
     BlockExport, Call, Consoles, DiskPivot, Domain, DomainId, DomainSpec, DomainStats, GuestAgent,
-    HotPlug, Hypervisor, HypervisorEvent, MemorySnapshots, MigrationEndpoint, StopMode, StopReport,
+    HotPlug, Hypervisor, HypervisorEvent, MemorySnapshots, MigrationEndpoint, Screens, StopMode,
+    StopReport,
 };
 use novacron_core::model::{CloudInit, HostInfo, ImageSource, NetworkId, NetworkKind, NicSpec};
 use novacron_core::{MiB, Phase, VmSpec};
@@ -125,6 +126,9 @@ impl Hypervisor for Noted {
     }
     fn consoles(&self) -> Option<&dyn Consoles> {
         self.driver.consoles()
+    }
+    fn screens(&self) -> Option<&dyn Screens> {
+        self.driver.screens()
     }
     fn guest_agent(&self) -> Option<&dyn GuestAgent> {
         self.driver.guest_agent()

@@ -14,7 +14,7 @@ const TAIL: usize = 4096;
 
 /// A guest's serial console with a root shell on it.
 pub(crate) struct Console {
-    stream: Pin<Box<dyn driver::Console>>,
+    stream: Pin<Box<dyn driver::ByteStream>>,
     unread: Vec<u8>,
     tail: Vec<u8>,
     commands: u32,

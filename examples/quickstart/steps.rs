@@ -16,6 +16,7 @@ use novacron_core::model::{
 };
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
 use novacron_examples::leftovers;
+use tokio::io::AsyncReadExt;
 
 use crate::Result;
 use crate::console::{Console, Ready};
@@ -77,7 +78,7 @@ impl App {
         step("create a network and a VM", secs(60), self.create()).await?;
         step("wait for the guest's ready line", secs(120), self.boot()).await?;
         step(
-            "run a command on the serial console",
+            "run a command on the serial console, see the screen",
             secs(30),
             self.look_around(),
         )
@@ -196,7 +197,17 @@ impl App {
         })?;
         let keys = console.run("cat /root/.ssh/authorized_keys").await?;
         ensure(keys == KEY, || format!("authorized_keys says {keys:?}"))?;
-        Ok(format!("the seed's file and key are there, under {kernel}"))
+        let mut screen = self.vm()?.vnc(Call::within(secs(10))).await?;
+        let mut speaks = [0; 12];
+        screen.read_exact(&mut speaks).await?;
+        let speaks = String::from_utf8_lossy(&speaks);
+        ensure(speaks.starts_with("RFB "), || {
+            format!("the screen says {speaks:?}")
+        })?;
+        Ok(format!(
+            "the seed's file and key are there, under {kernel}; its screen speaks {}",
+            speaks.trim_end()
+        ))
     }
 
     async fn attach(&mut self) -> Result<String> {

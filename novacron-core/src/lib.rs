@@ -48,7 +48,7 @@
 //! | `sqlite` | yes | `store::SqliteStore`, with sqlite3 built in (needs a C compiler) |
 //! | `postgres` | | `store::PostgresStore`, shared by many processes; TLS by rustls with ring (needs a C compiler) |
 //! | `etcd` | | `store::EtcdStore`, over TLS by rustls if wanted (needs a C compiler) |
-//! | `peers` | | [`cluster::Peers`]: consoles, statistics and agents of guests that another process looks after, over TLS by rustls with ring (needs a C compiler) |
+//! | `peers` | | [`cluster::Peers`]: consoles, screens, statistics and agents of guests that another process looks after, over TLS by rustls with ring (needs a C compiler) |
 //! | `sim` | | the module `sim`: simulated drivers, to test a program without a hypervisor |
 //! | `conformance` | | the module `conformance`: one suite per trait, for whoever implements one; brings `sim` |
 //!

@@ -1,12 +1,14 @@
 //! What a running guest's hypervisor is asked: by the process that looks after the node, for itself or for another one.
 
+use std::pin::Pin;
+
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{
-    AgentOutput, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats, GuestAddress,
-    GuestAgent, Hypervisor,
+    AgentOutput, ByteStream, Call, ConsoleStart, DomainId, DomainStats, GuestAddress, GuestAgent,
+    Hypervisor,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -49,23 +51,62 @@ impl Question for Stats {
     }
 }
 
-/// Where the console's stream begins. Its bytes follow on the same way.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct OpenConsole(pub(crate) ConsoleStart);
+/// A question whose answer goes on as a stream of bytes, both ways.
+#[async_trait]
+pub(crate) trait Open: Serialize + DeserializeOwned + Send + Sync {
+    const VERB: &'static str;
+    /// What is said before the bytes.
+    type Head: Serialize + DeserializeOwned + Send;
 
-impl OpenConsole {
-    pub(crate) const VERB: &'static str = "vm.console";
-
-    pub(crate) async fn open(
+    async fn open(
         &self,
         hypervisor: &dyn Hypervisor,
         call: Call,
         id: DomainId,
-    ) -> Result<ConsoleStream> {
+    ) -> Result<(Self::Head, Pin<Box<dyn ByteStream>>)>;
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Console(pub(crate) ConsoleStart);
+
+#[async_trait]
+impl Open for Console {
+    const VERB: &'static str = "vm.console";
+    /// The offset of the first byte.
+    type Head = u64;
+
+    async fn open(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        call: Call,
+        id: DomainId,
+    ) -> Result<(u64, Pin<Box<dyn ByteStream>>)> {
         let consoles = hypervisor
             .consoles()
             .ok_or_else(|| unsupported(Self::VERB))?;
-        consoles.open(call, id, self.0).await
+        let console = consoles.open(call, id, self.0).await?;
+        Ok((console.offset, console.stream))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Vnc;
+
+#[async_trait]
+impl Open for Vnc {
+    const VERB: &'static str = "vm.vnc";
+    type Head = ();
+
+    async fn open(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        call: Call,
+        id: DomainId,
+    ) -> Result<((), Pin<Box<dyn ByteStream>>)> {
+        let screens = hypervisor
+            .screens()
+            .ok_or_else(|| unsupported(Self::VERB))?;
+        Ok(((), screens.vnc(call, id).await?))
     }
 }
 

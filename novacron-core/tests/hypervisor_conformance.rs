@@ -62,7 +62,7 @@ impl Fixture {
 #[async_trait]
 impl HypervisorFixture for Fixture {
     fn lacks(&self) -> BTreeSet<Ability> {
-        [Ability::Consoles, Ability::GuestAgent].into()
+        [Ability::Consoles, Ability::GuestAgent, Ability::Screens].into()
     }
 
     fn patience(&self) -> Duration {

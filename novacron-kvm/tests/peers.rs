@@ -1,5 +1,5 @@
-//! A real guest that another process looks after: its console to the last byte, and its agent, over the socket between the
-//! two processes.
+//! A real guest that another process looks after: its console to the last byte, its agent and its screen, over the socket
+//! between the two processes.
 #![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
@@ -70,6 +70,13 @@ async fn a_guest_is_reached_through_the_process_that_looks_after_it() {
         vm.freeze(call()).await.unwrap(),
         vm.thaw(call()).await.unwrap()
     );
+
+    // Its screen.
+    let mut screen = vm.vnc(call()).await.unwrap();
+    let mut version = [0; 12];
+    screen.read_exact(&mut version).await.unwrap();
+    assert!(version.starts_with(b"RFB 003."), "{version:?}");
+    drop(screen);
 
     // The end of a guest, while more is typed.
     shell.send("echo l\"\"ast words; poweroff -f\n").await;

@@ -291,6 +291,11 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Screens.
+    fn screens(&self) -> Option<&dyn Screens> {
+        None
+    }
+
     /// The guest agent.
     fn guest_agent(&self) -> Option<&dyn GuestAgent> {
         None
@@ -346,8 +351,8 @@ pub trait HotPlug: Send + Sync {
 }
 
 /// A byte stream in both directions.
-pub trait Console: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Console for T {}
+pub trait ByteStream: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> ByteStream for T {}
 
 /// Where a console's stream begins. Offsets count the bytes that the guest has written since the domain was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -363,7 +368,7 @@ pub struct ConsoleStream {
     /// The offset of the first byte that will be read; each byte read is one more.
     pub offset: u64,
     /// The bytes. What is written goes to the guest.
-    pub stream: Pin<Box<dyn Console>>,
+    pub stream: Pin<Box<dyn ByteStream>>,
 }
 
 impl fmt::Debug for ConsoleStream {
@@ -384,6 +389,16 @@ pub trait Consoles: Send + Sync {
     /// so slow that its next bytes are not kept any more gets an error, and opens anew. The stream of a domain that has
     /// ended ends after its last byte.
     async fn open(&self, call: Call, id: DomainId, start: ConsoleStart) -> Result<ConsoleStream>;
+}
+
+/// Screens, by VNC (the RFB protocol, RFC 6143).
+#[async_trait]
+pub trait Screens: Send + Sync {
+    /// A connection to a started domain's screen, from the server's `ProtocolVersion` on. It asks for no password: whoever
+    /// calls decides who may look and type. How several viewers get on is theirs to say (`ClientInit`'s shared flag).
+    ///
+    /// *Ends* with the domain.
+    async fn vnc(&self, call: Call, id: DomainId) -> Result<Pin<Box<dyn ByteStream>>>;
 }
 
 /// The guest agent. Its answers are the guest's word, and as hostile as the guest.

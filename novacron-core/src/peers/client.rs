@@ -20,10 +20,10 @@ use uuid::Uuid;
 use super::ticket::Ticket;
 use super::wire::{self, MAX_REPLY, MAX_TICKET, Reply};
 use super::{Asker, tend, tls};
-use crate::driver::{Call, ConsoleStream, DomainId};
+use crate::driver::{ByteStream, Call, DomainId};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{MemberId, NodeId, PeerKey};
-use crate::question::{OpenConsole, Question};
+use crate::question::{Open, Question};
 use crate::time::Timestamp;
 
 /// How much longer than the call the answer is waited for: the driver's own word on the deadline is on its way.
@@ -49,18 +49,14 @@ impl Peer {
         asked.map(|(answer, _)| answer)
     }
 
-    pub(crate) async fn console(
+    pub(crate) async fn open<O: Open>(
         &self,
         call: Call,
         id: DomainId,
-        open: &OpenConsole,
-    ) -> Result<ConsoleStream> {
-        let asked = self.exchange(OpenConsole::VERB, false, call, id, open);
-        let (offset, stream) = asked.await?;
-        Ok(ConsoleStream {
-            offset,
-            stream: Box::pin(Far(stream)),
-        })
+        question: &O,
+    ) -> Result<(O::Head, Pin<Box<dyn ByteStream>>)> {
+        let asked = self.exchange(O::VERB, false, call, id, question).await;
+        asked.map(|(head, stream)| (head, Box::pin(Far(stream)) as _))
     }
 
     /// One ticket, one reply; `effect`: whether something may have happened when no reply comes.
@@ -161,7 +157,7 @@ impl Peer {
     }
 }
 
-/// A console that another process has. The end of the input stays here: the output goes on, and a connection that is closed
+/// A stream that another process has. The end of the input stays here: the output goes on, and a connection that is closed
 /// means that its reader has gone.
 struct Far(TlsStream<TcpStream>);
 

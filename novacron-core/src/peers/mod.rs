@@ -1,4 +1,4 @@
-//! Guests that another process looks after: their consoles, statistics and agents.
+//! Guests that another process looks after: their consoles, screens, statistics and agents.
 //!
 //! ```text
 //!   the process that asks                                      the one that looks after the guest's node
@@ -7,7 +7,7 @@
 //!      ├── TLS 1.3: it has the announced key ───────────────────►│
 //!      ├── a ticket: whom it is for, which domain, what is ─────►│ the asker's announced key signed it; the asker is alive;
 //!      │   asked, until when; signed                             │ it is for this process, in time, and new
-//!      │◄── the answer, or the console's bytes both ways ────────┤ the driver's answer
+//!      │◄── the answer, or a stream's bytes both ways ───────────┤ the driver's answer
 //! ```
 //! The store is the only root of trust: a key lives as long as its process and is announced in its member record, as a raw
 //! public key (RFC 7250), so there are no certificates to make or renew. Nothing of an operation goes through the store, and
@@ -15,7 +15,7 @@
 //! minute, and for one more since two clocks may differ.
 //!
 //! [`tls`] and [`ticket`] are the two halves of the proof, [`wire`] is what is said, [`client`] asks, [`server`] answers,
-//! [`relay`] carries a console.
+//! [`relay`] carries a console or a screen.
 
 mod client;
 mod relay;

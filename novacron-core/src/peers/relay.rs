@@ -1,4 +1,4 @@
-//! A console's bytes between its domain and who asked for it.
+//! The bytes of a console or a screen, between its domain and who asked for it.
 //!
 //! The output alone decides the end: a guest that has stopped takes no input any more, while its last words are still on
 //! their way. Who asked tells by closing the connection that it has gone; the end of its input is not told (`Far`).
@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split}
 use tokio::time::timeout;
 
 use super::{OPERATION, SILENCE, wire};
-use crate::driver::Console;
+use crate::driver::ByteStream;
 use crate::error::{Error, ErrorKind, Result};
 
 const PIECE: usize = 8 << 10;
@@ -17,10 +17,10 @@ const PIECE: usize = 8 << 10;
 /// Until the output ends, fails, or who asked has gone. An output that fails leaves the connection without TLS's word of an
 /// orderly end, so that the reader is told.
 pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
-    console: Pin<Box<dyn Console>>,
+    domain: Pin<Box<dyn ByteStream>>,
     asker: &mut S,
 ) -> Result<()> {
-    let (mut output, input) = split(console);
+    let (mut output, input) = split(domain);
     let (mut typed, mut shown) = split(&mut *asker);
     let ended = tokio::select! {
         ended = copy(&mut output, &mut shown) => ended,
@@ -28,7 +28,7 @@ pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     };
     drop((typed, shown));
     ended.map_err(|e| {
-        let message = "the console's output was cut";
+        let message = "what the domain shows was cut";
         Error::new(ErrorKind::Unavailable, OPERATION, message).caused_by(e)
     })?;
     wire::end(asker).await;
@@ -37,7 +37,7 @@ pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Hands what is typed to the console, as long as that takes it, until who types has gone.
+/// Hands what is typed to the domain, as long as that takes it, until who types has gone.
 async fn typing(from: &mut (impl AsyncRead + Unpin), mut to: Option<impl AsyncWrite + Unpin>) {
     let mut piece = [0; PIECE];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
@@ -121,7 +121,7 @@ mod tests {
         relayed.await.unwrap().unwrap();
     }
 
-    fn silent() -> (Pin<Box<dyn Console>>, DuplexStream) {
+    fn silent() -> (Pin<Box<dyn ByteStream>>, DuplexStream) {
         let (console, guest) = duplex(64);
         (Box::pin(console), guest)
     }

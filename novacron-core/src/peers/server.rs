@@ -22,14 +22,14 @@ use crate::control::executor::Drivers;
 use crate::driver::{Call, Hypervisor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ClusterId, Member, MemberId, PeerKey};
-use crate::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
+use crate::question::{Addresses, Console, Exec, Freeze, Open, Ping, Question, Stats, Thaw, Vnc};
 use crate::records::{Stored, from_record};
 
 /// How many may be showing their tickets at a time; the next one waits.
 const MAX_STRANGERS: usize = 64;
-/// How many questions are answered at a time, and how many consoles are open. One more is refused.
+/// How many questions are answered at a time, and how many consoles and screens are open. One more is refused.
 const MAX_QUESTIONS: usize = 256;
-const MAX_CONSOLES: usize = 256;
+const MAX_STREAMS: usize = 256;
 /// How long a connection may take until its ticket is admitted; and a reply, after its call's deadline, to be taken.
 const GREETING: Duration = Duration::from_secs(10);
 /// After an `accept` that failed, as it does when there are no file descriptors left.
@@ -44,7 +44,7 @@ pub(crate) struct Server {
     acceptor: TlsAcceptor,
     used: Used,
     questions: Semaphore,
-    consoles: Semaphore,
+    streams: Semaphore,
 }
 
 type Stream = TlsStream<TcpStream>;
@@ -65,7 +65,7 @@ impl Server {
             acceptor: TlsAcceptor::from(identity.server()?),
             used: Used::default(),
             questions: Semaphore::new(MAX_QUESTIONS),
-            consoles: Semaphore::new(MAX_CONSOLES),
+            streams: Semaphore::new(MAX_STREAMS),
         })
     }
 
@@ -157,10 +157,9 @@ impl Server {
             Ok(hypervisor) => &**hypervisor,
             Err(error) => return reply::<()>(stream, Duration::ZERO, Err(error)).await,
         };
-        let turns = if ticket.verb == OpenConsole::VERB {
-            &self.consoles
-        } else {
-            &self.questions
+        let turns = match ticket.verb.as_str() {
+            Console::VERB | Vnc::VERB => &self.streams,
+            _ => &self.questions,
         };
         let _turn = match turn(turns) {
             Ok(turn) => turn,
@@ -173,7 +172,8 @@ impl Server {
             Freeze::VERB => ask::<Freeze>(hypervisor, call, ticket, stream).await,
             Thaw::VERB => ask::<Thaw>(hypervisor, call, ticket, stream).await,
             Addresses::VERB => ask::<Addresses>(hypervisor, call, ticket, stream).await,
-            OpenConsole::VERB => console(hypervisor, call, ticket, stream).await,
+            Console::VERB => open::<Console>(hypervisor, call, ticket, stream).await,
+            Vnc::VERB => open::<Vnc>(hypervisor, call, ticket, stream).await,
             other => {
                 let message = format!("this version of NovaCron cannot be asked {other:?}");
                 let error = Error::new(ErrorKind::Unsupported, OPERATION, message);
@@ -199,15 +199,16 @@ fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>> {
 /// `left`: how long who asks waits.
 async fn reply<T: Serialize>(stream: &mut Stream, left: Duration, result: Result<T>) -> Result<()> {
     let frame = wire::frame(&Reply::from(result))?;
-    let sent = wire::send(stream, &frame);
-    timeout(left.saturating_add(GREETING), sent)
-        .await
-        .map_err(|_| {
-            let message = "the reply was not taken in time";
-            Error::new(ErrorKind::DeadlineExceeded, OPERATION, message)
-        })??;
-    wire::end(stream).await;
-    Ok(())
+    let sent = async {
+        wire::send(stream, &frame).await?;
+        wire::end(stream).await;
+        Ok(())
+    };
+    let sent = timeout(left.saturating_add(GREETING), sent).await;
+    sent.unwrap_or_else(|_| {
+        let message = "the reply was not taken in time";
+        Err(Error::new(ErrorKind::DeadlineExceeded, OPERATION, message))
+    })
 }
 
 fn question<Q: serde::de::DeserializeOwned>(ticket: &Ticket) -> Result<Q> {
@@ -235,20 +236,20 @@ async fn ask<Q: Question>(
     reply(stream, call.deadline.remaining(), answer).await
 }
 
-async fn console(
+async fn open<O: Open>(
     hypervisor: &dyn Hypervisor,
     call: Call,
     ticket: &Ticket,
     stream: &mut Stream,
 ) -> Result<()> {
-    let opened = match question::<OpenConsole>(ticket) {
-        Ok(open) => open.open(hypervisor, call, ticket.domain).await,
+    let opened = match question::<O>(ticket) {
+        Ok(question) => question.open(hypervisor, call, ticket.domain).await,
         Err(error) => Err(error),
     };
-    let opened = match opened {
+    let (head, bytes) = match opened {
         Ok(opened) => opened,
         Err(error) => return reply::<()>(stream, call.deadline.remaining(), Err(error)).await,
     };
-    wire::send(stream, &wire::frame(&Reply::Answer(opened.offset))?).await?;
-    relay(opened.stream, stream).await
+    wire::send(stream, &wire::frame(&Reply::Answer(head))?).await?;
+    relay(bytes, stream).await
 }

@@ -16,9 +16,9 @@ use uuid::Uuid;
 use super::notes::{Identity, Metadata};
 use super::xml::{
     Alias, Amount, Backend, Boot, Character, Clock, Controller, Count, Cpu, Devices, Disk,
-    DiskDriver, DiskSource, DomainXml, Empty, Features, Interface, InterfaceModel, InterfaceSource,
-    Log, Mac, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost,
-    Target,
+    DiskDriver, DiskSource, DomainXml, Empty, Features, Graphics, Interface, InterfaceModel,
+    InterfaceSource, Log, Mac, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng,
+    Rom, SourceHost, Target, Typed, Video,
 };
 use crate::accel::Accel;
 
@@ -279,6 +279,17 @@ fn basic_devices(place: &Place) -> Devices {
                 name: Some("org.qemu.guest_agent.0".to_owned()),
                 ..Target::default()
             }),
+        }],
+        graphics: vec![Graphics {
+            kind: "vnc".to_owned(),
+            listens: vec![Typed {
+                kind: "none".to_owned(),
+            }],
+        }],
+        videos: vec![Video {
+            model: Typed {
+                kind: "vga".to_owned(),
+            },
         }],
         rngs: vec![Rng {
             model: "virtio".to_owned(),

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use novacron_core::driver::{
     Call, Consoles, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
-    GuestAgent, HotPlug, Hypervisor, HypervisorEvent, StopMode, StopReport,
+    GuestAgent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
 };
 use novacron_core::model::{HostInfo, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
@@ -125,6 +125,10 @@ impl Hypervisor for LibvirtHypervisor {
 
     fn consoles(&self) -> Option<&dyn Consoles> {
         self.state.config.folder.is_some().then_some(self as _)
+    }
+
+    fn screens(&self) -> Option<&dyn Screens> {
+        uri::is_local(&self.state.config.uri).then_some(self as _)
     }
 
     fn guest_agent(&self) -> Option<&dyn GuestAgent> {

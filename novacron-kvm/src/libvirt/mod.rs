@@ -35,6 +35,7 @@ mod link;
 mod look;
 mod notes;
 mod pool;
+mod screens;
 mod state;
 mod stats;
 mod sys;
@@ -81,6 +82,7 @@ use state::{Config, State};
 /// | life, events, numbers, hot-plug, agent, pivot | yes | yes | yes |
 /// | a cloud-init seed | yes | refused | refused |
 /// | consoles | yes | no | no |
+/// | screens | yes | yes | no |
 /// | boot id | the host's | the host's | none: a reboot proves nothing |
 #[derive(Debug)]
 pub struct LibvirtHypervisor {

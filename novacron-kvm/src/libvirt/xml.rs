@@ -171,6 +171,10 @@ pub(super) struct Devices {
     pub(super) consoles: Vec<Character>,
     #[serde(rename = "channel", skip_serializing_if = "Vec::is_empty")]
     pub(super) channels: Vec<Character>,
+    #[serde(rename = "graphics", skip_serializing_if = "Vec::is_empty")]
+    pub(super) graphics: Vec<Graphics>,
+    #[serde(rename = "video", skip_serializing_if = "Vec::is_empty")]
+    pub(super) videos: Vec<Video>,
     #[serde(rename = "rng", skip_serializing_if = "Vec::is_empty")]
     pub(super) rngs: Vec<Rng>,
     #[serde(rename = "panic", skip_serializing_if = "Vec::is_empty")]
@@ -344,6 +348,31 @@ pub(super) struct Log {
     pub(super) file: String,
     #[serde(rename = "@append", skip_serializing_if = "Option::is_none")]
     pub(super) append: Option<String>,
+}
+
+/// `<graphics>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Graphics {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "listen", skip_serializing_if = "Vec::is_empty")]
+    pub(super) listens: Vec<Typed>,
+}
+
+/// An element that says its type alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Typed {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+}
+
+/// `<video>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Video {
+    pub(super) model: Typed,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::devices::{Properties, blockdev, disk_device, key_value, nic_device};
 use super::firmware::Ovmf;
 use super::net::Link;
+use super::screens;
 use super::spec::StoredSpec;
 use crate::accel::Accel;
 
@@ -91,7 +92,7 @@ impl Machine<'_> {
         line.add("-rtc", "base=utc");
         line.add("-action", "shutdown=pause,panic=pause");
         line.add("-display", "none");
-        line.add("-vnc", "unix:vnc");
+        line.add("-vnc", format!("unix:{}", screens::SOCKET));
         line.add("-device", "VGA");
         line.add("-device", "pvpanic");
     }

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use novacron_core::driver::{
     Call, Consoles, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
-    GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, StopMode, StopReport,
+    GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
 };
 use novacron_core::model::{HostInfo, NodeCapabilities, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
@@ -197,6 +197,10 @@ impl Hypervisor for QemuHypervisor {
     }
 
     fn consoles(&self) -> Option<&dyn Consoles> {
+        Some(self)
+    }
+
+    fn screens(&self) -> Option<&dyn Screens> {
         Some(self)
     }
 

@@ -34,6 +34,7 @@ mod live;
 mod monitor;
 mod net;
 mod pivot;
+mod screens;
 mod spec;
 mod start;
 mod state;

@@ -1,6 +1,7 @@
 //! Reaching a running guest: straight to its hypervisor, past the records; through the process that looks after its node
 //! where this one does not.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::time::timeout_at;
@@ -8,13 +9,14 @@ use tokio::time::timeout_at;
 use super::super::request::refuse_change_options;
 use super::VmHandle;
 use crate::driver::{
-    AgentOutput, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats, GuestAddress, Hypervisor,
+    AgentOutput, ByteStream, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats,
+    GuestAddress, Hypervisor,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::NodeId;
 #[cfg(feature = "peers")]
 use crate::peers::Peer;
-use crate::question::{Addresses, Exec, Freeze, OpenConsole, Ping, Question, Stats, Thaw};
+use crate::question::{Addresses, Console, Exec, Freeze, Open, Ping, Question, Stats, Thaw, Vnc};
 
 /// Who answers for a guest.
 enum Reached {
@@ -92,13 +94,41 @@ impl VmHandle {
     /// As [`VmHandle::stats`]; [`ErrorKind::Unsupported`]; [`ErrorKind::Invalid`] for request options that make sense
     /// for a change only.
     pub async fn console(&self, call: Call, start: ConsoleStart) -> Result<ConsoleStream> {
-        refuse_change_options(self.cluster.options(), OpenConsole::VERB)?;
-        let (reached, id) = self.reach(OpenConsole::VERB, call).await?;
-        let open = OpenConsole(start);
+        let (offset, stream) = self.open(call, Console(start)).await?;
+        Ok(ConsoleStream { offset, stream })
+    }
+
+    /// The screen, as a connection of the RFB protocol (VNC, RFC 6143) from the server's `ProtocolVersion` on, without a
+    /// password: what a viewer speaks over TCP, and noVNC over a WebSocket. Whom the host application lets in, it may hand
+    /// the bytes on to.
+    ///
+    /// ```
+    /// # use novacron_core::{cluster::VmHandle, driver::Call};
+    /// # use std::time::Duration;
+    /// # async fn example(vm: VmHandle, mut viewer: tokio::net::TcpStream) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    /// let mut screen = vm.vnc(Call::within(Duration::from_secs(10))).await?;
+    /// tokio::io::copy_bidirectional(&mut viewer, &mut screen).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`VmHandle::console`].
+    pub async fn vnc(&self, call: Call) -> Result<Pin<Box<dyn ByteStream>>> {
+        self.open(call, Vnc).await.map(|(_, stream)| stream)
+    }
+
+    async fn open<O: Open>(
+        &self,
+        call: Call,
+        question: O,
+    ) -> Result<(O::Head, Pin<Box<dyn ByteStream>>)> {
+        refuse_change_options(self.cluster.options(), O::VERB)?;
+        let (reached, id) = self.reach(O::VERB, call).await?;
         match reached {
-            Reached::Here(hypervisor) => open.open(&*hypervisor, call, id).await,
+            Reached::Here(hypervisor) => question.open(&*hypervisor, call, id).await,
             #[cfg(feature = "peers")]
-            Reached::There(peer) => peer.console(call, id, &open).await,
+            Reached::There(peer) => peer.open(call, id, &question).await,
         }
     }
 

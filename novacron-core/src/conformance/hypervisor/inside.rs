@@ -1,13 +1,14 @@
-//! `stats`, `consoles` and `guest_agent`: what can be seen of a guest.
+//! `stats`, `consoles`, `screens` and `guest_agent`: what can be seen of a guest.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::subject::pause;
 use super::{Ability, HypervisorFixture, Subject};
 use crate::conformance::refusal;
-use crate::driver::{ConsoleStart, Consoles, DomainId};
+use crate::driver::{ByteStream, ConsoleStart, Consoles, DomainId, Screens};
 
 /// A started domain has numbers for each vCPU and each disk, and for each NIC or none.
 pub async fn stats_cover_the_domain(fixture: &dyn HypervisorFixture) {
@@ -100,6 +101,66 @@ async fn console_bytes(
     assert!(count > 0, "the console ended");
     bytes.truncate(count);
     (console.offset, bytes)
+}
+
+/// A screen has a size, to each of its viewers; and a connection to it ends with the domain.
+pub async fn screen_is_shown(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let Some(screens) = s.screens() else {
+        return;
+    };
+    let id = s.running().await.id;
+    let first = viewer(&s, screens, id).await;
+    let (size, mut stream) = viewer(&s, screens, id).await;
+    assert_eq!(first.0, size, "two looks at one screen");
+    assert!(size.0 >= 320 && size.1 >= 200, "{size:?}");
+    s.kill(id).await;
+    let mut rest = Vec::new();
+    let ended = stream.read_to_end(&mut rest);
+    // A server that is killed may not have said that it ends.
+    let _ = s.soon("the end of the screen", ended).await;
+}
+
+/// A domain that is not started has no screen.
+pub async fn screen_needs_a_started_domain(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let Some(screens) = s.screens() else {
+        return;
+    };
+    let ended = s.running().await.id;
+    s.kill(ended).await;
+    for id in [s.defined().await.id, ended, s.fresh()] {
+        refusal("vnc", screens.vnc(s.call(), id).await.map(drop));
+    }
+}
+
+/// Joins the other viewers of a screen (RFC 6143, 7.1 to 7.3): its width and height, and the connection.
+async fn viewer(
+    s: &Subject<'_>,
+    screens: &dyn Screens,
+    id: DomainId,
+) -> ((u16, u16), Pin<Box<dyn ByteStream>>) {
+    const NO_PASSWORD: u8 = 1;
+    let mut stream = screens.vnc(s.call(), id).await.unwrap();
+    let greeted = async {
+        let mut version = [0; 12];
+        stream.read_exact(&mut version).await?;
+        assert!(version.starts_with(b"RFB 003."), "{version:?}");
+        stream.write_all(b"RFB 003.008\n").await?;
+        let mut kinds = vec![0; stream.read_u8().await?.into()];
+        stream.read_exact(&mut kinds).await?;
+        assert!(
+            kinds.contains(&NO_PASSWORD),
+            "a password is asked for: {kinds:?}"
+        );
+        stream.write_u8(NO_PASSWORD).await?;
+        assert_eq!(stream.read_u32().await?, 0, "the server lets nobody in");
+        let shared = 1;
+        stream.write_u8(shared).await?;
+        Ok::<_, std::io::Error>((stream.read_u16().await?, stream.read_u16().await?))
+    };
+    let size = s.soon("the screen's size", greeted).await.unwrap();
+    (size, stream)
 }
 
 /// The agent answers, runs a program to its end, and thaws what is not frozen.

@@ -46,6 +46,8 @@ pub enum Ability {
     DiskPivot,
     /// [`Hypervisor::consoles`].
     Consoles,
+    /// [`Hypervisor::screens`].
+    Screens,
     /// [`Hypervisor::guest_agent`].
     GuestAgent,
     /// The guest ends when its power button is pressed.
@@ -180,6 +182,8 @@ macro_rules! hypervisor_conformance {
             stats_need_a_started_domain
             console_gives_what_the_guest_writes
             console_goes_on_at_an_offset
+            screen_is_shown
+            screen_needs_a_started_domain
             guest_agent_answers
             disk_is_attached_and_detached
             disk_that_another_domain_has_is_refused

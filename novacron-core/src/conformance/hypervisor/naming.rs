@@ -29,6 +29,7 @@ pub async fn accessors_are_those_that_are_declared(fixture: &dyn HypervisorFixtu
     s.disk_pivot();
     s.guest_agent();
     s.declared(Ability::Consoles, s.hypervisor.consoles());
+    s.screens();
 }
 
 /// A host without domains lists none of NovaCron's.

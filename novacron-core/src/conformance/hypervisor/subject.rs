@@ -8,7 +8,7 @@ use super::{Ability, HypervisorFixture};
 use crate::conformance::within;
 use crate::driver::{
     Call, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, GuestAgent, HotPlug,
-    Hypervisor, StopMode, StopReport,
+    Hypervisor, Screens, StopMode, StopReport,
 };
 use crate::model::{ClusterId, Epoch, Exit, VmId};
 use crate::time::{Deadline, SeededIds, Timestamp};
@@ -69,6 +69,10 @@ impl<'f> Subject<'f> {
 
     pub(super) fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
         self.declared(Ability::DiskPivot, self.hypervisor.disk_pivot())
+    }
+
+    pub(super) fn screens(&self) -> Option<&dyn Screens> {
+        self.declared(Ability::Screens, self.hypervisor.screens())
     }
 
     pub(super) fn guest_agent(&self) -> Option<&dyn GuestAgent> {

@@ -1,6 +1,7 @@
 //! A domain.
 
 use std::ffi::c_int;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use virt_sys as sys;
@@ -215,6 +216,16 @@ impl Dom {
             sys::virDomainSnapshotFree(made);
         }
         Ok(())
+    }
+
+    /// A connection to its first graphics, past any password.
+    pub(in super::super) fn graphics(&self) -> LvResult<OwnedFd> {
+        let flags = sys::VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH;
+        // SAFETY: a valid domain.
+        let fd = unsafe { sys::virDomainOpenGraphicsFD(self.pointer(), 0, flags) };
+        done(fd)?;
+        // SAFETY: not negative: a descriptor that is ours to close.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// A command to the guest agent, and its answer, both JSON; it may take that many seconds.
