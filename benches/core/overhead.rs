@@ -22,9 +22,9 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use novacron_core::cluster::{Cluster, ImageSpec};
 use novacron_core::driver::{
-    BlockExport, Call, Consoles, DiskPivot, Domain, DomainId, DomainSpec, DomainStats, GuestAgent,
-    HotPlug, Hypervisor, HypervisorEvent, MemorySnapshots, MigrationEndpoint, Screens, StopMode,
-    StopReport,
+    BlockExport, Call, Consoles, Diagnostics, DiskPivot, Domain, DomainId, DomainSpec, DomainStats,
+    GuestAgent, HotPlug, Hypervisor, HypervisorEvent, MemorySnapshots, MigrationEndpoint, Screens,
+    StopMode, StopReport,
 };
 use novacron_core::model::{CloudInit, HostInfo, ImageSource, NetworkId, NetworkKind, NicSpec};
 use novacron_core::{MiB, Phase, VmSpec};
@@ -129,6 +129,9 @@ impl Hypervisor for Noted {
     }
     fn screens(&self) -> Option<&dyn Screens> {
         self.driver.screens()
+    }
+    fn diagnostics(&self) -> Option<&dyn Diagnostics> {
+        self.driver.diagnostics()
     }
     fn guest_agent(&self) -> Option<&dyn GuestAgent> {
         self.driver.guest_agent()

@@ -1,5 +1,6 @@
 //! What a running guest's hypervisor is asked: by the process that looks after the node, for itself or for another one.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use async_trait::async_trait;
@@ -7,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{
-    AgentOutput, ByteStream, Call, ConsoleStart, DomainId, DomainStats, GuestAddress, GuestAgent,
-    Hypervisor,
+    AgentOutput, ByteStream, Call, ConsoleStart, Diagnostics, DomainId, DomainStats, GuestAddress,
+    GuestAgent, Hypervisor,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -55,6 +56,12 @@ impl Question for Stats {
 #[async_trait]
 pub(crate) trait Open: Serialize + DeserializeOwned + Send + Sync {
     const VERB: &'static str;
+    /// Whether the stream is over when who asked ends its side of it. A console has no such end: its output goes on.
+    #[cfg_attr(
+        not(feature = "peers"),
+        expect(dead_code, reason = "the driver's own stream knows")
+    )]
+    const ENDS_WITH_INPUT: bool;
     /// What is said before the bytes.
     type Head: Serialize + DeserializeOwned + Send;
 
@@ -72,6 +79,7 @@ pub(crate) struct Console(pub(crate) ConsoleStart);
 #[async_trait]
 impl Open for Console {
     const VERB: &'static str = "vm.console";
+    const ENDS_WITH_INPUT: bool = false;
     /// The offset of the first byte.
     type Head = u64;
 
@@ -95,6 +103,7 @@ pub(crate) struct Vnc;
 #[async_trait]
 impl Open for Vnc {
     const VERB: &'static str = "vm.vnc";
+    const ENDS_WITH_INPUT: bool = true;
     type Head = ();
 
     async fn open(
@@ -113,6 +122,38 @@ impl Open for Vnc {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Exec {
     pub(crate) argv: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Nmi;
+
+#[async_trait]
+impl Question for Nmi {
+    const VERB: &'static str = "vm.nmi";
+    const EFFECT: bool = true;
+    type Answer = ();
+
+    async fn ask(&self, hypervisor: &dyn Hypervisor, call: Call, id: DomainId) -> Result<()> {
+        let diagnostics = diagnostics(hypervisor, Self::VERB)?;
+        diagnostics.inject_nmi(call, id).await
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DumpMemory {
+    pub(crate) file: PathBuf,
+}
+
+#[async_trait]
+impl Question for DumpMemory {
+    const VERB: &'static str = "vm.dump_memory";
+    const EFFECT: bool = true;
+    type Answer = ();
+
+    async fn ask(&self, hypervisor: &dyn Hypervisor, call: Call, id: DomainId) -> Result<()> {
+        let diagnostics = diagnostics(hypervisor, Self::VERB)?;
+        diagnostics.dump_memory(call, id, &self.file).await
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -160,6 +201,13 @@ of_the_agent! {
 
 fn agent<'h>(hypervisor: &'h dyn Hypervisor, verb: &'static str) -> Result<&'h dyn GuestAgent> {
     hypervisor.guest_agent().ok_or_else(|| unsupported(verb))
+}
+
+fn diagnostics<'h>(
+    hypervisor: &'h dyn Hypervisor,
+    verb: &'static str,
+) -> Result<&'h dyn Diagnostics> {
+    hypervisor.diagnostics().ok_or_else(|| unsupported(verb))
 }
 
 fn unsupported(verb: &'static str) -> Error {

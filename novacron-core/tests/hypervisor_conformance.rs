@@ -62,7 +62,13 @@ impl Fixture {
 #[async_trait]
 impl HypervisorFixture for Fixture {
     fn lacks(&self) -> BTreeSet<Ability> {
-        [Ability::Consoles, Ability::GuestAgent, Ability::Screens].into()
+        [
+            Ability::Consoles,
+            Ability::Diagnostics,
+            Ability::GuestAgent,
+            Ability::Screens,
+        ]
+        .into()
     }
 
     fn patience(&self) -> Duration {
@@ -115,6 +121,10 @@ impl HypervisorFixture for Fixture {
             binding: PortBinding::User,
             forwards: Vec::new(),
         }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        unreachable!("{name}: there are no diagnostics")
     }
 
     async fn layer(&self, disk: &DiskAttachment, snapshot: SnapshotId) -> PathBuf {

@@ -89,6 +89,10 @@ impl HypervisorFixture for Fixture {
         self.bench.nic(None)
     }
 
+    fn file(&self, name: &str) -> PathBuf {
+        self.bench.path().join(name)
+    }
+
     async fn layer(&self, disk: &DiskAttachment, snapshot: SnapshotId) -> PathBuf {
         self.bench.layer(disk, snapshot)
     }

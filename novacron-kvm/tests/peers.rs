@@ -76,7 +76,29 @@ async fn a_guest_is_reached_through_the_process_that_looks_after_it() {
     let mut version = [0; 12];
     screen.read_exact(&mut version).await.unwrap();
     assert!(version.starts_with(b"RFB 003."), "{version:?}");
-    drop(screen);
+    // A viewer that ends its side ends the connection, although the screen stands still.
+    screen.shutdown().await.unwrap();
+    let over = timeout(SOON, screen.read_to_end(&mut Vec::new())).await;
+    over.unwrap().unwrap();
+
+    // What is done to one that hangs: its kernel counts the interrupts.
+    vm.inject_nmi(call()).await.unwrap();
+    let count = argv("awk '/NMI:/ { print $2 }' /proc/interrupts");
+    let counted = async || {
+        let output = vm.exec(call(), &count).await.unwrap().stdout;
+        String::from_utf8_lossy(&output)
+            .trim()
+            .parse::<u32>()
+            .unwrap()
+    };
+    timeout(SOON, async { while counted().await == 0 {} })
+        .await
+        .unwrap();
+    let core = bench.path().join("core");
+    vm.dump_memory(call(), &core).await.unwrap();
+    assert!(core.metadata().unwrap().len() > 192 << 20);
+    let again = vm.dump_memory(call(), &core).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::AlreadyExists, "{again}");
 
     // The end of a guest, while more is typed.
     shell.send("echo l\"\"ast words; poweroff -f\n").await;

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use async_trait::async_trait;
@@ -296,6 +296,11 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Finding out what is wrong with a guest.
+    fn diagnostics(&self) -> Option<&dyn Diagnostics> {
+        None
+    }
+
     /// The guest agent.
     fn guest_agent(&self) -> Option<&dyn GuestAgent> {
         None
@@ -399,6 +404,21 @@ pub trait Screens: Send + Sync {
     ///
     /// *Ends* with the domain.
     async fn vnc(&self, call: Call, id: DomainId) -> Result<Pin<Box<dyn ByteStream>>>;
+}
+
+/// Finding out what is wrong with a guest that hangs, or may be broken into.
+#[async_trait]
+pub trait Diagnostics: Send + Sync {
+    /// Gives each vCPU of a started domain a non-maskable interrupt. What its kernel makes of that is for it to say: Linux
+    /// logs it, or panics (`kernel.unknown_nmi_panic`), Windows writes a crash dump.
+    async fn inject_nmi(&self, call: Call, id: DomainId) -> Result<()>;
+
+    /// Writes a started domain's memory into a new file of the host, as an ELF core for `crash` or `drgn`. The vCPUs are held
+    /// meanwhile. The file has what the guest has in memory, secrets and all; it is its owner's alone.
+    ///
+    /// *Holds on return:* the file is whole, and the domain goes on as before. *Errors:* `AlreadyExists` for a file that is
+    /// there, where the driver can see it. *Left behind on failure:* nothing; after `OutcomeUnknown` the dump may go on.
+    async fn dump_memory(&self, call: Call, id: DomainId, file: &Path) -> Result<()>;
 }
 
 /// The guest agent. Its answers are the guest's word, and as hostile as the guest.

@@ -31,10 +31,10 @@ pub use block_export::{BlockExport, ExportDisk, ExportRequest, ExportedDisk};
 pub use changed_blocks::{ChangedBlocks, Extent};
 pub use fence::{Fence, FenceTarget};
 pub use hypervisor::{
-    AgentOutput, ByteStream, ConsoleStart, ConsoleStream, Consoles, DiskAttachment, DiskPivot,
-    DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats, GuestAddress,
-    GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicAttachment, NicStats, Screens,
-    Seed, StopMode, StopReport,
+    AgentOutput, ByteStream, ConsoleStart, ConsoleStream, Consoles, Diagnostics, DiskAttachment,
+    DiskPivot, DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
+    GuestAddress, GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicAttachment,
+    NicStats, Screens, Seed, StopMode, StopReport,
 };
 pub use memory_snapshots::MemorySnapshots;
 pub use migration::{
@@ -88,6 +88,7 @@ mod tests {
         Box<dyn HotPlug>,
         Box<dyn Consoles>,
         Box<dyn Screens>,
+        Box<dyn Diagnostics>,
         Box<dyn GuestAgent>,
         Box<dyn DiskPivot>,
         Box<dyn MemorySnapshots>,

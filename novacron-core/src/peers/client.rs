@@ -56,7 +56,14 @@ impl Peer {
         question: &O,
     ) -> Result<(O::Head, Pin<Box<dyn ByteStream>>)> {
         let asked = self.exchange(O::VERB, false, call, id, question).await;
-        asked.map(|(head, stream)| (head, Box::pin(Far(stream)) as _))
+        asked.map(|(head, stream)| {
+            let stream: Pin<Box<dyn ByteStream>> = if O::ENDS_WITH_INPUT {
+                Box::pin(stream)
+            } else {
+                Box::pin(KeptOpen(stream))
+            };
+            (head, stream)
+        })
     }
 
     /// One ticket, one reply; `effect`: whether something may have happened when no reply comes.
@@ -157,11 +164,10 @@ impl Peer {
     }
 }
 
-/// A stream that another process has. The end of the input stays here: the output goes on, and a connection that is closed
-/// means that its reader has gone.
-struct Far(TlsStream<TcpStream>);
+/// The end of the input stays here: the output goes on, and a connection that is closed means that its reader has gone.
+struct KeptOpen(TlsStream<TcpStream>);
 
-impl AsyncRead for Far {
+impl AsyncRead for KeptOpen {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -171,7 +177,7 @@ impl AsyncRead for Far {
     }
 }
 
-impl AsyncWrite for Far {
+impl AsyncWrite for KeptOpen {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -54,7 +54,8 @@ fn tend(stream: &TcpStream) -> std::io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, SILENCE / 2)?;
     sockopt::set_tcp_keepintvl(stream, SILENCE / 6)?;
-    // No limit on unread bytes: whoever reads slowly is alive.
+    // No limit on unread bytes: whoever reads slowly is alive. While bytes are on their way the kernel's own patience with
+    // them holds, a quarter of an hour.
     Ok(sockopt::set_tcp_keepcnt(stream, 3)?)
 }
 

@@ -1,11 +1,14 @@
 //! The bytes of a console or a screen, between its domain and who asked for it.
 //!
 //! The output alone decides the end: a guest that has stopped takes no input any more, while its last words are still on
-//! their way. Who asked tells by closing the connection that it has gone; the end of its input is not told (`Far`).
+//! their way. Who asked has gone when nothing more can come from it; whether it still reads is not known then.
 
+use std::future::pending;
 use std::pin::Pin;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink, split};
 use tokio::time::timeout;
 
 use super::{OPERATION, SILENCE, wire};
@@ -13,6 +16,11 @@ use crate::driver::ByteStream;
 use crate::error::{Error, ErrorKind, Result};
 
 const PIECE: usize = 8 << 10;
+/// How much is kept of what was typed and the domain does not take. More ends the connection: not to read on would hide that
+/// who types has gone.
+const MAX_HELD: usize = 256 << 10;
+/// How long the domain has for what was typed last.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Until the output ends, fails, or who asked has gone. An output that fails leaves the connection without TLS's word of an
 /// orderly end, so that the reader is told.
@@ -23,29 +31,84 @@ pub(super) async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     let (mut output, input) = split(domain);
     let (mut typed, mut shown) = split(&mut *asker);
     let ended = tokio::select! {
+        // What is typed first: a guest that talks much must not hide it.
+        biased;
+        typed = typing(&mut typed, input) => {
+            typed?;
+            let _ = timeout(LAST, wire::end(&mut shown)).await;
+            return Ok(());
+        }
         ended = copy(&mut output, &mut shown) => ended,
-        () = typing(&mut typed, Some(input)) => return Ok(()),
     };
-    drop((typed, shown));
-    ended.map_err(|e| {
-        let message = "what the domain shows was cut";
-        Error::new(ErrorKind::Unavailable, OPERATION, message).caused_by(e)
-    })?;
-    wire::end(asker).await;
+    ended.map_err(|e| cut("what the domain shows was cut").caused_by(e))?;
+    let end = async {
+        wire::end(&mut shown).await;
+        let _ = timeout(SILENCE, pending::<()>()).await;
+    };
     // To close on what was still typed would cut the last bytes of the output (TCP resets such a connection).
-    let _ = timeout(SILENCE, typing(asker, None::<tokio::io::Empty>)).await;
+    let mut nowhere = sink();
+    tokio::select! {
+        () = end => {}
+        _ = copy(&mut typed, &mut nowhere) => {}
+    }
     Ok(())
 }
 
+fn cut(message: &'static str) -> Error {
+    Error::new(ErrorKind::Unavailable, OPERATION, message)
+}
+
 /// Hands what is typed to the domain, as long as that takes it, until who types has gone.
-async fn typing(from: &mut (impl AsyncRead + Unpin), mut to: Option<impl AsyncWrite + Unpin>) {
+async fn typing(
+    from: &mut (impl AsyncRead + Unpin),
+    mut to: impl AsyncWrite + Unpin,
+) -> Result<()> {
     let mut piece = [0; PIECE];
-    while let Ok(length @ 1..) = from.read(&mut piece).await {
-        if let Some(input) = &mut to
-            && input.write_all(&piece[..length]).await.is_err()
-        {
-            to = None;
+    let mut held = BytesMut::new();
+    let (mut takes, mut flushed) = (true, true);
+    loop {
+        let to_do = takes && !(held.is_empty() && flushed);
+        tokio::select! {
+            read = from.read(&mut piece) => match read {
+                Ok(length @ 1..) => {
+                    if takes {
+                        held.extend_from_slice(&piece[..length]);
+                    }
+                    if held.len() > MAX_HELD {
+                        return Err(cut("the guest does not take what is typed"));
+                    }
+                }
+                _ => break,
+            },
+            moved = push(&mut to, &held), if to_do => match moved {
+                Ok(0) if held.is_empty() => flushed = true,
+                Ok(length @ 1..) => {
+                    held.advance(length);
+                    flushed = false;
+                }
+                _ => {
+                    takes = false;
+                    held.clear();
+                }
+            },
         }
+    }
+    let last = async {
+        to.write_all(&held).await?;
+        to.flush().await
+    };
+    if takes && let Ok(Err(error)) = timeout(LAST, last).await {
+        tracing::debug!(%error, "what was typed last was not taken");
+    }
+    Ok(())
+}
+
+/// One step, which may be given up in the middle.
+async fn push(to: &mut (impl AsyncWrite + Unpin), held: &[u8]) -> std::io::Result<usize> {
+    if held.is_empty() {
+        to.flush().await.map(|()| 0)
+    } else {
+        to.write(held).await
     }
 }
 
@@ -139,8 +202,30 @@ mod tests {
         let mut shown = [0; 4];
         near.read_exact(&mut shown).await.unwrap();
         assert_eq!(&shown, b"bin\n");
+        near.write_all(b"exit\n").await.unwrap();
         drop(near);
         relayed.await.unwrap().unwrap();
+        let mut last = Vec::new();
+        guest.read_to_end(&mut last).await.unwrap();
+        assert_eq!(last, b"exit\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_takes_nothing_hides_nobody() {
+        for (typed, gone) in [(1000, true), (MAX_HELD + 1000, false)] {
+            let (console, _guest) = silent();
+            let (mut near, mut far) = duplex(64);
+            let relayed = tokio::spawn(async move { relay(console, &mut far).await });
+            let sent = near.write_all(&vec![b'x'; typed]).await;
+            if gone {
+                sent.unwrap();
+                drop(near);
+                relayed.await.unwrap().unwrap();
+            } else {
+                let kind = relayed.await.unwrap().unwrap_err().kind();
+                assert_eq!(kind, ErrorKind::Unavailable);
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

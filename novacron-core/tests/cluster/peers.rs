@@ -1,11 +1,14 @@
 //! Guests of another process: asked through it, over loopback, in real time.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use futures::future::join_all;
 use novacron_core::cluster::{ListRequest, Peers};
 use novacron_core::driver::{Call, ConsoleStart};
 use novacron_core::model::Role;
+use novacron_core::sim::FaultPlan;
 use novacron_core::{Cluster, ErrorKind, Phase, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -89,18 +92,76 @@ async fn a_guest_is_asked_through_the_process_that_looks_after_it() {
     closed(stranger).await;
     there.stats(call()).await.unwrap();
 
-    // Neither is more heard than what one asks for, nor longer than it is asked.
+    // Who asks too much is told so before it has asked.
     let argv = ["x".repeat(300_000)];
     let (long, words) = kind(there.exec(call(), &argv).await);
     assert_eq!(long, ErrorKind::Invalid);
     assert!(words.contains("may have 262144 bytes"), "{words}");
 
-    let address = TcpStream::connect(&address).await.unwrap();
+    // A shutdown waits for no stranger, and lets nobody in.
+    let stranger = TcpStream::connect(&address).await.unwrap();
     owner.shutdown(soon()).await.unwrap();
-    closed(address).await;
+    let prompt = Duration::from_secs(5);
+    tokio::time::timeout(prompt, closed(stranger))
+        .await
+        .unwrap();
+    TcpStream::connect(&address).await.unwrap_err();
     drop((owner, here));
     let (lost, words) = kind(there.stats(call()).await);
     assert_eq!(lost, ErrorKind::Unavailable, "{words}");
+}
+
+#[tokio::test]
+async fn who_connects_and_shows_nothing_keeps_nobody_out() {
+    let mut ground = Ground::new(1);
+    let peers = [Peers::listening(loopback()), Peers::asking_only()];
+    let [owner, controller] = two(&mut ground, peers.map(Some)).await;
+    let members = owner.members().list(&ListRequest::new()).await.unwrap();
+    let mut endpoints = members.items.iter().filter_map(|m| m.endpoint.as_ref());
+    let address = endpoints.find_map(|e| e.address.clone()).unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..150 {
+        strangers.push(TcpStream::connect(&address).await.unwrap());
+    }
+    let vm = controller.vms().by_name("web").await.unwrap();
+    let prompt = Call::within(Duration::from_secs(8));
+    vm.stats(prompt).await.unwrap();
+}
+
+#[tokio::test]
+async fn questions_that_a_driver_does_not_answer_end_with_their_askers() {
+    let mut ground = Ground::new(1);
+    let peers = [Peers::listening(loopback()), Peers::asking_only()];
+    let [_owner, controller] = two(&mut ground, peers.map(Some)).await;
+    let vm = controller.vms().by_name("web").await.unwrap();
+    ground.site.world.faults(FaultPlan {
+        only: &["sim.stats"],
+        hang: 1.0,
+        ..FaultPlan::default()
+    });
+    // More than are answered at a time.
+    let asked = (0..300).map(|_| vm.stats(Call::within(Duration::from_secs(3))));
+    let mut kinds = BTreeMap::new();
+    for answer in join_all(asked).await {
+        let error = answer.unwrap_err();
+        *kinds.entry(error.kind().as_str()).or_insert(0) += 1;
+        let full = error.kind() == ErrorKind::Exhausted;
+        assert_eq!(error.is_retryable(), full, "{error}");
+    }
+    assert_eq!(
+        kinds,
+        BTreeMap::from([("deadline-exceeded", 256), ("exhausted", 44)])
+    );
+    // The driver's calls still hang.
+    ground.site.world.faults(FaultPlan::default());
+    let answered = async {
+        while let Err(error) = vm.stats(call()).await {
+            assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), answered)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

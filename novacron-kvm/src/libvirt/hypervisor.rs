@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use novacron_core::driver::{
-    Call, Consoles, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
-    GuestAgent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
+    Call, Consoles, Diagnostics, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
+    DomainStats, GuestAgent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
 };
 use novacron_core::model::{HostInfo, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
@@ -129,6 +129,10 @@ impl Hypervisor for LibvirtHypervisor {
 
     fn screens(&self) -> Option<&dyn Screens> {
         uri::is_local(&self.state.config.uri).then_some(self as _)
+    }
+
+    fn diagnostics(&self) -> Option<&dyn Diagnostics> {
+        Some(self)
     }
 
     fn guest_agent(&self) -> Option<&dyn GuestAgent> {

@@ -24,6 +24,7 @@
 mod agent;
 mod consoles;
 mod describe;
+mod diagnostics;
 mod ends;
 mod error;
 mod event_loop;
@@ -79,7 +80,7 @@ use state::{Config, State};
 ///
 /// | | local, with a state folder | local, without | another host |
 /// |---|---|---|---|
-/// | life, events, numbers, hot-plug, agent, pivot | yes | yes | yes |
+/// | life, events, numbers, hot-plug, agent, pivot, diagnostics | yes | yes | yes |
 /// | a cloud-init seed | yes | refused | refused |
 /// | consoles | yes | no | no |
 /// | screens | yes | yes | no |

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use novacron_core::driver::{
-    Call, Consoles, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
-    GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
+    Call, Consoles, Diagnostics, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
+    DomainStats, GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode,
+    StopReport,
 };
 use novacron_core::model::{HostInfo, NodeCapabilities, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
@@ -201,6 +202,10 @@ impl Hypervisor for QemuHypervisor {
     }
 
     fn screens(&self) -> Option<&dyn Screens> {
+        Some(self)
+    }
+
+    fn diagnostics(&self) -> Option<&dyn Diagnostics> {
         Some(self)
     }
 

@@ -25,6 +25,7 @@ mod agent;
 mod args;
 mod consoles;
 mod devices;
+mod diagnostics;
 pub(crate) mod error;
 mod firmware;
 mod host;

@@ -1,6 +1,7 @@
 //! Reaching a running guest: straight to its hypervisor, past the records; through the process that looks after its node
 //! where this one does not.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,11 +13,13 @@ use crate::driver::{
     AgentOutput, ByteStream, Call, ConsoleStart, ConsoleStream, DomainId, DomainStats,
     GuestAddress, Hypervisor,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::NodeId;
 #[cfg(feature = "peers")]
 use crate::peers::Peer;
-use crate::question::{Addresses, Console, Exec, Freeze, Open, Ping, Question, Stats, Thaw, Vnc};
+use crate::question::{
+    Addresses, Console, DumpMemory, Exec, Freeze, Nmi, Open, Ping, Question, Stats, Thaw, Vnc,
+};
 
 /// Who answers for a guest.
 enum Reached {
@@ -130,6 +133,33 @@ impl VmHandle {
             #[cfg(feature = "peers")]
             Reached::There(peer) => peer.open(call, id, &question).await,
         }
+    }
+
+    /// Gives the guest a non-maskable interrupt, which breaks into one that hangs: what its kernel makes of it is for it to
+    /// say ([`Diagnostics::inject_nmi`](crate::driver::Diagnostics::inject_nmi)).
+    ///
+    /// # Errors
+    /// As [`VmHandle::console`]; [`ErrorKind::OutcomeUnknown`] when the process that looks after the node was lost over it.
+    pub async fn inject_nmi(&self, call: Call) -> Result<()> {
+        refuse_change_options(self.cluster.options(), Nmi::VERB)?;
+        self.ask(call, Nmi).await
+    }
+
+    /// Writes the guest's memory into a new file **of its node's host**, as an ELF core; the guest stands still meanwhile.
+    ///
+    /// # Errors
+    /// As [`VmHandle::inject_nmi`]; [`ErrorKind::AlreadyExists`] for a file that is there.
+    pub async fn dump_memory(&self, call: Call, file: impl Into<PathBuf>) -> Result<()> {
+        refuse_change_options(self.cluster.options(), DumpMemory::VERB)?;
+        let file = file.into();
+        if file.to_str().is_none() || !file.is_absolute() {
+            let problem = Problem {
+                field: "file".into(),
+                message: format!("{}; must be an absolute path in UTF-8", file.display()),
+            };
+            return Err(Error::invalid(DumpMemory::VERB, vec![problem]));
+        }
+        self.ask(call, DumpMemory { file }).await
     }
 
     /// Runs a program in the guest through its agent.

@@ -1,4 +1,4 @@
-//! `stats`, `consoles`, `screens` and `guest_agent`: what can be seen of a guest.
+//! `stats`, `consoles`, `screens`, `diagnostics` and `guest_agent`: what can be seen of a guest.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::subject::pause;
 use super::{Ability, HypervisorFixture, Subject};
 use crate::conformance::refusal;
-use crate::driver::{ByteStream, ConsoleStart, Consoles, DomainId, Screens};
+use crate::driver::{ByteStream, ConsoleStart, Consoles, DomainId, DomainState, Screens};
+use crate::error::ErrorKind;
 
 /// A started domain has numbers for each vCPU and each disk, and for each NIC or none.
 pub async fn stats_cover_the_domain(fixture: &dyn HypervisorFixture) {
@@ -161,6 +162,59 @@ async fn viewer(
     };
     let size = s.soon("the screen's size", greeted).await.unwrap();
     (size, stream)
+}
+
+/// A dump has the guest's memory as an ELF core, leaves a running guest running and a held one held, and overwrites nothing.
+pub async fn memory_is_dumped_into_a_new_file(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let Some(diagnostics) = s.diagnostics() else {
+        return;
+    };
+    let spec = s.running().await;
+    let dump = async |name| {
+        let file = fixture.file(name);
+        let dumped = diagnostics.dump_memory(s.call(), spec.id, &file).await;
+        (file, dumped)
+    };
+    for (name, state) in [
+        ("running", DomainState::Running),
+        ("held", DomainState::Paused),
+    ] {
+        if state == DomainState::Paused {
+            s.hypervisor.pause(s.call(), spec.id).await.unwrap();
+        }
+        let (file, dumped) = dump(name).await;
+        dumped.unwrap();
+        let core = std::fs::File::open(&file).unwrap();
+        let mut magic = [0; 4];
+        std::io::Read::read_exact(&mut &core, &mut magic).unwrap();
+        assert_eq!(&magic, b"\x7fELF");
+        assert!(
+            core.metadata().unwrap().len() >= spec.memory.0 << 20,
+            "the whole memory"
+        );
+        assert_eq!(s.state(spec.id).await, state);
+    }
+    let (file, again) = dump("held").await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert!(file.exists());
+}
+
+/// A domain that is not started has no memory, and takes no interrupt.
+pub async fn diagnostics_need_a_started_domain(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let Some(diagnostics) = s.diagnostics() else {
+        return;
+    };
+    let ended = s.running().await.id;
+    diagnostics.inject_nmi(s.call(), ended).await.unwrap();
+    s.kill(ended).await;
+    let file = fixture.file("none");
+    for id in [s.defined().await.id, ended, s.fresh()] {
+        refusal("nmi", diagnostics.inject_nmi(s.call(), id).await);
+        refusal("dump", diagnostics.dump_memory(s.call(), id, &file).await);
+        assert!(!file.exists());
+    }
 }
 
 /// The agent answers, runs a program to its end, and thaws what is not frozen.

@@ -48,6 +48,8 @@ pub enum Ability {
     Consoles,
     /// [`Hypervisor::screens`].
     Screens,
+    /// [`Hypervisor::diagnostics`].
+    Diagnostics,
     /// [`Hypervisor::guest_agent`].
     GuestAgent,
     /// The guest ends when its power button is pressed.
@@ -100,6 +102,9 @@ pub trait HypervisorFixture: Send + Sync {
 
     /// A fresh NIC.
     async fn nic(&self) -> NicAttachment;
+
+    /// A path at which the host's hypervisor can make a file, and nothing is. Not called without [`Ability::Diagnostics`].
+    fn file(&self, name: &str) -> PathBuf;
 
     /// A layer that was prepared on top of a disk's present one. Not called without [`Ability::DiskPivot`].
     async fn layer(&self, disk: &DiskAttachment, snapshot: SnapshotId) -> PathBuf;
@@ -184,6 +189,8 @@ macro_rules! hypervisor_conformance {
             console_goes_on_at_an_offset
             screen_is_shown
             screen_needs_a_started_domain
+            memory_is_dumped_into_a_new_file
+            diagnostics_need_a_started_domain
             guest_agent_answers
             disk_is_attached_and_detached
             disk_that_another_domain_has_is_refused

@@ -30,6 +30,7 @@ pub async fn accessors_are_those_that_are_declared(fixture: &dyn HypervisorFixtu
     s.guest_agent();
     s.declared(Ability::Consoles, s.hypervisor.consoles());
     s.screens();
+    s.diagnostics();
 }
 
 /// A host without domains lists none of NovaCron's.

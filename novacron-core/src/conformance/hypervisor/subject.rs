@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::{Ability, HypervisorFixture};
 use crate::conformance::within;
 use crate::driver::{
-    Call, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, GuestAgent, HotPlug,
-    Hypervisor, Screens, StopMode, StopReport,
+    Call, Diagnostics, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
+    GuestAgent, HotPlug, Hypervisor, Screens, StopMode, StopReport,
 };
 use crate::model::{ClusterId, Epoch, Exit, VmId};
 use crate::time::{Deadline, SeededIds, Timestamp};
@@ -69,6 +69,10 @@ impl<'f> Subject<'f> {
 
     pub(super) fn disk_pivot(&self) -> Option<&dyn DiskPivot> {
         self.declared(Ability::DiskPivot, self.hypervisor.disk_pivot())
+    }
+
+    pub(super) fn diagnostics(&self) -> Option<&dyn Diagnostics> {
+        self.declared(Ability::Diagnostics, self.hypervisor.diagnostics())
     }
 
     pub(super) fn screens(&self) -> Option<&dyn Screens> {

@@ -218,6 +218,22 @@ impl Dom {
         Ok(())
     }
 
+    pub(in super::super) fn inject_nmi(&self) -> LvResult<()> {
+        // SAFETY: a valid domain.
+        done(unsafe { sys::virDomainInjectNMI(self.pointer(), 0) })
+    }
+
+    /// Writes its memory, and nothing else of it, into a file of its host.
+    pub(in super::super) fn dump_memory(&self, file: &str) -> LvResult<()> {
+        let file = text(file)?;
+        let format = sys::VIR_DOMAIN_CORE_DUMP_FORMAT_RAW;
+        let flags = sys::VIR_DUMP_MEMORY_ONLY;
+        // SAFETY: a valid domain; the string outlives the call.
+        done(unsafe {
+            sys::virDomainCoreDumpWithFormat(self.pointer(), file.as_ptr(), format, flags)
+        })
+    }
+
     /// A connection to its first graphics, past any password.
     pub(in super::super) fn graphics(&self) -> LvResult<OwnedFd> {
         let flags = sys::VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH;
