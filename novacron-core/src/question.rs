@@ -129,7 +129,7 @@ pub(crate) struct Nmi;
 
 #[async_trait]
 impl Question for Nmi {
-    const VERB: &'static str = "vm.nmi";
+    const VERB: &'static str = "vm.inject_nmi";
     const EFFECT: bool = true;
     type Answer = ();
 
