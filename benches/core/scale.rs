@@ -14,7 +14,7 @@ use novacron_core::driver::{
     ArtefactId, AttachRequest, Call, CreateSource, CreateVolume, DiskAttachment, DomainId,
     DomainSpec, GuestEvent, Hypervisor, StorageBackend,
 };
-use novacron_core::model::{ClusterId, Epoch, Firmware, NodeId, VmId, VolumeFormat, VolumeId};
+use novacron_core::model::{ClusterId, Epoch, Hardware, NodeId, VmId, VolumeFormat, VolumeId};
 use novacron_core::sim::{SimHypervisor, SimStorage};
 use novacron_core::{Bytes, IdSource, MiB, Phase, SeededIds};
 use uuid::Uuid;
@@ -194,10 +194,7 @@ pub(crate) async fn sim_alone() -> Result<()> {
         let spec = DomainSpec {
             id,
             name: format!("vm-{i}"),
-            vcpus: 1,
-            memory: MiB(512),
-            firmware: Firmware::Bios,
-            kernel: None,
+            hardware: Hardware::new(1, MiB(512)),
             disks: vec![disk],
             nics: Vec::new(),
             seed: None,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt, stream};
 use novacron_benches::Result;
 use novacron_core::driver::{Call, DomainId, DomainSpec, Hypervisor, StopMode};
-use novacron_core::model::{ClusterId, Epoch, Firmware, MiB, VmId};
+use novacron_core::model::{ClusterId, Epoch, Hardware, MiB, VmId};
 use novacron_core::{Clock, SeededIds, SystemClock};
 use novacron_kvm::LibvirtHypervisor;
 use tokio::task::block_in_place;
@@ -49,10 +49,7 @@ impl Site {
                 epoch: Epoch(1),
             },
             name: "web-1".to_owned(),
-            vcpus: 1,
-            memory: MiB(32),
-            firmware: Firmware::Bios,
-            kernel: None,
+            hardware: Hardware::new(1, MiB(32)),
             disks: Vec::new(),
             nics: Vec::new(),
             seed: None,

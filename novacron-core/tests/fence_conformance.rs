@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use novacron_core::conformance::fence::{FenceAbility, FenceFixture, HostCondition};
 use novacron_core::driver::{Call, DomainId, DomainSpec, Fence, FenceTarget, Hypervisor};
-use novacron_core::model::{ClusterId, Epoch, Firmware, HostId, MiB, VmId};
+use novacron_core::model::{ClusterId, Epoch, Hardware, HostId, MiB, VmId};
 use novacron_core::sim::{Latency, SimFence, SimHypervisor, SimWorld};
 use novacron_core::{SeededIds, Timestamp};
 
@@ -65,10 +65,7 @@ impl FenceFixture for Fixture {
         let spec = DomainSpec {
             id: self.domain,
             name: "web-1".to_owned(),
-            vcpus: 1,
-            memory: MiB(512),
-            firmware: Firmware::Bios,
-            kernel: None,
+            hardware: Hardware::new(1, MiB(512)),
             disks: vec![],
             nics: vec![],
             seed: None,

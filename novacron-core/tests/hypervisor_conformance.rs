@@ -13,7 +13,7 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, Hypervisor, NicAttachment,
 };
 use novacron_core::model::{
-    Bytes, Epoch, Exit, Firmware, HostId, MacAddr, MiB, PortBinding, PortId, SnapshotId,
+    Bytes, Epoch, Exit, Hardware, HostId, MacAddr, MiB, PortBinding, PortId, SnapshotId,
     VolumeFormat, VolumeId,
 };
 use novacron_core::sim::{Latency, SimHypervisor, SimWorld};
@@ -87,10 +87,7 @@ impl HypervisorFixture for Fixture {
         DomainSpec {
             id,
             name: "guest".to_owned(),
-            vcpus: 2,
-            memory: MiB(256),
-            firmware: Firmware::Bios,
-            kernel: None,
+            hardware: Hardware::new(2, MiB(256)),
             disks: vec![self.disk("root").await, self.disk("data").await],
             nics: vec![self.nic().await],
             seed: None,

@@ -23,6 +23,7 @@
 pub mod accel;
 mod agent;
 mod console;
+mod cpu;
 mod events;
 pub mod fence;
 #[cfg(feature = "libvirt")]

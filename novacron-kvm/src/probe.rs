@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
+
+use crate::accel::Accel;
+use crate::cpu::{Cpus, everything};
 
 /// The oldest QEMU that is taken.
 pub(crate) const OLDEST: Version = Version {
@@ -109,7 +114,63 @@ impl QemuBinary {
     }
 }
 
+/// The CPUs that its guests can have.
+pub(crate) async fn cpus(path: &Path, accel: Accel) -> Result<Cpus, ProbeError> {
+    let everything = everything(accel);
+    let command = |name: &str, arguments: Value| json!({"execute": name, "arguments": arguments});
+    let full = json!({"type": "full", "model": {"name": everything}});
+    let commands = [
+        command("qmp_capabilities", json!({})),
+        command("query-cpu-definitions", json!({})),
+        command("query-cpu-model-expansion", full),
+        command("quit", json!({})),
+    ];
+    let accel = match accel {
+        Accel::Kvm => "none,accel=kvm",
+        Accel::Tcg => "none,accel=tcg",
+    };
+    let arguments = [
+        "-machine",
+        accel,
+        "-nodefaults",
+        "-no-user-config",
+        "-S",
+        "-display",
+        "none",
+        "-qmp",
+        "stdio",
+    ];
+    let input = commands.map(|command| format!("{command}\n")).concat();
+    let told = told(path, &arguments, &input).await?;
+    let answers: Vec<Value> = told
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<Value>(line)
+                .ok()?
+                .get_mut("return")
+                .map(Value::take)
+        })
+        .collect();
+    let found = match &answers[..] {
+        [_, definitions, expansion, ..] => Cpus::of(definitions, expansion),
+        _ => None,
+    };
+    found.ok_or_else(|| ProbeError::Broken {
+        path: path.to_owned(),
+        argument: "query-cpu-definitions",
+        reason: format!(
+            "no CPU models in `{}`",
+            told.chars().take(200).collect::<String>()
+        ),
+    })
+}
+
 async fn ask(path: &Path, arguments: &[&'static str]) -> Result<String, ProbeError> {
+    told(path, arguments, "").await
+}
+
+/// What it prints when it is run with these arguments, and told this.
+async fn told(path: &Path, arguments: &[&'static str], input: &str) -> Result<String, ProbeError> {
     let broken = |reason: String| ProbeError::Broken {
         path: path.to_owned(),
         argument: arguments[0],
@@ -118,9 +179,19 @@ async fn ask(path: &Path, arguments: &[&'static str]) -> Result<String, ProbeErr
     let mut command = Command::new(path);
     command
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let output = timeout(PROBE_DEADLINE, command.output())
+    let run = async {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that has ended already says why.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await
+    };
+    let output = timeout(PROBE_DEADLINE, run)
         .await
         .map_err(|_| broken(format!("no answer within {PROBE_DEADLINE:?}")))?
         .map_err(|error| match error.kind() {
@@ -217,5 +288,8 @@ mod tests {
                 .is_some_and(|machine| machine.starts_with("pc-q35-"))
         );
         assert!(qemu.user_network);
+        let cpus = cpus(&qemu.path, Accel::Tcg).await.unwrap();
+        assert!(cpus.models.contains("Nehalem"), "{cpus:?}");
+        assert!(cpus.features.contains("sse4.2"), "{cpus:?}");
     }
 }

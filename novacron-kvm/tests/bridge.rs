@@ -9,7 +9,7 @@ use std::process::Command;
 use common::*;
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Hypervisor, StopMode};
-use novacron_core::model::PortBinding;
+use novacron_core::model::{Capability, PortBinding};
 
 fn ip(arguments: &[&str]) -> bool {
     Command::new("ip")
@@ -30,7 +30,8 @@ impl Drop for Bridge {
 async fn a_tap_is_put_on_its_bridge_and_goes_with_its_guest() {
     let bench = Bench::new();
     let hypervisor = bench.hypervisor();
-    let can = hypervisor.probe(call()).await.unwrap().capabilities.bridge;
+    let can = hypervisor.probe(call()).await.unwrap().capabilities.can;
+    let can = can.contains(&Capability::Bridge);
     let bridge = Bridge(format!("nct{}", std::process::id()));
     let made = ip(&["link", "add", &bridge.0, "type", "bridge"]);
     let ports = || {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use common::*;
 use novacron_core::driver::{DomainState, Hypervisor, StopMode, StopReport};
-use novacron_core::model::{Exit, Firmware, MiB};
+use novacron_core::model::{Capability, Exit, Firmware, MiB};
 use novacron_kvm::QemuHypervisor;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,11 +25,15 @@ async fn from_its_disk(firmware: Firmware) {
     let hypervisor: QemuHypervisor = bench.hypervisor();
     let uefi = firmware == Firmware::Uefi;
     let capabilities = hypervisor.probe(call()).await.unwrap().capabilities;
-    assert!(capabilities.uefi, "no OVMF: apt-get install ovmf");
+    let can = &capabilities.can;
+    assert!(
+        can.contains(&Capability::Uefi),
+        "no OVMF: apt-get install ovmf"
+    );
     let mut spec = bench.guest();
-    spec.firmware = firmware;
-    spec.kernel = None;
-    spec.memory = MiB(256);
+    spec.hardware.firmware = firmware;
+    spec.hardware.kernel = None;
+    spec.hardware.memory = MiB(256);
     spec.disks = vec![bench.boot_disk("root")];
     let mut events = hypervisor.events();
 

@@ -30,7 +30,7 @@ async fn a_guest_is_reached_through_the_process_that_looks_after_it() {
     let controller = process(Role::Controller, Peers::asking_only()).build();
     let (controller, owner) = (controller.await.unwrap(), owner.build().await.unwrap());
     let spec = VmSpec::new("web").memory(MiB(192));
-    let spec = spec.kernel(bench.guest().kernel.unwrap());
+    let spec = spec.kernel(bench.guest().hardware.kernel.unwrap());
     let vm = controller.vms().create(spec).await.unwrap();
     vm.wait_for(Phase::Running, Deadline::after(SOON))
         .await

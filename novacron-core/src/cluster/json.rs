@@ -21,8 +21,8 @@ fn told(error: &serde_json::Error) -> String {
 ///
 /// ```
 /// use novacron_core::{VmSpec, cluster::spec_from_json};
-/// let error = spec_from_json::<VmSpec>(br#"{"name": "a", "memory": 512, "vcpus": "two"}"#).unwrap_err();
-/// assert_eq!(error.problems()[0].field, "vcpus");
+/// let error = spec_from_json::<VmSpec>(br#"{"name": "a", "hardware": {"memory": 512, "vcpus": "two"}}"#).unwrap_err();
+/// assert_eq!(error.problems()[0].field, "hardware.vcpus");
 /// ```
 ///
 /// # Errors

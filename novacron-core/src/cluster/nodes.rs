@@ -11,8 +11,8 @@ use crate::control::part::{self, Part};
 use crate::control::plan::{Draft, ObjectKey};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Evacuation, MemberId, Node, NodeId, NodeState, NodeStatus, ObjectRef, OperationKind, Returning,
-    Versioned,
+    CpuBaseline, Evacuation, MemberId, Node, NodeId, NodeState, NodeStatus, ObjectRef,
+    OperationKind, Returning, Versioned,
 };
 use crate::records::NodeOwner;
 use crate::time::Deadline;
@@ -58,6 +58,16 @@ fn view(node: &Versioned<Node>, cache: &Cache) -> NodeView {
     }
 }
 
+/// What these nodes' CPUs have in common.
+pub(super) fn cpu_baseline(cache: &Cache, of: impl Fn(&NodeId) -> bool) -> CpuBaseline {
+    let nodes = cache.nodes.keys().filter(|node| of(node));
+    let told = nodes.filter_map(|node| cache.node_status.get(node)?.host.as_ref());
+    CpuBaseline::of(told.map(|host| {
+        let can = &host.capabilities;
+        (&*can.cpu_models, &*can.cpu_features)
+    }))
+}
+
 pub(super) fn not_found(verb: &'static str, id: &NodeId) -> Error {
     Error::new(ErrorKind::NotFound, verb, format!("there is no node {id}"))
 }
@@ -89,6 +99,17 @@ impl Nodes {
             .read(|cache| cache.nodes.get(id).map(|node| view(node, cache)))
             .await?;
         found.ok_or_else(|| not_found(VERB, id))
+    }
+
+    /// What the CPUs of all nodes have in common, as each node told it last; nodes that never answered are not counted.
+    /// A guest with [`CpuModel::Baseline`](crate::model::CpuModel::Baseline) gets its model.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn cpu_baseline(&self) -> Result<CpuBaseline> {
+        let inner = &self.0.inner;
+        inner.authorize(self.0.options(), "node.list")?;
+        inner.read(|cache| cpu_baseline(cache, |_| true)).await
     }
 
     /// Waits until every node has answered.

@@ -49,8 +49,8 @@ impl Cluster {
                 let mut usage = Usage::default();
                 for vm in cache.vms.values().filter(|v| v.meta.project == *project) {
                     usage.vms += 1;
-                    usage.vcpus += u64::from(vm.machine.vcpus);
-                    usage.memory.0 += vm.machine.memory.0;
+                    usage.vcpus += u64::from(vm.machine.hardware.vcpus);
+                    usage.memory.0 += vm.machine.hardware.memory.0;
                 }
                 for volume in cache
                     .volumes

@@ -252,14 +252,14 @@ pub(crate) fn host_of(node: &NodeId, cache: &Cache, without: Option<VmId>) -> Op
     };
     for (vm, assignment) in cache.assignments_to(node) {
         if Some(vm) != without && counts(vm, assignment, cache) {
-            host.used_vcpus += u64::from(assignment.machine.vcpus);
-            host.used_memory.0 += assignment.machine.memory.0;
+            host.used_vcpus += u64::from(assignment.machine.hardware.vcpus);
+            host.used_memory.0 += assignment.machine.hardware.memory.0;
         }
     }
     for vm in cache.index.moves_to(node).filter(|vm| Some(*vm) != without) {
         if let Some(vm) = cache.vms.get(&vm) {
-            host.used_vcpus += u64::from(vm.machine.vcpus);
-            host.used_memory.0 += vm.machine.memory.0;
+            host.used_vcpus += u64::from(vm.machine.hardware.vcpus);
+            host.used_memory.0 += vm.machine.hardware.memory.0;
         }
     }
     Some(host)

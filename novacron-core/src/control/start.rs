@@ -196,10 +196,7 @@ pub(crate) async fn start(
         let spec = DomainSpec {
             id,
             name: assignment.name.clone(),
-            vcpus: machine.vcpus,
-            memory: machine.memory,
-            firmware: machine.firmware,
-            kernel: machine.kernel.clone(),
+            hardware: machine.hardware.clone(),
             disks,
             nics: nics.to_vec(),
             seed,

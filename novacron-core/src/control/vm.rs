@@ -21,9 +21,9 @@ use crate::driver::{PlacementRequest, Rejected};
 use crate::error::Result;
 use crate::lifecycle::RunPhase;
 use crate::model::{
-    AssignedDisk, AssignedPort, Assignment, Claim, Decision, Epoch, Exit, NetworkKind, NodeId,
-    ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof, StorageState,
-    Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
+    AssignedDisk, AssignedPort, Assignment, Capability, Claim, Decision, Epoch, Exit, NetworkKind,
+    NodeId, ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof,
+    StorageState, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
 };
 use crate::records::{self, Grave, VolumeStatus};
 use crate::time::Timestamp;
@@ -504,19 +504,21 @@ pub(crate) fn placement_request(
             None => reachable = Some(BTreeSet::new()),
         }
     }
-    let uses =
-        |wanted: fn(&NetworkKind) -> bool| assignment.ports.iter().any(|p| wanted(&p.network));
+    let mut needs = vm.machine.hardware.needs();
+    needs.extend(assignment.ports.iter().map(|port| match port.network {
+        NetworkKind::Bridge { .. } => Capability::Bridge,
+        NetworkKind::User => Capability::UserNetwork,
+    }));
     PlacementRequest {
-        vcpus: vm.machine.vcpus,
-        memory: vm.machine.memory,
+        vcpus: vm.machine.hardware.vcpus,
+        memory: vm.machine.hardware.memory,
         only: vm.node.clone(),
         reachable,
         avoid: evacuate::apart(vm, cache),
         recovery: claim.is_some_and(|c| c.released.as_ref().is_some_and(StopProof::is_host_lost)),
         prefer: claim.and_then(|c| c.moving_to.as_ref().or(c.place.node()).cloned()),
-        uefi: vm.machine.firmware == crate::model::Firmware::Uefi,
-        bridge: uses(|n| matches!(n, NetworkKind::Bridge { .. })),
-        user_network: uses(|n| matches!(n, NetworkKind::User)),
+        cpu: vm.machine.hardware.cpu.clone(),
+        needs,
         seed: u64::try_from(vm.id.uuid().as_u128() & u128::from(u64::MAX)).unwrap_or_default(),
     }
 }

@@ -7,6 +7,7 @@
 //! from others'. An epoch is started once. [`DomainState::Ended`] is a promise: this epoch does not run and never will;
 //! a driver that is not sure answers [`DomainState::Unknown`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Attachment, BlockExport, Call, MemorySnapshots, MigrationEndpoint};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    self, ClusterId, Epoch, Exit, Firmware, HostInfo, KernelBoot, MacAddr, MiB, PortBinding,
+    self, ClusterId, Epoch, Exit, Hardware, HostInfo, MacAddr, NodeCapabilities, PortBinding,
     PortForward, PortId, SnapshotId, VmId, VolumeId,
 };
 
@@ -50,20 +51,68 @@ pub struct DomainSpec {
     pub id: DomainId,
     /// The VM's name, for people (process title, `virsh list`).
     pub name: String,
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// Memory.
-    pub memory: MiB,
-    /// Firmware.
-    pub firmware: Firmware,
-    /// A kernel to boot directly.
-    pub kernel: Option<KernelBoot>,
+    /// What the machine has of its own. Its [`CpuModel::Baseline`](model::CpuModel::Baseline) has been replaced by a name.
+    pub hardware: Hardware,
     /// Disks, in the order of booting.
     pub disks: Vec<DiskAttachment>,
     /// NICs, in order.
     pub nics: Vec<NicAttachment>,
     /// The NoCloud seed, if there is one.
     pub seed: Option<Seed>,
+}
+
+impl DomainSpec {
+    /// Whether such a domain can be on a host that can do this, and at all: what every driver's `define` looks at first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with every problem by its field; [`ErrorKind::Unsupported`] with what the host lacks.
+    pub fn check(&self, operation: &'static str, host: &NodeCapabilities) -> Result<()> {
+        let hardware = self.hardware.problems().into_iter();
+        let mut problems: Vec<_> = hardware
+            .map(|p| Problem {
+                field: format!("hardware.{}", p.field),
+                ..p
+            })
+            .collect();
+        let mut check = |good: bool, field: String, message: &str| {
+            if !good {
+                let message = message.to_owned();
+                problems.push(Problem { field, message });
+            }
+        };
+        let name = &self.name;
+        check(
+            (1..=255).contains(&name.len()) && !name.chars().any(char::is_control),
+            "name".to_owned(),
+            "must be 1 to 255 bytes without control characters",
+        );
+        let mut volumes = BTreeSet::new();
+        for (i, disk) in self.disks.iter().enumerate() {
+            let first = volumes.insert(disk.volume);
+            check(first, format!("disks[{i}].volume"), "is attached twice");
+        }
+        let mut ports = BTreeSet::new();
+        for (i, nic) in self.nics.iter().enumerate() {
+            let first = ports.insert(nic.port);
+            check(first, format!("nics[{i}].port"), "is attached twice");
+        }
+        if !problems.is_empty() {
+            return Err(Error::invalid(operation, problems));
+        }
+        let (hardware, id) = (&self.hardware, self.id);
+        let lacking = host.lacking(&hardware.cpu, &hardware.needs());
+        let lacking = lacking.or_else(|| {
+            let (wanted, most) = (hardware.vcpus, host.max_vcpus);
+            (wanted > most).then(|| format!("take {most} vCPUs at most, and this is {wanted}"))
+        });
+        match lacking {
+            None => Ok(()),
+            Some(why) => {
+                let message = format!("guests of this host {why}");
+                Err(Error::new(ErrorKind::Unsupported, operation, message).with("domain", id))
+            }
+        }
+    }
 }
 
 /// A disk to give to a domain.
@@ -239,7 +288,7 @@ pub trait Hypervisor: fmt::Debug + Send + Sync + 'static {
     ///
     /// *Holds on return:* it is listed, and nothing runs. *A second identical call* changes nothing; one with another
     /// spec for a domain that is [`DomainState::Defined`] replaces it, and for any other changes nothing. *Left behind on
-    /// failure:* only what `undefine` removes.
+    /// failure:* only what `undefine` removes; nothing, if it fails as [`DomainSpec::check`] does, which comes first.
     async fn define(&self, call: Call, spec: &DomainSpec) -> Result<()>;
 
     /// Starts a defined domain with its vCPUs held.

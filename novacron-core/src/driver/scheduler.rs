@@ -4,10 +4,11 @@
 //! decision. [`FirstFit`] is the plain one: the first host on which everything fits, in a ring of the hosts' names that
 //! every request enters where its seed points to.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::model::{Decision, MiB, NodeCapabilities, NodeId, PlaceId, Revision};
+use crate::model::{Capability, Cpu, Decision, MiB, NodeCapabilities, NodeId, PlaceId, Revision};
 
 /// A host as a scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +49,10 @@ pub struct PlacementRequest {
     pub avoid: BTreeSet<NodeId>,
     /// Preferred if everything fits there: where its data or its last run is.
     pub prefer: Option<NodeId>,
-    /// UEFI firmware is needed.
-    pub uefi: bool,
-    /// A bridge is needed.
-    pub bridge: bool,
-    /// User-mode networking is needed.
-    pub user_network: bool,
+    /// The CPU: a model that is named, and features that are required, have to be there.
+    pub cpu: Cpu,
+    /// What the host has to be able to do.
+    pub needs: BTreeSet<Capability>,
     /// Whether it is for a VM that lost its host or has to leave it: it may take the room that is kept for such.
     pub recovery: bool,
     /// Breaks ties: as good as random from request to request, and kept in the decision.
@@ -195,11 +194,11 @@ impl FirstFitPlacer {
         )
     }
 
-    fn verdict(&self, request: &PlacementRequest, host: &Host) -> Option<&'static str> {
+    fn verdict(&self, request: &PlacementRequest, host: &Host) -> Option<Cow<'static, str>> {
         let caps = &host.capabilities;
         let vcpus = host.used_vcpus.saturating_add(u64::from(request.vcpus));
         let memory = host.used_memory.0.saturating_add(request.memory.0);
-        if request.only.as_ref().is_some_and(|only| *only != host.node) {
+        let rule = if request.only.as_ref().is_some_and(|only| *only != host.node) {
             Some("are not the one asked for")
         } else if request
             .reachable
@@ -211,11 +210,8 @@ impl FirstFitPlacer {
             Some("run a VM of the same anti-affinity group")
         } else if !host.open {
             Some("are cordoned or do not answer")
-        } else if (request.uefi && !caps.uefi)
-            || (request.bridge && !caps.bridge)
-            || (request.user_network && !caps.user_network)
-        {
-            Some("lack a capability")
+        } else if let Some(lacking) = caps.lacking(&request.cpu, &request.needs) {
+            return Some(lacking.into());
         } else if request.vcpus > caps.max_vcpus
             || vcpus > u64::from(caps.cpus).saturating_mul(self.cpu_overcommit)
         {
@@ -226,7 +222,8 @@ impl FirstFitPlacer {
             Some("would use room that is kept for the VMs of lost hosts")
         } else {
             None
-        }
+        };
+        rule.map(Cow::Borrowed)
     }
 
     /// Books the request on a host where it fits.
@@ -281,7 +278,7 @@ impl Placer for FirstFitPlacer {
         for at in (entry..count).chain(0..entry) {
             match self.verdict(request, &self.hosts[at]) {
                 None => return Ok(self.take(at, request, rejections)),
-                Some(rule) => *rejections.entry(rule.to_owned()).or_default() += 1,
+                Some(rule) => *rejections.entry(rule.into_owned()).or_default() += 1,
             }
         }
         Err(Rejected { rejections })
@@ -290,7 +287,7 @@ impl Placer for FirstFitPlacer {
     fn explain(&self, request: &PlacementRequest, node: &NodeId) -> Option<String> {
         match self.find(node) {
             Err(_) => Some("no such node".to_owned()),
-            Ok(at) => self.verdict(request, &self.hosts[at]).map(str::to_owned),
+            Ok(at) => self.verdict(request, &self.hosts[at]).map(Cow::into_owned),
         }
     }
 
@@ -325,9 +322,8 @@ mod tests {
             reachable: None,
             avoid: BTreeSet::new(),
             prefer: None,
-            uefi: false,
-            bridge: false,
-            user_network: false,
+            cpu: Cpu::default(),
+            needs: BTreeSet::new(),
             recovery: false,
             seed,
         }

@@ -1,6 +1,8 @@
 //! The domain model: what is stored, and what callers pass in and get back.
 
+mod cpu;
 mod decision;
+mod hardware;
 mod ids;
 mod member;
 mod meta;
@@ -15,7 +17,10 @@ mod storage;
 mod units;
 mod vm;
 
+pub use cpu::{Cpu, CpuBaseline, CpuModel, CpuTopology, newest_cpu_model};
 pub use decision::Decision;
+pub use hardware::{Firmware, Hardware, KernelBoot};
+pub(crate) use hardware::{is_path, path_rule};
 pub use ids::{
     ActionId, CheckpointId, ClusterId, EventId, ExportId, HostId, ImageId, MAX_NAME, MemberId,
     Name, NetworkId, NodeId, OperationId, PlaceId, PoolId, PortId, RegionId, SnapshotId, VmId,
@@ -28,7 +33,8 @@ pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,
 };
 pub use node::{
-    Evacuation, HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Returning, Unexplained,
+    Capability, Evacuation, HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Returning,
+    Unexplained,
 };
 pub use object::ObjectRef;
 pub use operation::{
@@ -46,6 +52,6 @@ pub use storage::{
 };
 pub use units::{Bandwidth, Bytes, MiB, Money};
 pub use vm::{
-    CloudInit, Disk, DiskSource, DiskSpec, Firmware, KernelBoot, Machine, Nic, NicSpec, Power,
-    PowerRequest, RestartPolicy, Vm, VmSpec,
+    CloudInit, Disk, DiskSource, DiskSpec, Machine, Nic, NicSpec, Power, PowerRequest,
+    RestartPolicy, Vm, VmSpec,
 };

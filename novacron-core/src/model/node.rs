@@ -1,7 +1,12 @@
 //! Nodes: a hypervisor under management, and what its host can do.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
+use super::cpu::Cpu;
 use super::ids::{HostId, MemberId, NodeId};
 use super::units::MiB;
 use crate::time::Timestamp;
@@ -139,16 +144,67 @@ pub struct NodeCapabilities {
     pub memory: MiB,
     /// The most vCPUs that one guest can have.
     pub max_vcpus: u32,
+    /// The CPU models that guests can have by name: those of which the host lacks nothing.
+    pub cpu_models: Arc<BTreeSet<String>>,
+    /// The CPU features that guests can have.
+    pub cpu_features: Arc<BTreeSet<String>>,
+    /// What else it can do.
+    pub can: BTreeSet<Capability>,
+}
+
+impl NodeCapabilities {
+    /// What the host lacks for such a machine, in a rule's words: `lack the CPU model Haswell`.
+    pub fn lacking(&self, cpu: &Cpu, needs: &BTreeSet<Capability>) -> Option<String> {
+        let mut model = cpu.named().into_iter();
+        if let Some(model) = model.find(|model| !self.cpu_models.contains(*model)) {
+            return Some(format!("lack the CPU model {model}"));
+        }
+        let mut features = cpu.required();
+        if let Some(feature) = features.find(|name| !self.cpu_features.contains(*name)) {
+            return Some(format!("lack the CPU feature {feature}"));
+        }
+        let lacking = needs.difference(&self.can).next()?;
+        Some(format!("lack {lacking}"))
+    }
+}
+
+/// Something that one host can do and another perhaps not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
     /// UEFI firmware is there.
-    pub uefi: bool,
+    Uefi,
     /// Tap devices on bridges can be made.
-    pub bridge: bool,
+    Bridge,
     /// User-mode networking is there.
-    pub user_network: bool,
+    UserNetwork,
     /// Disks and NICs can be attached while the guest runs.
-    pub hot_plug: bool,
+    HotPlug,
     /// Disks can be snapshotted while the guest runs.
-    pub live_snapshot: bool,
+    LiveSnapshot,
+}
+
+impl Capability {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Uefi,
+        Self::Bridge,
+        Self::UserNetwork,
+        Self::HotPlug,
+        Self::LiveSnapshot,
+    ];
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uefi => "UEFI firmware",
+            Self::Bridge => "bridged networks",
+            Self::UserNetwork => "user-mode networks",
+            Self::HotPlug => "hot-plug",
+            Self::LiveSnapshot => "live snapshots",
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! What a virtual machine should be. What it is stands in [`Run`](super::Run).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cpu::CpuModel;
+use super::hardware::{Hardware, KernelBoot};
 use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
 use super::secret::SecretRef;
@@ -43,15 +44,8 @@ fn is_zero(n: &i32) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// Memory.
-    pub memory: MiB,
-    /// Firmware.
-    pub firmware: Firmware,
-    /// A kernel to boot directly; from the first disk if none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<KernelBoot>,
+    /// What it has of its own.
+    pub hardware: Hardware,
     /// Disks, in the order of booting.
     pub disks: Vec<Disk>,
     /// Network interfaces, in order.
@@ -61,31 +55,6 @@ pub struct Machine {
     pub cloud_init: Option<CloudInit>,
     /// How long a guest has to power off when asked, seconds; then it is killed.
     pub stop_grace_secs: u32,
-}
-
-/// Which firmware starts the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Firmware {
-    /// SeaBIOS.
-    #[default]
-    Bios,
-    /// OVMF.
-    Uefi,
-}
-
-/// A kernel that the hypervisor loads by itself. The files lie on the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KernelBoot {
-    /// The kernel's file.
-    pub kernel: PathBuf,
-    /// The initial RAM disk's file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    #[serde(default)]
-    pub cmdline: String,
 }
 
 /// A disk of a VM: a volume under a name that is unique in the VM.
@@ -184,17 +153,8 @@ pub struct VmSpec {
     /// Annotations.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// Virtual CPUs.
-    #[serde(default = "one")]
-    pub vcpus: u32,
-    /// Memory.
-    pub memory: MiB,
-    /// Firmware.
-    #[serde(default)]
-    pub firmware: Firmware,
-    /// A kernel to boot directly.
-    #[serde(default)]
-    pub kernel: Option<KernelBoot>,
+    /// vCPUs, memory, and what else the machine has of its own.
+    pub hardware: Hardware,
     /// Disks; the first boots.
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
@@ -224,9 +184,6 @@ pub struct VmSpec {
     pub anti_affinity: Option<String>,
 }
 
-fn one() -> u32 {
-    1
-}
 fn on() -> Power {
     Power::On
 }
@@ -295,10 +252,7 @@ impl VmSpec {
             name: name.into(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
-            vcpus: one(),
-            memory: MiB(512),
-            firmware: Firmware::Bios,
-            kernel: None,
+            hardware: Hardware::new(1, MiB(512)),
             disks: Vec::new(),
             nics: Vec::new(),
             cloud_init: None,
@@ -314,14 +268,21 @@ impl VmSpec {
     /// Sets the number of vCPUs.
     #[must_use]
     pub fn vcpus(mut self, n: u32) -> Self {
-        self.vcpus = n;
+        self.hardware.vcpus = n;
         self
     }
 
     /// Sets the memory.
     #[must_use]
     pub fn memory(mut self, memory: MiB) -> Self {
-        self.memory = memory;
+        self.hardware.memory = memory;
+        self
+    }
+
+    /// Sets the CPU's model.
+    #[must_use]
+    pub fn cpu_model(mut self, model: CpuModel) -> Self {
+        self.hardware.cpu.model = model;
         self
     }
 
@@ -370,7 +331,7 @@ impl VmSpec {
     /// Boots this kernel directly.
     #[must_use]
     pub fn kernel(mut self, kernel: KernelBoot) -> Self {
-        self.kernel = Some(kernel);
+        self.hardware.kernel = Some(kernel);
         self
     }
 

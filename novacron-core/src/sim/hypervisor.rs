@@ -16,7 +16,7 @@ use crate::driver::{
     DomainStats, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicStats, StopMode, StopReport,
 };
 use crate::error::Result;
-use crate::model::{Bytes, Exit, HostId, HostInfo, MiB, NodeCapabilities};
+use crate::model::{Bytes, Exit, HostId, HostInfo, MiB};
 
 /// Events that a listener may be behind before its stream ends.
 const BACKLOG: usize = 1024;
@@ -88,19 +88,7 @@ impl Hypervisor for SimHypervisor {
             Ok(HostInfo {
                 host,
                 boot_id: h.boot_id.to_string(),
-                capabilities: NodeCapabilities {
-                    hypervisor: "simulated".to_owned(),
-                    arch: "x86_64".to_owned(),
-                    acceleration: "sim".to_owned(),
-                    cpus: h.cpus,
-                    memory: h.memory,
-                    max_vcpus: h.cpus,
-                    uefi: true,
-                    bridge: true,
-                    user_network: true,
-                    hot_plug: true,
-                    live_snapshot: true,
-                },
+                capabilities: h.capabilities(),
             })
         })
         .await
@@ -137,9 +125,10 @@ impl Hypervisor for SimHypervisor {
     async fn define(&self, call: Call, spec: &DomainSpec) -> Result<()> {
         const OP: &str = "sim.define";
         let (host, id) = (self.host, spec.id);
+        let checked = spec.clone();
         let domain = SimDomain {
-            vcpus: spec.vcpus,
-            memory: spec.memory,
+            vcpus: spec.hardware.vcpus,
+            memory: spec.hardware.memory,
             disks: spec.disks.iter().map(disk).collect(),
             nics: spec.nics.iter().map(|n| n.port).collect(),
             taps: spec
@@ -155,6 +144,7 @@ impl Hypervisor for SimHypervisor {
         };
         self.run(OP, Some(id), call, move |state| {
             let h = state.host(OP, host)?;
+            checked.check(OP, &h.capabilities())?;
             let known = h.domains.get(&id);
             if known.is_none_or(|d| d.state == DomainState::Defined) {
                 let is_new = known.is_none();

@@ -16,7 +16,10 @@ use super::observe::{LogEntry, Violation, ViolationKind};
 use super::pool::{SimPool, SimSource};
 use crate::driver::{DomainId, DomainState, GuestEvent, HypervisorEvent, PortArtefact};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ClusterId, Epoch, HostId, MiB, PoolId, PortId, SnapshotId, VmId, VolumeId};
+use crate::model::{
+    Capability, ClusterId, Epoch, HostId, MiB, NodeCapabilities, PoolId, PortId, SnapshotId, VmId,
+    VolumeId,
+};
 
 /// A change of the world that somebody else carries out.
 pub(super) type Deed = Box<dyn FnOnce(&mut State) + Send>;
@@ -75,6 +78,9 @@ pub(super) struct SimHost {
     pub(super) boots: u64,
     pub(super) cpus: u32,
     pub(super) memory: MiB,
+    /// The CPU models and features that its guests can have.
+    pub(super) cpu_models: Arc<BTreeSet<String>>,
+    pub(super) cpu_features: Arc<BTreeSet<String>>,
     /// Memory of the started domains.
     pub(super) used: MiB,
     /// The number of the outage, while its driver does not answer.
@@ -87,6 +93,23 @@ pub(super) struct SimHost {
     pub(super) goes_off: Option<Instant>,
     /// Told of each boot.
     pub(super) booted: Arc<Notify>,
+}
+
+impl SimHost {
+    /// What it can do.
+    pub(super) fn capabilities(&self) -> NodeCapabilities {
+        NodeCapabilities {
+            hypervisor: "simulated".to_owned(),
+            arch: "x86_64".to_owned(),
+            acceleration: "sim".to_owned(),
+            cpus: self.cpus,
+            memory: self.memory,
+            max_vcpus: self.cpus,
+            cpu_models: Arc::clone(&self.cpu_models),
+            cpu_features: Arc::clone(&self.cpu_features),
+            can: Capability::ALL.into(),
+        }
+    }
 }
 
 /// A domain: what has to be known of its spec, and no more.

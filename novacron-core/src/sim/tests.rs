@@ -7,7 +7,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::driver::{Call, DomainId, DomainSpec, DomainState, Hypervisor, StopMode, StopReport};
-use crate::model::{ClusterId, Epoch, Exit, Firmware, HostId, MiB, VmId};
+use crate::model::{ClusterId, Epoch, Exit, Hardware, HostId, MiB, VmId};
 use crate::{ErrorKind, SeededIds, Timestamp};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,10 +25,7 @@ fn spec(vm: u64, epoch: u64) -> DomainSpec {
             epoch: Epoch(epoch),
         },
         name: format!("vm-{vm}"),
-        vcpus: 1,
-        memory: MiB(64),
-        firmware: Firmware::Bios,
-        kernel: None,
+        hardware: Hardware::new(1, MiB(64)),
         disks: Vec::new(),
         nics: Vec::new(),
         seed: None,

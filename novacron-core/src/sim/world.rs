@@ -1,5 +1,6 @@
 //! The world's handle: what a test sets up in it, and does to it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,6 +94,8 @@ impl SimWorld {
             boots: 0,
             cpus,
             memory,
+            cpu_models: words(&["qemu64", "Nehalem", "Haswell"]),
+            cpu_features: words(&["aes", "avx2", "vmx"]),
             used: MiB(0),
             outage: None,
             domains: std::collections::BTreeMap::new(),
@@ -104,6 +107,14 @@ impl SimWorld {
         };
         state.hosts.insert(id, host);
         id
+    }
+
+    /// Gives a host a CPU with these models and features; at first it has Intel's of 2013.
+    pub fn set_cpu(&self, host: HostId, models: &[&str], features: &[&str]) {
+        if let Some(host) = self.lock().hosts.get_mut(&host) {
+            host.cpu_models = words(models);
+            host.cpu_features = words(features);
+        }
     }
 
     /// Adds a storage pool.
@@ -386,4 +397,8 @@ fn layer_of<'a>(state: &'a mut State, path: &Path) -> Option<(&'a mut SimVolume,
     let (pool, volume, layer) = parse_layer(path)?;
     let volumes = &mut state.pools.get_mut(&pool)?.volumes;
     Some((volumes.get_mut(&ArtefactId::Volume(volume))?, layer))
+}
+
+fn words(words: &[&str]) -> Arc<BTreeSet<String>> {
+    Arc::new(words.iter().map(|word| (*word).to_owned()).collect())
 }

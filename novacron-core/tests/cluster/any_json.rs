@@ -164,9 +164,13 @@ proptest! {
             let volume = VolumeSpec::new("data", novacron_core::Bytes::gib(1));
             let volume = cluster.volumes().create(volume).await.unwrap();
             let document = json!({
-                "name": "web-1", "labels": {"tier": "web"}, "annotations": {"note": "a\nb"}, "vcpus": 2, "memory": 512,
-                "firmware": "bios", "power": "off", "restart": "on_failure", "node": "node-0", "stop_grace_secs": 60,
-                "kernel": {"kernel": "/boot/vmlinuz", "initrd": "/boot/initrd", "cmdline": "console=ttyS0"},
+                "name": "web-1", "labels": {"tier": "web"}, "annotations": {"note": "a\nb"},
+                "hardware": {
+                    "vcpus": 2, "memory": 512, "firmware": "bios",
+                    "cpu": {"model": {"named": "Nehalem"}, "features": {"vmx": false}, "topology": {"sockets": 2, "cores": 1, "threads": 1}},
+                    "kernel": {"kernel": "/boot/vmlinuz", "initrd": "/boot/initrd", "cmdline": "console=ttyS0"},
+                },
+                "power": "off", "restart": "on_failure", "node": "node-0", "stop_grace_secs": 60,
                 "disks": [
                     {"name": "root", "source": {"image": {"image": "debian", "size": 4 << 30, "pool": "shared"}}},
                     {"name": "swap", "source": {"blank": {"size": 1 << 30, "pool": null}}},
@@ -190,7 +194,7 @@ proptest! {
             assert_eq!(written.meta.name.as_str(), spec.name);
             assert_eq!((&written.meta.labels, &written.meta.annotations), (&spec.labels, &spec.annotations));
             let machine = &written.machine;
-            assert_eq!((machine.vcpus, machine.memory, &machine.kernel), (spec.vcpus, spec.memory, &spec.kernel));
+            assert_eq!(&machine.hardware, &spec.hardware);
             assert_eq!((machine.disks.len(), machine.nics.len()), (spec.disks.len(), spec.nics.len()));
             assert_eq!((&machine.cloud_init, &written.node), (&spec.cloud_init, &spec.node));
             drop(cluster);

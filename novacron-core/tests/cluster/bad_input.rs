@@ -147,7 +147,7 @@ async fn every_problem_of_a_spec_is_named_at_once() {
         .node(NodeId::new("node-9").unwrap());
     let refused = cluster.vms().create(dangling).await.unwrap_err();
     let wanted = [
-        "vcpus",
+        "hardware.vcpus",
         "disks[0].source.size",
         "disks[1].source.size",
         "disks[3].source.volume",

@@ -19,6 +19,7 @@ mod failing_parts;
 mod forgetting;
 mod gate;
 mod ground;
+mod hardware;
 mod hosts;
 mod life;
 mod lists;

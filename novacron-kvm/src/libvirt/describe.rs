@@ -9,16 +9,19 @@ use std::path::{Path, PathBuf};
 use novacron_core::driver::{
     AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
-use novacron_core::model::{Firmware, PortBinding, PortId, VmId, VolumeFormat, VolumeId};
+use novacron_core::model::{
+    self, CpuModel, Firmware, PortBinding, PortId, VmId, VolumeFormat, VolumeId,
+};
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
 
+use super::host::MACHINE;
 use super::notes::{Identity, Metadata};
 use super::xml::{
-    Alias, Amount, Backend, Boot, Character, Clock, Controller, Count, Cpu, Devices, Disk,
-    DiskDriver, DiskSource, DomainXml, Empty, Features, Graphics, Interface, InterfaceModel,
-    InterfaceSource, Log, Mac, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng,
-    Rom, SourceHost, Target, Typed, Video,
+    Alias, Amount, Backend, Boot, Character, Clock, Controller, Count, Cpu, CpuFeature,
+    CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty, Features, Graphics,
+    Interface, InterfaceModel, InterfaceSource, Log, Mac, Model, Os, OsType, QEMU_NAMESPACE,
+    QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed, Video,
 };
 use crate::accel::Accel;
 
@@ -80,11 +83,11 @@ pub(super) fn describe(
     operation: &'static str,
 ) -> Result<DomainXml> {
     check(spec, operation)?;
-    let id = spec.id;
+    let (id, hardware) = (spec.id, &spec.hardware);
     let mut devices = basic_devices(place);
     for (i, disk) in spec.disks.iter().enumerate() {
         let mut disk = describe_disk(disk, &target(i), operation)?;
-        if spec.kernel.is_none() {
+        if spec.hardware.kernel.is_none() {
             let order = u32::try_from(i + 1).unwrap_or(u32::MAX);
             disk.boot = Some(Boot { order });
         }
@@ -104,17 +107,13 @@ pub(super) fn describe(
     for nic in &spec.nics {
         devices.interfaces.push(describe_nic(nic, operation)?);
     }
-    let (kind, cpu) = match place.accel {
-        Accel::Kvm => ("kvm", "host-passthrough"),
-        Accel::Tcg => ("qemu", "maximum"),
-    };
     let describe = format!(
         "NovaCron's VM {}, start {}, of cluster {}. To be changed through NovaCron only.",
         id.vm, id.epoch, id.cluster
     );
     let word = |word: &str| Some(word.to_owned());
     Ok(DomainXml {
-        kind: kind.to_owned(),
+        kind: kind_of(place.accel).to_owned(),
         name: name_of(spec),
         uuid: Some(uuid_of(id)),
         qemu_namespace: Some(QEMU_NAMESPACE),
@@ -126,15 +125,17 @@ pub(super) fn describe(
         },
         memory: Some(Amount {
             unit: "MiB".to_owned(),
-            value: spec.memory.0,
+            value: hardware.memory.0,
         }),
-        vcpu: Some(Count { value: spec.vcpus }),
+        vcpu: Some(Count {
+            value: hardware.vcpus,
+        }),
         os: Some(boot(spec, operation)?),
         features: Some(Features {
             acpi: Some(Empty {}),
             apic: Some(Empty {}),
         }),
-        cpu: Some(Cpu { mode: word(cpu) }),
+        cpu: Some(cpu(&hardware.cpu, hardware.vcpus, place.accel)),
         clock: Some(Clock {
             offset: "utc".to_owned(),
         }),
@@ -147,6 +148,46 @@ pub(super) fn describe(
     })
 }
 
+/// libvirt's word for how guests run.
+pub(super) fn kind_of(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "qemu",
+    }
+}
+
+/// libvirt checks a CPU that has a name or features before the start (`partial`), and ends the start for want of any.
+fn cpu(cpu: &model::Cpu, vcpus: u32, accel: Accel) -> Cpu {
+    let mode = match (&cpu.model, accel) {
+        (CpuModel::Named(_), _) => "custom",
+        (CpuModel::HostModel, _) => "host-model",
+        (CpuModel::Host | CpuModel::Baseline, Accel::Kvm) => "host-passthrough",
+        (CpuModel::Host | CpuModel::Baseline, Accel::Tcg) => "maximum",
+    };
+    let is_custom = mode == "custom";
+    let word = |word: &str| Some(word.to_owned());
+    let topology = cpu.topology_of(vcpus);
+    let features = cpu.features.iter().map(|(name, wanted)| CpuFeature {
+        policy: word(if *wanted { "require" } else { "disable" }),
+        name: name.clone(),
+    });
+    Cpu {
+        mode: word(mode),
+        matching: is_custom.then(|| "exact".to_owned()),
+        check: is_custom.then(|| "partial".to_owned()),
+        model: cpu.named().map(|name| CpuModelXml {
+            fallback: word("forbid"),
+            name: name.to_owned(),
+        }),
+        topology: Some(TopologyXml {
+            sockets: topology.sockets,
+            cores: topology.cores,
+            threads: topology.threads,
+        }),
+        features: features.collect(),
+    }
+}
+
 /// The guest sees the VM's id, at each of its starts, and not the start's own UUID. libvirt's `<hwuuid>` says that in
 /// versions newer than 9.0; QEMU's argument says it to all, and marks the domain as tainted by it.
 fn identity(id: DomainId) -> QemuArguments {
@@ -157,44 +198,15 @@ fn identity(id: DomainId) -> QemuArguments {
 }
 
 fn check(spec: &DomainSpec, operation: &'static str) -> Result<()> {
-    let mut problems = Vec::new();
-    let mut problem = |field: String, message: &str| {
-        problems.push(Problem {
-            field,
-            message: message.to_owned(),
-        });
+    if spec.disks.len() + spec.nics.len() <= MAX_DEVICES {
+        return Ok(());
+    }
+    let message = "more disks and NICs than the machine has places for";
+    let problem = Problem {
+        field: "disks".to_owned(),
+        message: message.to_owned(),
     };
-    if spec.vcpus == 0 {
-        problem("vcpus".into(), "must not be zero");
-    }
-    if spec.memory.0 == 0 {
-        problem("memory".into(), "must not be zero");
-    }
-    if spec.name.is_empty() || spec.name.len() > 255 || spec.name.chars().any(char::is_control) {
-        let message = "must be 1 to 255 bytes without control characters";
-        problem("name".into(), message);
-    }
-    let mut volumes = std::collections::BTreeSet::new();
-    for (i, disk) in spec.disks.iter().enumerate() {
-        if !volumes.insert(disk.volume) {
-            problem(format!("disks[{i}].volume"), "is attached twice");
-        }
-    }
-    let mut ports = std::collections::BTreeSet::new();
-    for (i, nic) in spec.nics.iter().enumerate() {
-        if !ports.insert(nic.port) {
-            problem(format!("nics[{i}].port"), "is attached twice");
-        }
-    }
-    if spec.disks.len() + spec.nics.len() > MAX_DEVICES {
-        let message = "more disks and NICs than the machine has places for";
-        problem("disks".into(), message);
-    }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::invalid(operation, problems))
-    }
+    Err(Error::invalid(operation, vec![problem]))
 }
 
 /// The domain's name on its host: readable, and nobody else's.
@@ -220,15 +232,15 @@ pub(super) fn named(name: &str) -> Option<VmId> {
 
 fn boot(spec: &DomainSpec, operation: &'static str) -> Result<Os> {
     let mut os = Os {
-        firmware: (spec.firmware == Firmware::Uefi).then(|| "efi".to_owned()),
+        firmware: (spec.hardware.firmware == Firmware::Uefi).then(|| "efi".to_owned()),
         kind: OsType {
             arch: "x86_64".to_owned(),
-            machine: Some("q35".to_owned()),
+            machine: Some(MACHINE.to_owned()),
             value: "hvm".to_owned(),
         },
         ..Os::default()
     };
-    if let Some(kernel) = &spec.kernel {
+    if let Some(kernel) = &spec.hardware.kernel {
         os.kernel = Some(path(&kernel.kernel, operation)?);
         let initrd = kernel.initrd.as_ref();
         os.initrd = initrd.map(|file| path(file, operation)).transpose()?;

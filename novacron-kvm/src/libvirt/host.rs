@@ -1,10 +1,18 @@
 //! What a host is, from libvirt's description of its capabilities.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use novacron_core::model::HostId;
 use serde::Deserialize;
 
 use super::sys::{Conn, LvError, LvResult};
+use super::xml::{Cpu, CpuFeature, CpuModelXml};
 use crate::accel::Accel;
+use crate::cpu::Cpus;
+
+/// The machine type of all guests.
+pub(super) const MACHINE: &str = "q35";
 
 /// What is asked once per connection.
 #[derive(Clone, Debug)]
@@ -120,12 +128,73 @@ impl Capabilities {
     }
 }
 
+/// What guests of one kind can be given, asked once per connection.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct GuestFacts {
+    pub(super) domain: DomainCapabilities,
+    pub(super) cpus: Cpus,
+}
+
+impl GuestFacts {
+    /// `kind` as `kvm`.
+    pub(super) fn of(conn: &Conn, arch: &str, kind: &str) -> LvResult<Self> {
+        let text = conn.domain_capabilities(arch, MACHINE, kind)?;
+        let unreadable =
+            |e| LvError::ours(format!("libvirt's domain capabilities make no sense: {e}"));
+        let domain: DomainCapabilities = quick_xml::de::from_str(&text).map_err(unreadable)?;
+        let expanded = domain
+            .host_model()
+            .map(|cpu| conn.baseline_cpu(arch, MACHINE, kind, &cpu));
+        // Drivers and daemons that have no baseline tell no features.
+        let expanded = match expanded {
+            Some(Ok(text)) => quick_xml::de::from_str(&text).map_err(unreadable)?,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "libvirt does not tell the features of its guests' CPUs");
+                Cpu::default()
+            }
+            None => Cpu::default(),
+        };
+        let there = expanded.features.into_iter();
+        let there = there.filter(|feature| feature.policy.as_deref() != Some("disable"));
+        let cpus = Cpus {
+            models: Arc::new(domain.models()),
+            features: Arc::new(there.map(|feature| feature.name).collect()),
+        };
+        Ok(Self { domain, cpus })
+    }
+}
+
 /// `<domainCapabilities>`, as far as it is looked at.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(super) struct DomainCapabilities {
     vcpu: MaxVcpus,
     os: OsCapabilities,
+    cpu: CpuCapabilities,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct CpuCapabilities {
+    mode: Vec<CpuMode>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct CpuMode {
+    #[serde(rename = "@name")]
+    name: String,
+    model: Vec<UsableModel>,
+    feature: Vec<CpuFeature>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct UsableModel {
+    #[serde(rename = "@usable")]
+    usable: Option<String>,
+    #[serde(rename = "$text")]
+    name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -151,8 +220,31 @@ struct Choice {
 }
 
 impl DomainCapabilities {
-    pub(super) fn of(text: &str) -> Option<Self> {
-        quick_xml::de::from_str(text).ok()
+    /// The models that guests can have.
+    fn models(&self) -> BTreeSet<String> {
+        let custom = self.mode("custom").into_iter();
+        let models = custom.flat_map(|mode| &mode.model);
+        let usable = models.filter(|model| model.usable.as_deref() == Some("yes"));
+        usable.map(|model| model.name.clone()).collect()
+    }
+
+    /// The CPU that comes nearest to the host's, in libvirt's XML.
+    fn host_model(&self) -> Option<String> {
+        let mode = self.mode("host-model")?;
+        let cpu = Cpu {
+            matching: Some("exact".to_owned()),
+            model: Some(CpuModelXml {
+                fallback: None,
+                name: mode.model.first()?.name.clone(),
+            }),
+            features: mode.feature.clone(),
+            ..Cpu::default()
+        };
+        quick_xml::se::to_string_with_root("cpu", &cpu).ok()
+    }
+
+    fn mode(&self, name: &str) -> Option<&CpuMode> {
+        self.cpu.mode.iter().find(|mode| mode.name == name)
     }
 
     /// The most vCPUs of a guest.

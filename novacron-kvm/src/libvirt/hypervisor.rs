@@ -8,12 +8,12 @@ use novacron_core::driver::{
     Call, Consoles, Diagnostics, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
     DomainStats, GuestAgent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
 };
-use novacron_core::model::{HostInfo, MiB, NodeCapabilities};
+use novacron_core::model::{Capability, HostInfo, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
 
-use super::describe::{named, uuid_of};
+use super::describe::{kind_of, named, uuid_of};
 use super::error::remaining;
-use super::host::{DomainCapabilities, version};
+use super::host::{GuestFacts, version};
 use super::look::Task;
 use super::pool::Effect;
 use super::state::Right;
@@ -148,7 +148,6 @@ fn probe(task: &Task) -> Result<HostInfo> {
     let config = &task.state.config;
     let facts = &task.live.facts;
     let local = uri::is_local(&config.uri);
-    let accel = life::accel(task)?;
     let host = config.host.or_else(|| facts.capabilities.host());
     let host = host.ok_or_else(|| {
         let message = "libvirt does not know the host's UUID: give the hypervisor a host id";
@@ -162,19 +161,44 @@ fn probe(task: &Task) -> Result<HostInfo> {
     } else {
         UNKNOWN_BOOT.to_owned()
     };
+    let capabilities = capabilities(task)?;
+    Ok(HostInfo {
+        host,
+        boot_id,
+        capabilities,
+    })
+}
+
+/// What the host can do now.
+pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
+    let facts = &task.live.facts;
+    let accel = life::accel(task)?;
     let is_qemu = facts.driver == "QEMU";
     let arch = facts.capabilities.arch().to_owned();
-    let kind = if accel == crate::accel::Accel::Kvm {
-        "kvm"
+    let guests = if is_qemu {
+        let known = &task.live.guests;
+        let asked = || GuestFacts::of(&task.conn, &arch, kind_of(accel));
+        match known.get() {
+            Some(guests) => guests.clone(),
+            None => {
+                let asked = task.ok(asked())?;
+                known.get_or_init(|| asked).clone()
+            }
+        }
     } else {
-        "qemu"
+        GuestFacts::default()
     };
-    let can = match task.conn.domain_capabilities(&arch, "q35", kind) {
-        Ok(text) if is_qemu => DomainCapabilities::of(&text).unwrap_or_default(),
-        _ => DomainCapabilities::default(),
-    };
+    // A session's libvirt makes no taps but by a helper, which it does not tell of.
+    let is_system = !task.state.config.uri.contains("/session");
+    let can = [
+        (Capability::Uefi, guests.domain.uefi()),
+        (Capability::Bridge, is_qemu && is_system),
+        (Capability::UserNetwork, is_qemu),
+        (Capability::HotPlug, is_qemu),
+        (Capability::LiveSnapshot, is_qemu),
+    ];
     let (hypervisor, library) = facts.versions;
-    let capabilities = NodeCapabilities {
+    Ok(NodeCapabilities {
         hypervisor: format!(
             "{} {} (libvirt {})",
             facts.driver,
@@ -189,18 +213,14 @@ fn probe(task: &Task) -> Result<HostInfo> {
         },
         cpus: facts.cpus,
         memory: MiB(facts.memory_kib / 1024),
-        max_vcpus: can.max_vcpus(),
-        uefi: can.uefi(),
-        // A session's libvirt makes no taps but by a helper, which it does not tell of.
-        bridge: is_qemu && !config.uri.contains("/session"),
-        user_network: is_qemu,
-        hot_plug: is_qemu,
-        live_snapshot: is_qemu,
-    };
-    Ok(HostInfo {
-        host,
-        boot_id,
-        capabilities,
+        max_vcpus: guests.domain.max_vcpus(),
+        cpu_models: guests.cpus.models,
+        cpu_features: guests.cpus.features,
+        can: can
+            .into_iter()
+            .filter(|(_, is)| *is)
+            .map(|(what, _)| what)
+            .collect(),
     })
 }
 

@@ -21,11 +21,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use super::host::HostFacts;
+use super::host::{GuestFacts, HostFacts};
 use super::state::{State, lock};
 use super::sys::{Conn, Event, LvError, LvResult, Subscription, aside};
 
@@ -59,6 +59,8 @@ pub(super) struct Live {
     /// What events come by, until it is dropped.
     events: Mutex<Option<(Subscription, Conn)>>,
     pub(super) facts: HostFacts,
+    /// Asked for when a guest is defined or the host is probed.
+    pub(super) guests: OnceLock<GuestFacts>,
     lost: Arc<Loss>,
 }
 
@@ -179,6 +181,7 @@ fn connect(state: &Arc<State>) -> LvResult<Arc<Live>> {
     let live = Arc::new(Live {
         uri: state.config.uri.clone(),
         facts: HostFacts::of(&conn)?,
+        guests: OnceLock::new(),
         events: Mutex::new(Some((subscription, conn))),
         lost,
     });

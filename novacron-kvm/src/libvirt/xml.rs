@@ -146,6 +146,45 @@ pub(super) struct Empty {}
 pub(super) struct Cpu {
     #[serde(rename = "@mode", skip_serializing_if = "Option::is_none")]
     pub(super) mode: Option<String>,
+    #[serde(rename = "@match", skip_serializing_if = "Option::is_none")]
+    pub(super) matching: Option<String>,
+    #[serde(rename = "@check", skip_serializing_if = "Option::is_none")]
+    pub(super) check: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) model: Option<CpuModelXml>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) topology: Option<TopologyXml>,
+    #[serde(rename = "feature", skip_serializing_if = "Vec::is_empty")]
+    pub(super) features: Vec<CpuFeature>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct CpuModelXml {
+    #[serde(rename = "@fallback", skip_serializing_if = "Option::is_none")]
+    pub(super) fallback: Option<String>,
+    #[serde(rename = "$text")]
+    pub(super) name: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct TopologyXml {
+    #[serde(rename = "@sockets")]
+    pub(super) sockets: u32,
+    #[serde(rename = "@cores")]
+    pub(super) cores: u32,
+    #[serde(rename = "@threads")]
+    pub(super) threads: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct CpuFeature {
+    #[serde(rename = "@policy", skip_serializing_if = "Option::is_none")]
+    pub(super) policy: Option<String>,
+    #[serde(rename = "@name")]
+    pub(super) name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

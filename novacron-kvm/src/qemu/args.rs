@@ -31,6 +31,8 @@ const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 pub(super) struct Machine<'a> {
     pub(super) spec: &'a StoredSpec,
     pub(super) accel: Accel,
+    /// QEMU's `-cpu`.
+    pub(super) cpu: &'a str,
     pub(super) firmware: Option<&'a Ovmf>,
     /// One for each NIC.
     pub(super) links: &'a [Link],
@@ -81,14 +83,23 @@ impl Machine<'_> {
                 None => "q35",
             },
         );
-        let (accel, cpu) = match self.accel {
-            Accel::Kvm => ("kvm", "host"),
-            Accel::Tcg => ("tcg,thread=multi", "max"),
+        let accel = match self.accel {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg,thread=multi",
         };
         line.add("-accel", accel);
-        line.add("-cpu", cpu);
-        line.add("-smp", format!("cpus={}", spec.vcpus));
-        line.add("-m", format!("size={}M", spec.memory.0));
+        line.add("-cpu", self.cpu);
+        let hardware = &spec.hardware;
+        let topology = hardware.cpu.topology_of(hardware.vcpus);
+        let (sockets, cores, threads) = (topology.sockets, topology.cores, topology.threads);
+        line.add(
+            "-smp",
+            format!(
+                "cpus={},sockets={sockets},cores={cores},threads={threads}",
+                hardware.vcpus
+            ),
+        );
+        line.add("-m", format!("size={}M", hardware.memory.0));
         line.add("-rtc", "base=utc");
         line.add("-action", "shutdown=pause,panic=pause");
         line.add("-display", "none");
@@ -111,7 +122,7 @@ impl Machine<'_> {
                 flash("variables", "variables.fd".as_ref(), false).to_string(),
             );
         }
-        let Some(kernel) = &self.spec.kernel else {
+        let Some(kernel) = &self.spec.hardware.kernel else {
             line.add("-boot", "strict=on");
             return;
         };
@@ -155,7 +166,7 @@ impl Machine<'_> {
             line.add("-blockdev", blockdev(disk).to_string());
             let bus = line.next_port();
             let mut device = disk_device(disk, &bus);
-            if self.spec.kernel.is_none() {
+            if self.spec.hardware.kernel.is_none() {
                 device.push(("bootindex", i.to_string()));
             }
             line.device(&device);
@@ -220,7 +231,7 @@ fn root_port(id: String, chassis: usize, address: String, first_of_slot: bool) -
 mod tests {
     use novacron_core::driver::DomainId;
     use novacron_core::model::{
-        ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortId, VmId,
+        ClusterId, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortId, VmId,
         VolumeFormat, VolumeId,
     };
     use uuid::Uuid;
@@ -237,10 +248,7 @@ mod tests {
                 epoch: Epoch(3),
             },
             name: "web,1".into(),
-            vcpus: 2,
-            memory: MiB(192),
-            firmware: Firmware::Bios,
-            kernel: None,
+            hardware: Hardware::new(2, MiB(192)),
             disks: vec![StoredDisk {
                 name: "root".into(),
                 volume: VolumeId::from_uuid(uuid(4)),
@@ -263,6 +271,7 @@ mod tests {
         let machine = Machine {
             spec,
             accel: Accel::Tcg,
+            cpu: "max",
             firmware,
             links: &links,
             sockets: [10, 11, 12],
@@ -298,13 +307,9 @@ mod tests {
             code: "/c.fd".into(),
             variables: "/v.fd".into(),
         };
-        let line = shown(
-            &StoredSpec {
-                kernel: Some(kernel),
-                ..spec()
-            },
-            Some(&ovmf),
-        );
+        let mut spec = spec();
+        spec.hardware.kernel = Some(kernel);
+        let line = shown(&spec, Some(&ovmf));
         assert!(
             line.contains("-kernel /k,1\n-initrd /i\n-append console=ttyS0\n"),
             "{line}"

@@ -1,11 +1,20 @@
 //! The host: who it is, and what it has.
 
 use std::fs;
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::Arc;
 
-use novacron_core::model::{HostId, MiB};
+use novacron_core::model::{Capability, HostId, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
 use uuid::Uuid;
+
+use super::firmware::Ovmf;
+use super::state::State;
+use super::{MAX_VCPUS, error, net};
+use crate::accel::Accel;
+use crate::cpu::Cpus;
+use crate::probe;
 
 /// The host's id unless one was given: from the machine's id and the state folder, so that it needs no file, survives
 /// restarts, and differs for two hypervisors on one machine. A machine without an id gets one in the state folder.
@@ -83,6 +92,51 @@ pub(super) fn device_counter(device: &str, counter: &str) -> Option<u64> {
         .trim()
         .parse()
         .ok()
+}
+
+impl State {
+    /// How guests are run.
+    pub(super) fn accel(&self, operation: &'static str) -> Result<Accel> {
+        let accel = self.config.accel.resolve();
+        accel.map_err(|e| error::accel(operation, e))
+    }
+
+    /// The CPUs that guests can have, asked once.
+    pub(super) async fn cpus(&self, operation: &'static str) -> Result<&Cpus> {
+        let accel = self.accel(operation)?;
+        let path = &self.binary(operation).await?.path;
+        let asked = self.cpus.get_or_try_init(|| probe::cpus(path, accel)).await;
+        asked.map_err(|e| error::probe(operation, e))
+    }
+
+    /// What the host can do now.
+    pub(super) async fn capabilities(&self, operation: &'static str) -> Result<NodeCapabilities> {
+        let qemu = self.binary(operation).await?;
+        let cpus = self.cpus(operation).await?;
+        let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let can = [
+            (Capability::Uefi, Ovmf::find().is_some()),
+            (Capability::Bridge, net::bridges_work()),
+            (Capability::UserNetwork, qemu.user_network),
+            (Capability::HotPlug, true),
+            (Capability::LiveSnapshot, true),
+        ];
+        Ok(NodeCapabilities {
+            hypervisor: format!("QEMU {}", qemu.version),
+            arch: "x86_64".to_owned(),
+            acceleration: self.accel(operation)?.to_string(),
+            cpus: u32::try_from(count).unwrap_or(u32::MAX),
+            memory: memory(),
+            max_vcpus: MAX_VCPUS,
+            cpu_models: Arc::clone(&cpus.models),
+            cpu_features: Arc::clone(&cpus.features),
+            can: can
+                .into_iter()
+                .filter(|(_, is)| *is)
+                .map(|(what, _)| what)
+                .collect(),
+        })
+    }
 }
 
 #[cfg(test)]

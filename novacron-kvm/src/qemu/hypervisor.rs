@@ -11,17 +11,16 @@ use novacron_core::driver::{
     DomainStats, GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode,
     StopReport,
 };
-use novacron_core::model::{HostInfo, NodeCapabilities, PortId, VolumeId};
+use novacron_core::model::{HostInfo, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::firmware::Ovmf;
 use super::live::{ASKED, quit};
 use super::spec::StoredSpec;
 use super::start::blocking;
 use super::state::{Seen, Stranger, exit};
-use super::{MAX_VCPUS, QemuHypervisor, error, host, net, start, stats};
+use super::{QemuHypervisor, error, start, stats};
 use crate::events::pushed;
 use crate::process::{EndCause, Found, ProcessError, boot_id};
 
@@ -37,31 +36,10 @@ impl Hypervisor for QemuHypervisor {
         error::remaining(call, OPERATION)?;
         self.state.fits(OPERATION)?;
         self.state.own(OPERATION)?;
-        let qemu = self.state.binary(OPERATION).await?;
-        let accel = self
-            .state
-            .config
-            .accel
-            .resolve()
-            .map_err(|e| error::accel(OPERATION, e))?;
         let host = self.state.host(OPERATION)?;
         let unreadable = ProcessError::io("read", "/proc/sys/kernel/random/boot_id".as_ref());
         let boot_id = boot_id().map_err(|e| error::process(OPERATION, unreadable(e)))?;
-        let cpus = std::thread::available_parallelism()
-            .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
-        let capabilities = NodeCapabilities {
-            hypervisor: format!("QEMU {}", qemu.version),
-            arch: "x86_64".to_owned(),
-            acceleration: accel.to_string(),
-            cpus,
-            memory: host::memory(),
-            max_vcpus: MAX_VCPUS,
-            uefi: Ovmf::find().is_some(),
-            bridge: net::bridges_work(),
-            user_network: qemu.user_network,
-            hot_plug: true,
-            live_snapshot: true,
-        };
+        let capabilities = self.state.capabilities(OPERATION).await?;
         Ok(HostInfo {
             host,
             boot_id,

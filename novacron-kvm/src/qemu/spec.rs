@@ -8,8 +8,7 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId, VolumeFormat,
-    VolumeId,
+    Epoch, Hardware, MacAddr, PortBinding, PortForward, PortId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -23,10 +22,7 @@ const FILE: &str = "spec.json";
 pub(super) struct StoredSpec {
     pub(super) id: DomainId,
     pub(super) name: String,
-    pub(super) vcpus: u32,
-    pub(super) memory: MiB,
-    pub(super) firmware: Firmware,
-    pub(super) kernel: Option<KernelBoot>,
+    pub(super) hardware: Hardware,
     pub(super) disks: Vec<StoredDisk>,
     pub(super) nics: Vec<StoredNic>,
     pub(super) seed: bool,
@@ -61,15 +57,12 @@ pub(super) struct StoredNic {
 }
 
 impl StoredSpec {
-    /// What is kept of a spec, if it can be kept at all.
+    /// What is kept of a spec that was checked, if it can be kept at all.
     pub(super) fn of(spec: &DomainSpec, operation: &'static str) -> Result<Self> {
         let stored = Self {
             id: spec.id,
             name: spec.name.clone(),
-            vcpus: spec.vcpus,
-            memory: spec.memory,
-            firmware: spec.firmware,
-            kernel: spec.kernel.clone(),
+            hardware: spec.hardware.clone(),
             disks: spec
                 .disks
                 .iter()
@@ -78,54 +71,15 @@ impl StoredSpec {
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
         };
-        let problems = stored.problems();
-        if problems.is_empty() {
-            Ok(stored)
-        } else {
-            Err(Error::invalid(operation, problems))
-        }
-    }
-
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut problem = |field: String, message: &str| {
-            problems.push(Problem {
-                field,
+        if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
+            let message = "more disks and NICs than the machine has places for";
+            let problem = Problem {
+                field: "disks".to_owned(),
                 message: message.to_owned(),
-            });
-        };
-        if !(1..=super::MAX_VCPUS).contains(&self.vcpus) {
-            problem("vcpus".into(), "QEMU's q35 machine takes 1 to 255");
+            };
+            return Err(Error::invalid(operation, vec![problem]));
         }
-        if self.memory.0 == 0 {
-            problem("memory".into(), "must not be zero");
-        }
-        if self.name.is_empty() || self.name.len() > 255 || self.name.chars().any(char::is_control)
-        {
-            problem(
-                "name".into(),
-                "must be 1 to 255 bytes without control characters",
-            );
-        }
-        let mut volumes = std::collections::BTreeSet::new();
-        for (i, disk) in self.disks.iter().enumerate() {
-            if !volumes.insert(disk.volume) {
-                problem(format!("disks[{i}].volume"), "is attached twice");
-            }
-        }
-        let mut ports = std::collections::BTreeSet::new();
-        for (i, nic) in self.nics.iter().enumerate() {
-            if !ports.insert(nic.port) {
-                problem(format!("nics[{i}].port"), "is attached twice");
-            }
-        }
-        if self.disks.len() + self.nics.len() > super::args::MAX_DEVICES {
-            problem(
-                "disks".into(),
-                "more disks and NICs than the machine has places for",
-            );
-        }
-        problems
+        Ok(stored)
     }
 
     /// The spec of a directory; `None` when nothing was defined there.

@@ -26,6 +26,7 @@ const GREETING: Duration = Duration::from_secs(20);
 pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Result<()> {
     const OPERATION: &str = "qemu.define";
     let id = spec.id;
+    spec.check(OPERATION, &state.capabilities(OPERATION).await?)?;
     let stored = StoredSpec::of(spec, OPERATION)?;
     let seed = spec.seed.as_ref().map(|seed| {
         let files = Seed::new(&seed.meta_data, seed.user_data.expose_secret());
@@ -83,12 +84,12 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     };
     let _connecting = slot.connecting.lock().await;
     let binary = state.binary(OPERATION).await?.path.clone();
-    let accel = state
-        .config
-        .accel
-        .resolve()
-        .map_err(|e| error::accel(OPERATION, e))?;
-    let firmware = firmware(spec.firmware)?;
+    let accel = state.accel(OPERATION)?;
+    let cpu = state
+        .cpus(OPERATION)
+        .await?
+        .argument(&spec.hardware.cpu, accel);
+    let firmware = firmware(spec.hardware.firmware)?;
     let links = spec
         .nics
         .iter()
@@ -102,6 +103,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         spec,
         binary,
         accel,
+        cpu,
         firmware,
         links: links.clone(),
     };
@@ -145,6 +147,7 @@ struct Plan {
     spec: StoredSpec,
     binary: std::path::PathBuf,
     accel: Accel,
+    cpu: String,
     firmware: Option<Ovmf>,
     links: Vec<Link>,
 }
@@ -156,6 +159,7 @@ impl Plan {
             spec,
             binary,
             accel,
+            cpu,
             firmware,
             links,
         } = self;
@@ -176,6 +180,7 @@ impl Plan {
         let machine = Machine {
             spec: &spec,
             accel,
+            cpu: &cpu,
             firmware: firmware.as_ref(),
             links: &links,
             sockets,

@@ -17,6 +17,7 @@ use super::monitor::{Monitor, Status};
 use super::spec::StoredSpec;
 use super::{error, host};
 use crate::accel::AccelChoice;
+use crate::cpu::Cpus;
 use crate::probe::QemuBinary;
 use crate::process::{
     End, EndCause, FolderLock, Found, Holder, Identity, Owner, Process, ProcessError, RunDir, fits,
@@ -44,6 +45,7 @@ pub(super) struct State {
     pub(super) config: Config,
     pub(super) events: broadcast::Sender<HypervisorEvent>,
     binary: OnceCell<QemuBinary>,
+    pub(super) cpus: OnceCell<Cpus>,
     slots: Mutex<HashMap<DomainId, Arc<Slot>>>,
     owned: Mutex<Option<FolderLock>>,
 }
@@ -137,6 +139,7 @@ impl State {
             config: Config { folder, ..config },
             events: broadcast::Sender::new(EVENT_BACKLOG),
             binary: OnceCell::new(),
+            cpus: OnceCell::new(),
             slots: Mutex::default(),
             owned: Mutex::default(),
         }

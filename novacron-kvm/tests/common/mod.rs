@@ -18,7 +18,7 @@ use novacron_core::driver::{
     DomainId, DomainSpec, DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
 };
 use novacron_core::model::{
-    ClusterId, Epoch, Firmware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId,
+    ClusterId, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId,
     Protocol, SnapshotId, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
@@ -128,17 +128,16 @@ impl Bench {
     /// A guest that boots the test kernel.
     pub(crate) fn guest(&self) -> DomainSpec {
         let dir = guest_dir();
+        let mut hardware = Hardware::new(1, MiB(192));
+        hardware.kernel = Some(KernelBoot {
+            kernel: dir.join("vmlinuz"),
+            initrd: Some(dir.join("initrd.img")),
+            cmdline: "console=ttyS0 quiet".into(),
+        });
         DomainSpec {
             id: self.domain_id(),
             name: "web-1".into(),
-            vcpus: 1,
-            memory: MiB(192),
-            firmware: Firmware::Bios,
-            kernel: Some(KernelBoot {
-                kernel: dir.join("vmlinuz"),
-                initrd: Some(dir.join("initrd.img")),
-                cmdline: "console=ttyS0 quiet".into(),
-            }),
+            hardware,
             disks: vec![],
             nics: vec![],
             seed: None,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::nodes::cpu_baseline;
 use super::super::request::{problem, refuse};
 use super::super::volumes::pick_pool;
 use super::super::{Cluster, RequestOptions, check};
@@ -12,8 +13,8 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
-    Bytes, Disk, DiskSource, Image, ImageId, Machine, Meta, Name, PoolId, PowerRequest, Versioned,
-    Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
+    Bytes, CpuModel, Disk, DiskSource, Hardware, Image, ImageId, Machine, Meta, Name, PoolId,
+    PowerRequest, Versioned, Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::store::Revision;
 
@@ -80,8 +81,9 @@ impl Vms {
                     let disks = look.disks(&mut problems);
                     let networks = look.networks(&mut problems);
                     look.node(&mut problems);
+                    let hardware = look.hardware(&mut problems);
                     refuse(VERB, problems)?;
-                    draft(&self.0, &spec, disks, networks)
+                    draft(&self.0, &spec, hardware, disks, networks)
                 })
                 .await?
         };
@@ -187,6 +189,22 @@ impl Look<'_> {
         versions
     }
 
+    /// The hardware, its CPU's baseline replaced by the name of a model.
+    fn hardware(&self, problems: &mut Vec<Problem>) -> Hardware {
+        let mut hardware = self.spec.hardware.clone();
+        if hardware.cpu.model == CpuModel::Baseline {
+            let only = self.spec.node.as_ref();
+            match cpu_baseline(self.cache, |node| only.is_none_or(|only| only == node)).model {
+                Some(model) => hardware.cpu.model = CpuModel::Named(model),
+                None => problems.push(problem(
+                    "hardware.cpu.model",
+                    "the nodes have told no CPU model that all of them have".to_owned(),
+                )),
+            }
+        }
+        hardware
+    }
+
     fn node(&self, problems: &mut Vec<Problem>) {
         if let Some(node) = &self.spec.node
             && !self.cache.nodes.contains_key(node)
@@ -200,6 +218,7 @@ impl Look<'_> {
 fn draft(
     cluster: &Cluster,
     spec: &VmSpec,
+    hardware: Hardware,
     disks: Vec<Resolved>,
     networks: Vec<Revision>,
 ) -> Result<(VmId, Draft)> {
@@ -257,10 +276,7 @@ fn draft(
         id,
         meta: meta(Name::new(&spec.name)?),
         machine: Machine {
-            vcpus: spec.vcpus,
-            memory: spec.memory,
-            firmware: spec.firmware,
-            kernel: spec.kernel.clone(),
+            hardware,
             disks: machine_disks,
             nics,
             cloud_init: spec.cloud_init.clone(),

@@ -16,7 +16,11 @@ pub async fn stats_cover_the_domain(fixture: &dyn HypervisorFixture) {
     let s = Subject::open(fixture).await;
     let spec = s.running().await;
     let stats = s.hypervisor.stats(s.call(), spec.id).await.unwrap();
-    assert_eq!(stats.vcpu_ns.len(), spec.vcpus as usize, "{stats:?}");
+    assert_eq!(
+        stats.vcpu_ns.len(),
+        spec.hardware.vcpus as usize,
+        "{stats:?}"
+    );
     for disk in &spec.disks {
         let counted = stats.disks.iter().any(|d| d.volume == disk.volume);
         assert!(counted, "{}: {stats:?}", disk.name);
@@ -190,7 +194,7 @@ pub async fn memory_is_dumped_into_a_new_file(fixture: &dyn HypervisorFixture) {
         std::io::Read::read_exact(&mut &core, &mut magic).unwrap();
         assert_eq!(&magic, b"\x7fELF");
         assert!(
-            core.metadata().unwrap().len() >= spec.memory.0 << 20,
+            core.metadata().unwrap().len() >= spec.hardware.memory.0 << 20,
             "the whole memory"
         );
         assert_eq!(s.state(spec.id).await, state);

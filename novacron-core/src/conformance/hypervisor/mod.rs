@@ -10,6 +10,7 @@
 
 mod deadlines;
 mod events;
+mod hardware;
 mod hot_plug;
 mod inside;
 mod life;
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 
 pub use deadlines::*;
 pub use events::*;
+pub use hardware::*;
 pub use hot_plug::*;
 pub use inside::*;
 pub use life::*;
@@ -137,6 +139,9 @@ macro_rules! hypervisor_conformance {
             define_with_another_spec_replaces_it
             define_of_a_started_domain_changes_nothing
             define_of_another_epoch_is_apart
+            hardware_that_cannot_be_is_refused_before_anything_is_made
+            hardware_that_the_host_lacks_is_refused_before_anything_is_made
+            cpu_of_a_named_model_and_topology_starts
             inspect_of_nothing_is_none
             inspect_shows_owner_disks_and_nics
             list_is_complete
@@ -222,6 +227,7 @@ mod tests {
     #[test]
     fn the_macro_lists_every_behaviour() {
         let files = [
+            include_str!("hardware.rs"),
             include_str!("naming.rs"),
             include_str!("life.rs"),
             include_str!("stopping.rs"),

@@ -15,8 +15,11 @@ pub async fn probe_tells_the_host(fixture: &dyn HypervisorFixture) {
     assert!(!first.boot_id.is_empty(), "a boot id");
     let spec = fixture.spec(s.fresh()).await;
     let can = &first.capabilities;
-    assert!(can.cpus > 0 && can.max_vcpus >= spec.vcpus, "{can:?}");
-    assert!(can.memory >= spec.memory, "{can:?}");
+    assert!(
+        can.cpus > 0 && can.max_vcpus >= spec.hardware.vcpus,
+        "{can:?}"
+    );
+    assert!(can.memory >= spec.hardware.memory, "{can:?}");
     let s = s.reopen().await;
     let second = s.hypervisor.probe(s.call()).await.unwrap();
     assert_eq!((second.host, second.boot_id), (first.host, first.boot_id));

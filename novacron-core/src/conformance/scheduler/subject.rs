@@ -1,17 +1,22 @@
 //! Random clusters and requests, and a plain account of what fits, to hold a scheduler against.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::SchedulerFixture;
 use crate::driver::{Host, PlacementRequest, Placer, Rejected};
-use crate::model::{Decision, MiB, NodeCapabilities, NodeId};
+use crate::model::{Capability, Cpu, CpuModel, Decision, MiB, NodeCapabilities, NodeId};
 use crate::store::Revision;
 
 /// How many random clusters each behaviour looks at.
 const SEEDS: u64 = 64;
+
+/// CPU models and features that a host may have.
+const MODELS: [&str; 2] = ["Nehalem", "Haswell"];
+const FEATURES: [&str; 2] = ["aes", "avx2"];
 
 /// The revision of the first view.
 pub(super) const VIEW: Revision = Revision(7);
@@ -49,11 +54,9 @@ pub(super) fn host(n: usize, cpus: u32, memory: u64) -> Host {
             cpus,
             memory: MiB(memory),
             max_vcpus: cpus,
-            uefi: true,
-            bridge: true,
-            user_network: true,
-            hot_plug: true,
-            live_snapshot: true,
+            cpu_models: Arc::new(MODELS.map(str::to_owned).into()),
+            cpu_features: Arc::new(FEATURES.map(str::to_owned).into()),
+            can: Capability::ALL.into(),
             ..NodeCapabilities::default()
         },
         used_vcpus: 0,
@@ -70,9 +73,8 @@ pub(super) fn request(vcpus: u32, memory: u64) -> PlacementRequest {
         reachable: None,
         avoid: BTreeSet::new(),
         prefer: None,
-        uefi: false,
-        bridge: false,
-        user_network: false,
+        cpu: Cpu::default(),
+        needs: BTreeSet::new(),
         recovery: false,
         seed: 1,
     }
@@ -84,9 +86,10 @@ pub(super) fn cluster(rng: &mut StdRng) -> Vec<Host> {
     let hosts = (0..count).map(|n| {
         let mut host = host(n, rng.random_range(1..17), rng.random_range(256..16_384));
         host.open = rng.random_bool(0.8);
-        host.capabilities.uefi = rng.random_bool(0.7);
-        host.capabilities.bridge = rng.random_bool(0.7);
-        host.capabilities.user_network = rng.random_bool(0.7);
+        let can = &mut host.capabilities;
+        can.can.retain(|_| rng.random_bool(0.7));
+        Arc::make_mut(&mut can.cpu_models).retain(|_| rng.random_bool(0.7));
+        Arc::make_mut(&mut can.cpu_features).retain(|_| rng.random_bool(0.7));
         host.used_vcpus = rng.random_range(0..=u64::from(host.capabilities.cpus));
         host.used_memory = MiB(rng.random_range(0..=host.capabilities.memory.0));
         host
@@ -99,7 +102,16 @@ pub(super) fn any_request(rng: &mut StdRng) -> PlacementRequest {
     let mut some = |p: f64| rng.random_bool(p);
     let (only, prefer, limited) = (some(0.1), some(0.3), some(0.3));
     let apart = some(0.3);
-    let (uefi, bridge, user_network) = (some(0.3), some(0.3), some(0.3));
+    let needs = Capability::ALL.into_iter().filter(|_| some(0.2)).collect();
+    let mut cpu = Cpu::default();
+    if some(0.3) {
+        cpu.model = CpuModel::Named(MODELS[usize::from(some(0.5))].to_owned());
+    }
+    for feature in FEATURES {
+        if some(0.2) {
+            cpu.features.insert(feature.to_owned(), some(0.5));
+        }
+    }
     let mut any = || node(rng.random_range(0..13));
     PlacementRequest {
         only: only.then(&mut any),
@@ -110,9 +122,8 @@ pub(super) fn any_request(rng: &mut StdRng) -> PlacementRequest {
         } else {
             BTreeSet::new()
         },
-        uefi,
-        bridge,
-        user_network,
+        cpu,
+        needs,
         seed: rng.random(),
         ..request(rng.random_range(1..9), rng.random_range(64..4_096))
     }
@@ -144,9 +155,13 @@ impl Account {
             && request.only.as_ref().is_none_or(|only| only == node)
             && request.reachable.as_ref().is_none_or(|r| r.contains(node))
             && !request.avoid.contains(node)
-            && (can.uefi || !request.uefi)
-            && (can.bridge || !request.bridge)
-            && (can.user_network || !request.user_network)
+            && request.needs.is_subset(&can.can)
+            && match &request.cpu.model {
+                CpuModel::Named(name) => can.cpu_models.contains(name),
+                _ => true,
+            }
+            && (request.cpu.features.iter())
+                .all(|(name, wanted)| !wanted || can.cpu_features.contains(name))
             && request.vcpus <= can.max_vcpus
             && host.used_vcpus + u64::from(request.vcpus) <= cpus
             && host.used_memory.0 + request.memory.0 <= can.memory.0

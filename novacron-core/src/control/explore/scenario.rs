@@ -11,7 +11,7 @@ use super::steps::put_member;
 use crate::control::cache::Cache;
 use crate::control::plan::ObjectKey;
 use crate::model::{
-    Bytes, Disk, Firmware, Machine as Devices, MemberId, Meta, MiB, Name, Node, NodeId, NodeState,
+    Bytes, Disk, Hardware, Machine as Devices, MemberId, Meta, MiB, Name, Node, NodeId, NodeState,
     NodeStatus, Ownership, Pool, PoolId, PoolScope, Power, PowerRequest, RestartPolicy, Role,
     StorageState, StorageStatus, Unexplained, Vm, VmId, Volume, VolumeFormat, VolumeId,
     VolumeSource,
@@ -194,10 +194,7 @@ impl Scenario {
             id: VM,
             meta: named("vm"),
             machine: Devices {
-                vcpus: 1,
-                memory: MiB(512),
-                firmware: Firmware::Bios,
-                kernel: None,
+                hardware: Hardware::new(1, MiB(512)),
                 disks,
                 nics: Vec::new(),
                 cloud_init: None,

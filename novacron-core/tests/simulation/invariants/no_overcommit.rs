@@ -10,7 +10,7 @@ pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> 
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
     for view in every!(cluster.vms()) {
         if let Some(claim) = view.claim.filter(novacron_core::model::Claim::is_held) {
-            *used.entry(claim.place.to_string()).or_default() += view.vm.machine.memory.0;
+            *used.entry(claim.place.to_string()).or_default() += view.vm.machine.hardware.memory.0;
         }
     }
     match used.iter().find(|(_, used)| **used > memory.0) {

@@ -3,7 +3,9 @@
 use std::process::Command;
 
 use novacron_core::driver::Attachment;
-use novacron_core::model::{ClusterId, Epoch, KernelBoot, MacAddr, MiB, VmId};
+use novacron_core::model::{
+    ClusterId, CpuTopology, Epoch, Hardware, KernelBoot, MacAddr, MiB, VmId,
+};
 
 use super::*;
 
@@ -44,10 +46,10 @@ fn spec() -> DomainSpec {
             epoch: Epoch(3),
         },
         name: "web & <shop> 1".into(),
-        vcpus: 2,
-        memory: MiB(192),
-        firmware: Firmware::Uefi,
-        kernel: None,
+        hardware: Hardware {
+            firmware: Firmware::Uefi,
+            ..Hardware::new(2, MiB(192))
+        },
         disks: vec![
             disk(
                 10,
@@ -92,13 +94,26 @@ fn spec() -> DomainSpec {
 }
 
 fn kernel_spec() -> DomainSpec {
-    DomainSpec {
-        firmware: Firmware::Bios,
-        kernel: Some(KernelBoot {
-            kernel: "/k".into(),
-            initrd: Some("/i".into()),
-            cmdline: "console=ttyS0 a=\"<b>\"".into(),
+    let kernel = KernelBoot {
+        kernel: "/k".into(),
+        initrd: Some("/i".into()),
+        cmdline: "console=ttyS0 a=\"<b>\"".into(),
+    };
+    let cpu = model::Cpu {
+        model: CpuModel::Named("Nehalem".to_owned()),
+        features: [("aes".to_owned(), true), ("vmx".to_owned(), false)].into(),
+        topology: Some(CpuTopology {
+            sockets: 1,
+            cores: 1,
+            threads: 2,
         }),
+    };
+    DomainSpec {
+        hardware: Hardware {
+            kernel: Some(kernel),
+            cpu,
+            ..Hardware::new(2, MiB(192))
+        },
         disks: vec![],
         nics: vec![],
         seed: None,

@@ -137,6 +137,33 @@ impl Conn {
         })
     }
 
+    /// This CPU (`<cpu>`), as far as guests of this kind can be given it, with all of its features, XML.
+    pub(in super::super) fn baseline_cpu(
+        &self,
+        arch: &str,
+        machine: &str,
+        kind: &str,
+        cpu: &str,
+    ) -> LvResult<String> {
+        let (arch, machine, kind) = (text(arch)?, text(machine)?, text(kind)?);
+        let cpu = text(cpu)?;
+        let mut cpus = [cpu.as_ptr()];
+        // SAFETY: a valid connection; the strings and the array of one of them outlive the call; the answer is ours to
+        // free.
+        taken(unsafe {
+            sys::virConnectBaselineHypervisorCPU(
+                self.pointer(),
+                ptr::null(),
+                arch.as_ptr(),
+                machine.as_ptr(),
+                kind.as_ptr(),
+                cpus.as_mut_ptr(),
+                1,
+                sys::VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES,
+            )
+        })
+    }
+
     /// Every domain, running or not.
     pub(in super::super) fn domains(&self) -> LvResult<Vec<Dom>> {
         self.list(0)

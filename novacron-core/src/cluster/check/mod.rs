@@ -2,19 +2,15 @@
 //! where it is drafted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use super::request::problem;
 use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
-    Bytes, CloudInit, DiskSource, ImageSource, KernelBoot, NetworkKind, NicSpec, VmSpec,
-    VolumeSource, name_problem,
+    Bytes, CloudInit, DiskSource, ImageSource, NetworkKind, NicSpec, VmSpec, VolumeSource, is_path,
+    name_problem, path_rule,
 };
 
-const MAX_VCPUS: u32 = 1024;
-const MIN_MEMORY_MIB: u64 = 16;
-const MAX_MEMORY_MIB: u64 = 16 << 20;
 pub(super) const MAX_DISKS: usize = 24;
 const MAX_NICS: usize = 8;
 const MAX_FORWARDS: usize = 64;
@@ -25,9 +21,6 @@ const MAX_SECRETS: usize = 64;
 const MAX_GRACE_SECS: u32 = 24 * 3600;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_BYTES: usize = 16 * 1024;
-const MAX_PATH: usize = 4096;
-/// What Linux on x86 takes.
-const MAX_CMDLINE: usize = 2048;
 
 /// Problems under their fields.
 #[derive(Default)]
@@ -48,23 +41,18 @@ impl Problems {
 pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     let mut found = Problems::default();
     found.found("name", name_problem(&spec.name));
-    found.check((1..=MAX_VCPUS).contains(&spec.vcpus), "vcpus", || {
-        format!("{} vCPUs; must be 1 to {MAX_VCPUS}", spec.vcpus)
-    });
-    let memory = MIN_MEMORY_MIB..=MAX_MEMORY_MIB;
-    found.check(memory.contains(&spec.memory.0), "memory", || {
-        let memory = spec.memory;
-        format!("{memory}; must be {MIN_MEMORY_MIB} MiB to {MAX_MEMORY_MIB} MiB")
-    });
+    let hardware = spec.hardware.problems().into_iter();
+    let at = |p: Problem| problem(format!("hardware.{}", p.field), p.message);
+    found.0.extend(hardware.map(at));
     found.check(
         spec.stop_grace_secs <= MAX_GRACE_SECS,
         "stop_grace_secs",
         || format!("{} s; at most {MAX_GRACE_SECS}", spec.stop_grace_secs),
     );
     found.check(
-        !spec.disks.is_empty() || spec.kernel.is_some(),
+        !spec.disks.is_empty() || spec.hardware.kernel.is_some(),
         "disks",
-        || "a VM boots from its first disk or from `kernel`; it has neither".to_owned(),
+        || "a VM boots from its first disk or from `hardware.kernel`; it has neither".to_owned(),
     );
     if let Some(group) = &spec.anti_affinity {
         found.found("anti_affinity", name_problem(group));
@@ -73,9 +61,6 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     found.0.extend(labels("annotations", &spec.annotations));
     disks(&mut found, spec);
     look_at_nics(&mut found, &spec.nics);
-    if let Some(boot) = &spec.kernel {
-        kernel(&mut found, boot);
-    }
     if let Some(init) = &spec.cloud_init {
         seed(&mut found, init);
     }
@@ -101,7 +86,7 @@ pub(super) fn image(spec: &ImageSpec) -> Vec<Problem> {
     let hex = |s: &str| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit());
     found.check(sum.is_none_or(hex), "sha256", || "64 hex digits".to_owned());
     match &spec.source {
-        ImageSource::File(file) => found.found("source.file", path(file)),
+        ImageSource::File(file) => found.check(is_path(file), "source.file", path_rule),
         ImageSource::Url(url) => {
             let rest = ["http://", "https://"]
                 .iter()
@@ -184,20 +169,6 @@ fn stored(text: &str) -> usize {
     serde_json::to_string(text).map_or(usize::MAX / 1024, |json| json.len())
 }
 
-/// What is wrong with the path of a file on a node.
-fn path(path: &Path) -> Option<String> {
-    let good = path.is_absolute()
-        && path.as_os_str().len() <= MAX_PATH
-        && path
-            .to_str()
-            .is_some_and(|text| !text.chars().any(char::is_control));
-    (!good).then(|| {
-        format!(
-            "an absolute path, for it is read on the node: up to {MAX_PATH} bytes of UTF-8 without control characters"
-        )
-    })
-}
-
 fn disks(found: &mut Problems, spec: &VmSpec) {
     let count = spec.disks.len();
     found.check(count <= MAX_DISKS, "disks", || {
@@ -268,15 +239,6 @@ fn look_at_nics(found: &mut Problems, nics: &[NicSpec]) {
     }
 }
 
-fn kernel(found: &mut Problems, boot: &KernelBoot) {
-    found.found("kernel.kernel", path(&boot.kernel));
-    found.found("kernel.initrd", boot.initrd.as_deref().and_then(path));
-    let good = boot.cmdline.len() <= MAX_CMDLINE && !boot.cmdline.chars().any(char::is_control);
-    found.check(good, "kernel.cmdline", || {
-        format!("one line of up to {MAX_CMDLINE} bytes")
-    });
-}
-
 fn seed(found: &mut Problems, seed: &CloudInit) {
     let host = seed.hostname.as_deref();
     found.found("cloud_init.hostname", host.and_then(name_problem));
@@ -311,6 +273,7 @@ mod tests {
     use super::super::spec_from_json;
     use super::*;
     use crate::MiB;
+    use crate::model::KernelBoot;
 
     #[test]
     fn every_problem_is_named_with_its_path() {
@@ -338,17 +301,17 @@ mod tests {
         let fields: Vec<String> = vm(&spec).into_iter().map(|p| p.field).collect();
         let wanted = [
             "name",
-            "vcpus",
-            "memory",
+            "hardware.vcpus",
+            "hardware.memory",
+            "hardware.kernel.kernel",
+            "hardware.kernel.initrd",
+            "hardware.kernel.cmdline",
             "stop_grace_secs",
             "labels",
             "labels[\"\"]",
             "disks[0].source.size",
             "disks[1].name",
             "disks[1].source.size",
-            "kernel.kernel",
-            "kernel.initrd",
-            "kernel.cmdline",
             "cloud_init.hostname",
             "cloud_init.user_data",
         ];
@@ -357,18 +320,22 @@ mod tests {
 
     #[test]
     fn json_that_is_no_spec_is_refused_where_it_is_none() {
-        let nic = br#"{"name": "a", "memory": 512, "nics": [{"network": "x", "mtu": 9000}]}"#;
+        let nic = br#"{"name": "a", "hardware": {"memory": 512}, "nics": [{"network": "x", "mtu": 9000}]}"#;
         let cut = [b"{\"name\": \"".as_slice(), &[b'x'; 10_000]].concat();
         for (json, field, message) in [
             (
-                &br#"{"name": "a", "memory": 512, "vcpu": 2}"#[..],
-                "vcpu",
+                &br#"{"name": "a", "hardware": {"memory": 512, "vcpu": 2}}"#[..],
+                "hardware.vcpu",
                 "unknown field `vcpu`",
             ),
             (nic, "nics[0].network", "UUID"),
-            (br#"{"name": "a"}"#, "spec", "missing field `memory`"),
+            (br#"{"name": "a"}"#, "spec", "missing field `hardware`"),
             (br#"7"#, "spec", "invalid type"),
-            (br#"{"name": "a", "memory": 512} {}"#, "spec", "trailing"),
+            (
+                br#"{"name": "a", "hardware": {"memory": 512}} {}"#,
+                "spec",
+                "trailing",
+            ),
             (&cut, "name", "EOF"),
         ] {
             let error = spec_from_json::<VmSpec>(json).unwrap_err();

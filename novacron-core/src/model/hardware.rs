@@ -1,0 +1,171 @@
+//! What a machine has of its own: everything that the guest can see and that no other record stands behind.
+//!
+//! It is the same in what a caller asks for, in the VM's record, in its assignment and in what a driver is given, so that
+//! a new device is described once.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::cpu::Cpu;
+use super::node::Capability;
+use super::units::MiB;
+use crate::error::Problem;
+
+/// A machine's hardware, its disks and NICs aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hardware {
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: MiB,
+    /// The CPU that the guest sees.
+    #[serde(default)]
+    pub cpu: Cpu,
+    /// Firmware.
+    #[serde(default)]
+    pub firmware: Firmware,
+    /// A kernel to boot directly; from the first disk if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelBoot>,
+}
+
+const MAX_VCPUS: u32 = 1024;
+const MIN_MEMORY: MiB = MiB(16);
+const MAX_MEMORY: MiB = MiB(16 << 20);
+const MAX_CPU_FEATURES: usize = 256;
+const MAX_PATH: usize = 4096;
+/// What Linux on x86 takes.
+const MAX_CMDLINE: usize = 2048;
+const WORD: &str = "1 to 64 of [a-zA-Z0-9._-]";
+
+/// Whether it can stand in QEMU's `-cpu` and in libvirt's XML for nothing but a name.
+fn is_word(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(good)
+}
+
+/// Whether it can be the path of a file on a node.
+pub(crate) fn is_path(path: &Path) -> bool {
+    let text = path.to_str();
+    path.is_absolute()
+        && path.as_os_str().len() <= MAX_PATH
+        && text.is_some_and(|text| !text.chars().any(char::is_control))
+}
+
+pub(crate) fn path_rule() -> String {
+    format!(
+        "an absolute path, for it is read on the node: up to {MAX_PATH} bytes of UTF-8 without control characters"
+    )
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Hardware {
+    /// A plain machine: the host's CPU, SeaBIOS, boot from the first disk.
+    pub fn new(vcpus: u32, memory: MiB) -> Self {
+        Self {
+            vcpus,
+            memory,
+            cpu: Cpu::default(),
+            firmware: Firmware::default(),
+            kernel: None,
+        }
+    }
+
+    /// What is wrong with it, wherever it is to run, by its fields.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut check = |good: bool, field: &str, message: String| {
+            if !good {
+                let field = field.to_owned();
+                problems.push(Problem { field, message });
+            }
+        };
+        let (vcpus, memory) = (self.vcpus, self.memory);
+        check(
+            (1..=MAX_VCPUS).contains(&vcpus),
+            "vcpus",
+            format!("{vcpus} vCPUs; must be 1 to {MAX_VCPUS}"),
+        );
+        check(
+            (MIN_MEMORY..=MAX_MEMORY).contains(&memory),
+            "memory",
+            format!("{memory}; must be {MIN_MEMORY} to {MAX_MEMORY}"),
+        );
+        if let Some(model) = self.cpu.named() {
+            check(is_word(model), "cpu.model", WORD.to_owned());
+        }
+        let count = self.cpu.features.len();
+        check(
+            count <= MAX_CPU_FEATURES,
+            "cpu.features",
+            format!("{count} features; at most {MAX_CPU_FEATURES}"),
+        );
+        for name in self.cpu.features.keys() {
+            let shown: String = name.chars().take(32).collect();
+            check(
+                is_word(name),
+                &format!("cpu.features[{shown:?}]"),
+                WORD.to_owned(),
+            );
+        }
+        if let Some(topology) = self.cpu.topology {
+            let made = topology.vcpus();
+            check(
+                made == Some(vcpus),
+                "cpu.topology",
+                format!("its sockets, cores and threads have to make {vcpus} vCPUs"),
+            );
+        }
+        if let Some(boot) = &self.kernel {
+            let initrd = boot.initrd.as_deref();
+            check(is_path(&boot.kernel), "kernel.kernel", path_rule());
+            check(initrd.is_none_or(is_path), "kernel.initrd", path_rule());
+            let line = &boot.cmdline;
+            let good = line.len() <= MAX_CMDLINE && !line.chars().any(char::is_control);
+            check(
+                good,
+                "kernel.cmdline",
+                format!("one line of up to {MAX_CMDLINE} bytes"),
+            );
+        }
+        problems
+    }
+
+    /// What a host has to be able to do for it.
+    pub fn needs(&self) -> BTreeSet<Capability> {
+        let uefi = self.firmware == Firmware::Uefi;
+        uefi.then_some(Capability::Uefi).into_iter().collect()
+    }
+}
+
+/// Which firmware starts the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    /// SeaBIOS.
+    #[default]
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// A kernel that the hypervisor loads by itself. The files lie on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelBoot {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+}
