@@ -98,7 +98,7 @@ fn default_project() -> Name {
 /// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
 /// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
 /// [`Audit`](crate::model::Audit) record says.
-pub const CHANGES: [&str; 37] = [
+pub const CHANGES: [&str; 38] = [
     "image.create",
     "image.delete",
     "image.set-annotations",
@@ -131,6 +131,7 @@ pub const CHANGES: [&str; 37] = [
     "vm.set-labels",
     "vm.start",
     "vm.stop",
+    "vm.update",
     "volume.create",
     "volume.delete",
     "volume.grow",

@@ -6,7 +6,7 @@ use super::cache::Cache;
 use super::evacuate;
 use super::plan::{Draft, ObjectKey, Plan};
 use super::snapshot;
-use super::vm::{Waiting, resolve, should_start};
+use super::vm::{Waiting, resolve, should_start, started_with};
 use crate::error::Result;
 use crate::lifecycle::{Phase, RunPhase};
 use crate::model::{
@@ -95,7 +95,10 @@ fn on_vm(
                 .run_of(id)
                 .filter(|_| cache.claims.get(&id).is_some_and(|c| c.is_held()));
             return match run {
-                Some(run) if run.generation >= *generation => (S::Done, progress),
+                Some(run) if run.generation >= *generation => match waits(vm, cache) {
+                    Some(waits) => (S::Done, waits),
+                    None => (S::Done, progress),
+                },
                 Some(run) if !run.message.is_empty() => (S::Running, run.message.clone()),
                 Some(_) => (S::Running, progress),
                 None => (S::Done, "takes effect with the next start".to_owned()),
@@ -150,6 +153,13 @@ fn on_vm(
         Phase::Failed => (S::Failed { reason: why }, progress),
         _ => (S::Running, progress),
     }
+}
+
+/// What of the hardware waits for the next start, in words.
+fn waits(vm: &Vm, cache: &Cache) -> Option<String> {
+    let changes = started_with(vm.id, cache)?.changes(&vm.machine.hardware);
+    let fields: Vec<_> = changes.into_iter().map(|change| change.field).collect();
+    (!fields.is_empty()).then(|| format!("{}: with the next start", fields.join(", ")))
 }
 
 /// A word for what goes on, with why it does not get on if that is known.

@@ -21,8 +21,8 @@ use crate::driver::{PlacementRequest, Rejected};
 use crate::error::Result;
 use crate::lifecycle::RunPhase;
 use crate::model::{
-    AssignedDisk, AssignedPort, Assignment, Capability, Claim, Decision, Epoch, Exit, NetworkKind,
-    NodeId, ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof,
+    AssignedDisk, AssignedPort, Assignment, Capability, Claim, Decision, Epoch, Exit, Hardware,
+    NetworkKind, NodeId, ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof,
     StorageState, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
 };
 use crate::records::{self, Grave, VolumeStatus};
@@ -156,7 +156,9 @@ fn held(
             .unchanged::<Assignment>(&at, Some(assignment.version))
     };
     if let Ok(resolved) = resolve(vm, claim.epoch, cache) {
-        let resolved = Assignment { power, ..resolved };
+        let mut resolved = Assignment { power, ..resolved };
+        // An epoch keeps what it was granted room for.
+        resolved.machine.hardware = assignment.machine.hardware.clone();
         if let Some(draft) = claim_volumes(draft(), &resolved, &claim.place, cache)? {
             return Ok(Plan::commit(draft.put(&at, &resolved)?));
         }
@@ -395,6 +397,14 @@ fn remove(
             .delete::<crate::model::ActionStatus>(&action);
     }
     Ok(Plan::commit(draft))
+}
+
+/// The hardware of the VM's present run.
+pub(crate) fn started_with(vm: VmId, cache: &Cache) -> Option<&Hardware> {
+    let claim = cache.claims.get(&vm).filter(|claim| claim.is_held())?;
+    let at = (claim.place.node()?.clone(), vm);
+    let assignment = cache.assignments.get(&at)?;
+    (assignment.epoch == claim.epoch).then_some(&assignment.value.machine.hardware)
 }
 
 /// The machine with every reference resolved, or what is not ready.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
 use super::node::Capability;
+use super::settings::{Effect, FieldChange};
 use super::units::MiB;
 use crate::error::Problem;
 
@@ -136,6 +137,26 @@ impl Hardware {
             );
         }
         problems
+    }
+
+    /// What differs in `new`, by field, and when that takes effect for a guest that runs.
+    pub fn changes(&self, new: &Self) -> Vec<FieldChange> {
+        let Self {
+            vcpus,
+            memory,
+            cpu,
+            firmware,
+            kernel,
+        } = self;
+        let fields = [
+            ("vcpus", *vcpus != new.vcpus, Effect::Restart),
+            ("memory", *memory != new.memory, Effect::Restart),
+            ("cpu", *cpu != new.cpu, Effect::Restart),
+            // What is installed boots by one of them.
+            ("firmware", *firmware != new.firmware, Effect::Replacement),
+            ("kernel", *kernel != new.kernel, Effect::Restart),
+        ];
+        FieldChange::of(fields).collect()
     }
 
     /// What a host has to be able to do for it.

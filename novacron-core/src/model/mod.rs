@@ -13,6 +13,7 @@ mod operation;
 mod revision;
 mod run;
 mod secret;
+mod settings;
 mod storage;
 mod units;
 mod vm;
@@ -46,6 +47,7 @@ pub use run::{
     VolumeClaim,
 };
 pub use secret::SecretRef;
+pub use settings::{Effect, FieldChange, VmSettings};
 pub use storage::{
     Image, ImageSource, Pool, PoolScope, PoolState, PoolStatus, Snapshot, StorageState,
     StorageStatus, Volume, VolumeFormat, VolumeSource,

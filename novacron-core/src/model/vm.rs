@@ -34,6 +34,9 @@ pub struct Vm {
     /// VMs of one group of a project are never on the same node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anti_affinity: Option<Name>,
+    /// Whether it is kept from being deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_protection: bool,
 }
 
 fn is_zero(n: &i32) -> bool {
@@ -182,6 +185,9 @@ pub struct VmSpec {
     /// VMs of one group of a project are never on the same node.
     #[serde(default)]
     pub anti_affinity: Option<String>,
+    /// Whether it is kept from being deleted.
+    #[serde(default)]
+    pub delete_protection: bool,
 }
 
 fn on() -> Power {
@@ -262,6 +268,7 @@ impl VmSpec {
             stop_grace_secs: grace(),
             priority: 0,
             anti_affinity: None,
+            delete_protection: false,
         }
     }
 
@@ -353,6 +360,13 @@ impl VmSpec {
     #[must_use]
     pub fn anti_affinity(mut self, group: impl Into<String>) -> Self {
         self.anti_affinity = Some(group.into());
+        self
+    }
+
+    /// Keeps it from being deleted.
+    #[must_use]
+    pub fn delete_protection(mut self, protected: bool) -> Self {
+        self.delete_protection = protected;
         self
     }
 

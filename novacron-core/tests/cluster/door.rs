@@ -9,7 +9,7 @@ use novacron_core::cluster::{Evidence, ImageSpec, OperationHandle, VolumeSpec};
 use novacron_core::driver::Call;
 use novacron_core::model::{
     DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind, NicSpec, NodeId, OperationId,
-    OperationState, PortId, Power, Returning, SnapshotId, VmId, VolumeId,
+    OperationState, PortId, Power, Returning, SnapshotId, VmId, VmSettings, VolumeId,
 };
 use novacron_core::store::{Commit, Key, Op, Revision, Store as _, TxnId};
 use novacron_core::{Bytes, Cluster, Error, ErrorKind, Phase, RequestOptions, Result, VmSpec};
@@ -182,6 +182,7 @@ fn every_change(o: Objects) -> Vec<Change> {
         "vm.reset" => reset();
         "vm.pause" => pause();
         "vm.stop" => stop();
+        "vm.update" => update(VmSettings::of_spec(&VmSpec::new("vm").vcpus(2)));
         "vm.kill" => kill();
         "vm.move" => move_to(node("node-1"));
         "vm.set-labels" => set_labels(labels());

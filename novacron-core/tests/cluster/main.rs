@@ -26,6 +26,7 @@ mod lists;
 #[cfg(feature = "peers")]
 mod peers;
 mod processes;
+mod settings;
 mod storage;
 mod strays;
 mod upgrade;

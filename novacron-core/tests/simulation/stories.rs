@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use novacron_core::model::{
-    DiskSource, ImageId, NetworkId, NicSpec, NodeId, ObjectRef, OperationId, PortId, Power,
-    Returning, SnapshotId, VmId, VolumeId, VolumeSource,
+    DiskSource, Hardware, ImageId, NetworkId, NicSpec, NodeId, ObjectRef, OperationId, PortId,
+    Power, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::Latency;
 use novacron_core::store::{Commit, Key, Op, Store as _, TxnId};
@@ -16,7 +16,7 @@ use crate::requests::{Answer, Request};
 use crate::site::{RESYNC, Site, node};
 
 /// The request's verb, and on what.
-pub(crate) const STORIES: [&str; 70] = [
+pub(crate) const STORIES: [&str; 72] = [
     "vm.create/blank",
     "vm.create/image",
     "vm.create/volume",
@@ -32,6 +32,8 @@ pub(crate) const STORIES: [&str; 70] = [
     "vm.reset/on",
     "vm.move/off",
     "vm.restore/off",
+    "vm.update/on",
+    "vm.update/off",
     "vm.confirm-stopped/lost",
     "vm.attach/on",
     "vm.attach/held",
@@ -268,6 +270,12 @@ pub(crate) async fn stage(
         "vm.pause" => Request::Pause(named),
         "vm.reset" => Request::Reset(named),
         "vm.move" => Request::Move(named, node(1)),
+        "vm.update" => {
+            let view = cluster.vms().by_id(named).get().await?;
+            let mut settings = VmSettings::of(&view.vm);
+            settings.hardware = Hardware::new(2, MiB(1024));
+            Request::Update(named, Box::new(settings))
+        }
         "vm.restore" => Request::Restore(named, o.cold, o.of_cold),
         "vm.confirm-stopped" => {
             // Its host is lost for good: the word is true.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
-    DiskSource, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, Power, Returning, SnapshotId,
-    VmId, VolumeId, VolumeSource,
+    DiskSource, Hardware, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, Power, Returning,
+    SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -303,7 +303,13 @@ impl Ledger {
                 let (snapshot, volume) = self.snapshots.iter().choose(rng)?;
                 Request::Restore(vm, *volume, *snapshot)
             }
-            68..70 => Request::Reset(vm),
+            68..69 => Request::Reset(vm),
+            69..70 => {
+                let mut settings = VmSettings::of(&view?.vm);
+                let memory = MiB(rng.random_range(1..5) * 256);
+                settings.hardware = Hardware::new(rng.random_range(1..3), memory);
+                Request::Update(vm, Box::new(settings))
+            }
             70..73 => Request::Grow(volume?, Bytes::gib(rng.random_range(2..5))),
             73..75 => Request::Delete(ObjectRef::Volume(self.volume(rng)?)),
             75..76 => Request::Delete(self.any(rng, "image")?),

@@ -7,8 +7,8 @@ use super::request::problem;
 use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
-    Bytes, CloudInit, DiskSource, ImageSource, NetworkKind, NicSpec, VmSpec, VolumeSource, is_path,
-    name_problem, path_rule,
+    Bytes, CloudInit, DiskSource, ImageSource, NetworkKind, NicSpec, VmSettings, VmSpec,
+    VolumeSource, is_path, name_problem, path_rule,
 };
 
 pub(super) const MAX_DISKS: usize = 24;
@@ -41,27 +41,35 @@ impl Problems {
 pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     let mut found = Problems::default();
     found.found("name", name_problem(&spec.name));
-    let hardware = spec.hardware.problems().into_iter();
-    let at = |p: Problem| problem(format!("hardware.{}", p.field), p.message);
-    found.0.extend(hardware.map(at));
-    found.check(
-        spec.stop_grace_secs <= MAX_GRACE_SECS,
-        "stop_grace_secs",
-        || format!("{} s; at most {MAX_GRACE_SECS}", spec.stop_grace_secs),
-    );
-    found.check(
-        !spec.disks.is_empty() || spec.hardware.kernel.is_some(),
-        "disks",
-        || "a VM boots from its first disk or from `hardware.kernel`; it has neither".to_owned(),
-    );
-    if let Some(group) = &spec.anti_affinity {
-        found.found("anti_affinity", name_problem(group));
-    }
+    found
+        .0
+        .extend(settings(&VmSettings::of_spec(spec), spec.disks.is_empty()));
     found.0.extend(labels("labels", &spec.labels));
     found.0.extend(labels("annotations", &spec.annotations));
     disks(&mut found, spec);
     look_at_nics(&mut found, &spec.nics);
-    if let Some(init) = &spec.cloud_init {
+    found.0
+}
+
+/// What is wrong with a VM's settings.
+pub(super) fn settings(settings: &VmSettings, is_diskless: bool) -> Vec<Problem> {
+    let mut found = Problems::default();
+    let hardware = settings.hardware.problems().into_iter();
+    let at = |p: Problem| problem(format!("hardware.{}", p.field), p.message);
+    found.0.extend(hardware.map(at));
+    let grace = settings.stop_grace_secs;
+    found.check(grace <= MAX_GRACE_SECS, "stop_grace_secs", || {
+        format!("{grace} s; at most {MAX_GRACE_SECS}")
+    });
+    found.check(
+        !is_diskless || settings.hardware.kernel.is_some(),
+        "disks",
+        || "a VM boots from its first disk or from `hardware.kernel`; it has neither".to_owned(),
+    );
+    if let Some(group) = &settings.anti_affinity {
+        found.found("anti_affinity", name_problem(group));
+    }
+    if let Some(init) = &settings.cloud_init {
         seed(&mut found, init);
     }
     found.0
@@ -307,13 +315,13 @@ mod tests {
             "hardware.kernel.initrd",
             "hardware.kernel.cmdline",
             "stop_grace_secs",
+            "cloud_init.hostname",
+            "cloud_init.user_data",
             "labels",
             "labels[\"\"]",
             "disks[0].source.size",
             "disks[1].name",
             "disks[1].source.size",
-            "cloud_init.hostname",
-            "cloud_init.user_data",
         ];
         assert_eq!(fields, wanted);
     }

@@ -14,7 +14,8 @@ use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
     Bytes, CpuModel, Disk, DiskSource, Hardware, Image, ImageId, Machine, Meta, Name, PoolId,
-    PowerRequest, Versioned, Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId, VolumeSource,
+    PowerRequest, Versioned, Vm, VmId, VmSettings, VmSpec, Volume, VolumeFormat, VolumeId,
+    VolumeSource,
 };
 use crate::store::Revision;
 
@@ -80,8 +81,7 @@ impl Vms {
                     };
                     let disks = look.disks(&mut problems);
                     let networks = look.networks(&mut problems);
-                    look.node(&mut problems);
-                    let hardware = look.hardware(&mut problems);
+                    let hardware = resolved(&VmSettings::of_spec(&spec), cache, &mut problems);
                     refuse(VERB, problems)?;
                     draft(&self.0, &spec, hardware, disks, networks)
                 })
@@ -90,6 +90,30 @@ impl Vms {
         let made = self.0.create::<Vm>(VERB, &spec, draft);
         Ok(self.created(made.await?))
     }
+}
+
+/// The hardware of these settings, its CPU's baseline replaced by the name of a model. What the settings refer to and is
+/// not there is a problem.
+pub(super) fn resolved(
+    settings: &VmSettings,
+    cache: &Cache,
+    problems: &mut Vec<Problem>,
+) -> Hardware {
+    let node = settings.node.as_ref();
+    if let Some(node) = node.filter(|node| !cache.nodes.contains_key(*node)) {
+        problems.push(problem("node", format!("there is no node {node}")));
+    }
+    let mut hardware = settings.hardware.clone();
+    if hardware.cpu.model == CpuModel::Baseline {
+        match cpu_baseline(cache, |of| node.is_none_or(|node| node == of)).model {
+            Some(model) => hardware.cpu.model = CpuModel::Named(model),
+            None => problems.push(problem(
+                "hardware.cpu.model",
+                "the nodes have told no CPU model that all of them have".to_owned(),
+            )),
+        }
+    }
+    hardware
 }
 
 /// The images that the spec names, as far as there are such.
@@ -188,30 +212,6 @@ impl Look<'_> {
         }
         versions
     }
-
-    /// The hardware, its CPU's baseline replaced by the name of a model.
-    fn hardware(&self, problems: &mut Vec<Problem>) -> Hardware {
-        let mut hardware = self.spec.hardware.clone();
-        if hardware.cpu.model == CpuModel::Baseline {
-            let only = self.spec.node.as_ref();
-            match cpu_baseline(self.cache, |node| only.is_none_or(|only| only == node)).model {
-                Some(model) => hardware.cpu.model = CpuModel::Named(model),
-                None => problems.push(problem(
-                    "hardware.cpu.model",
-                    "the nodes have told no CPU model that all of them have".to_owned(),
-                )),
-            }
-        }
-        hardware
-    }
-
-    fn node(&self, problems: &mut Vec<Problem>) {
-        if let Some(node) = &self.spec.node
-            && !self.cache.nodes.contains_key(node)
-        {
-            problems.push(problem("node", format!("there is no node {node}")));
-        }
-    }
 }
 
 /// The records of a VM whose spec is right.
@@ -291,6 +291,7 @@ fn draft(
         node: spec.node.clone(),
         priority: spec.priority,
         anti_affinity: spec.anti_affinity.as_ref().map(Name::new).transpose()?,
+        delete_protection: spec.delete_protection,
     };
     Ok((id, draft.name(&vm.meta, "vm", id)?.put(&id, &vm)?))
 }

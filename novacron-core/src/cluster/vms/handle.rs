@@ -4,6 +4,7 @@ use super::super::check;
 use super::super::object::find;
 use super::super::operations::OperationHandle;
 use super::super::request::{problem, refuse};
+use super::create::resolved;
 use super::{VmHandle, attachable};
 use crate::control::cache::Cache;
 use crate::control::operation::phase_of;
@@ -12,8 +13,8 @@ use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Phase, RunEvent, RunPhase};
 use crate::model::{
-    Action, ActionId, Disk, Exit, NodeId, OperationKind, Power, PowerRequest, Run, Snapshot,
-    SnapshotId, StopProof, Verb, Vm, Volume, VolumeId,
+    Action, ActionId, Disk, Effect, Exit, Name, NodeId, OperationKind, Power, PowerRequest, Run,
+    Snapshot, SnapshotId, StopProof, Verb, Vm, VmSettings, Volume, VolumeId,
 };
 
 /// The next generation of the spec, for an operation to follow.
@@ -160,6 +161,57 @@ impl VmHandle {
                     return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                 }
                 vm.node = Some(node);
+                Ok((draft, next_generation(vm)))
+            })
+            .await
+    }
+
+    /// Changes its settings. [`VmSettings::changes`] says beforehand when each takes effect; nothing is powered off for
+    /// one. A guest that runs keeps the hardware that it was started with ([`VmView::hardware`](super::VmView)) until the
+    /// VM's next start, for which a new place is looked for; a CPU's baseline is chosen anew.
+    ///
+    /// ```
+    /// use novacron_core::cluster::VmHandle;
+    /// use novacron_core::model::VmSettings;
+    /// use novacron_core::{MiB, Result};
+    ///
+    /// # async fn example(vm: &VmHandle) -> Result<()> {
+    /// let mut settings = VmSettings::of(&vm.get().await?.vm);
+    /// settings.hardware.memory = MiB(4096);
+    /// vm.update(settings).await?;
+    /// for change in vm.get().await?.pending() {
+    ///     println!("{} takes effect with the next start", change.field);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]; [`ErrorKind::Invalid`] with every problem, also a change that no start can give this VM
+    /// ([`Effect::Replacement`]).
+    pub async fn update(&self, settings: VmSettings) -> Result<OperationHandle> {
+        const VERB: &str = "vm.update";
+        let request = settings.clone();
+        self.cluster
+            .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
+                let is_diskless = vm.machine.disks.is_empty();
+                let mut problems = check::settings(&settings, is_diskless);
+                let changes = VmSettings::of(vm).changes(&settings).into_iter();
+                let never = changes.filter(|change| change.effect == Effect::Replacement);
+                problems.extend(never.map(|change| {
+                    let message = "cannot be changed for this VM: create another";
+                    problem(change.field, message.to_owned())
+                }));
+                let hardware = resolved(&settings, cache, &mut problems);
+                refuse(VERB, problems)?;
+                vm.machine.hardware = hardware;
+                vm.machine.cloud_init = settings.cloud_init;
+                vm.machine.stop_grace_secs = settings.stop_grace_secs;
+                vm.restart = settings.restart;
+                vm.node = settings.node;
+                vm.priority = settings.priority;
+                vm.anti_affinity = settings.anti_affinity.map(Name::new).transpose()?;
+                vm.delete_protection = settings.delete_protection;
                 Ok((draft, next_generation(vm)))
             })
             .await

@@ -19,9 +19,12 @@ use super::object::{Object, object_parts, siblings};
 use crate::control::cache::Cache;
 use crate::control::operation::{phase_of, worded};
 use crate::control::plan::ObjectKey;
+use crate::control::vm::started_with;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
-use crate::model::{Claim, PlaceId, Run, Versioned, Vm, VmId, Volume, VolumeId};
+use crate::model::{
+    Claim, FieldChange, Hardware, PlaceId, Run, Versioned, Vm, VmId, Volume, VolumeId,
+};
 use crate::time::{Deadline, Timestamp};
 
 /// A VM as it is: what was asked for, and what is.
@@ -40,6 +43,18 @@ pub struct VmView {
     pub claim: Option<Claim>,
     /// The present run.
     pub run: Option<Run>,
+    /// The hardware that the present run was started with.
+    pub hardware: Option<Hardware>,
+}
+
+impl VmView {
+    /// What of the hardware takes effect with the next start, because the present run was started before it was changed.
+    pub fn pending(&self) -> Vec<FieldChange> {
+        let wanted = &self.vm.machine.hardware;
+        self.hardware
+            .as_ref()
+            .map_or_else(Vec::new, |has| has.changes(wanted))
+    }
 }
 
 siblings! {
@@ -64,11 +79,13 @@ impl Object for Vm {
             place: claim.as_ref().map(|c| c.place.clone()),
             claim,
             run: cache.run_of(vm.id).map(|r| r.value.clone()),
+            hardware: started_with(vm.id, cache).cloned(),
         }
     }
 
     fn in_use(&self, _: &Cache) -> Option<String> {
-        None
+        let why = "its delete protection is on: `VmHandle::update` turns it off";
+        self.delete_protection.then(|| why.to_owned())
     }
 }
 

@@ -208,6 +208,7 @@ impl Scenario {
             restart: RestartPolicy::OnFailure,
             node: None,
             anti_affinity: None,
+            delete_protection: false,
             priority: 0,
         };
         put(records::put(&VM, &vm));

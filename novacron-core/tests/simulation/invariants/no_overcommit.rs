@@ -9,8 +9,8 @@ use crate::site::every;
 pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
     for view in every!(cluster.vms()) {
-        if let Some(claim) = view.claim.filter(novacron_core::model::Claim::is_held) {
-            *used.entry(claim.place.to_string()).or_default() += view.vm.machine.hardware.memory.0;
+        if let (Some(claim), Some(hardware)) = (view.claim, view.hardware) {
+            *used.entry(claim.place.to_string()).or_default() += hardware.memory.0;
         }
     }
     match used.iter().find(|(_, used)| **used > memory.0) {

@@ -1,0 +1,151 @@
+//! VMs whose settings are changed.
+
+use std::time::Duration;
+
+use novacron_core::cluster::VmHandle;
+use novacron_core::model::{
+    CpuModel, Effect, FieldChange, Firmware, Hardware, OperationState, RestartPolicy, VmSettings,
+};
+use novacron_core::{Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
+
+use crate::ground::node;
+use crate::{Site, soon, spec};
+
+async fn running(cluster: &Cluster, spec: VmSpec) -> VmHandle {
+    let vm = cluster.vms().create(spec).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    vm
+}
+
+/// Changes its settings, and waits for the end of that; what the operation says.
+async fn update(vm: &VmHandle, change: impl FnOnce(&mut VmSettings)) -> String {
+    let mut settings = VmSettings::of(&vm.get().await.unwrap().vm);
+    change(&mut settings);
+    let operation = vm.update(settings).await.unwrap();
+    let ended = operation.wait(soon()).await.unwrap();
+    assert_eq!(ended.state, OperationState::Done);
+    ended.progress.clone()
+}
+
+/// Why it does not run, also after a while.
+async fn waits(vm: &VmHandle) -> String {
+    let a_while = Deadline::after(Duration::from_secs(10));
+    let late = vm.wait_for(Phase::Running, a_while).await;
+    late.unwrap_err().to_string()
+}
+
+async fn restart(vm: &VmHandle) {
+    vm.stop().await.unwrap().wait(soon()).await.unwrap();
+    vm.start().await.unwrap().wait(soon()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_runs_keeps_its_hardware_until_the_next_start() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let vm = running(&cluster, spec("web")).await;
+    let before = vm.get().await.unwrap();
+    let said = update(&vm, |settings| {
+        settings.hardware = Hardware::new(4, MiB(2048))
+    })
+    .await;
+    assert_eq!(said, "vcpus, memory: with the next start");
+    let view = vm.get().await.unwrap();
+    assert_eq!(view.hardware, before.hardware);
+    assert_eq!(
+        view.run,
+        Some(novacron_core::model::Run {
+            generation: view.vm.meta.generation,
+            ..before.run.unwrap()
+        })
+    );
+    let pending = ["vcpus", "memory"].map(|field| FieldChange {
+        field: field.to_owned(),
+        effect: Effect::Restart,
+    });
+    assert_eq!(view.pending(), pending);
+    restart(&vm).await;
+    let view = vm.get().await.unwrap();
+    assert_eq!(view.hardware, Some(Hardware::new(4, MiB(2048))));
+    assert_eq!(view.pending(), []);
+    // It stays so over a restart of the process.
+    drop((vm, cluster));
+    let cluster = site.start().await;
+    let again = cluster.vms().by_id(view.vm.id).get().await.unwrap();
+    assert_eq!(again.hardware, view.hardware);
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_counted_by_what_runs_and_given_by_what_is_asked_for() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let large = running(&cluster, spec("large").memory(MiB(60 * 1024))).await;
+    update(&large, |settings| settings.hardware.memory = MiB(1024)).await;
+    // It still has what it was started with.
+    let other = spec("other").memory(MiB(30 * 1024));
+    let other = cluster.vms().create(other).await.unwrap();
+    assert!(waits(&other).await.contains("too little memory"));
+    restart(&large).await;
+    other.wait_for(Phase::Running, soon()).await.unwrap();
+    // And a start that finds no room waits for it, instead of being what it was before.
+    update(&large, |settings| settings.hardware.memory = MiB(60 * 1024)).await;
+    large.stop().await.unwrap().wait(soon()).await.unwrap();
+    large.start().await.unwrap();
+    assert!(waits(&large).await.contains("too little memory"));
+    update(&large, |settings| settings.hardware.memory = MiB(2048)).await;
+    large.wait_for(Phase::Running, soon()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_start_can_give_is_refused_with_everything_that_is_wrong() {
+    let cluster = Site::new(1).start().await;
+    let vm = running(&cluster, spec("web")).await;
+    let before = vm.get().await.unwrap().vm;
+    let mut settings = VmSettings::of(&before);
+    settings.hardware.firmware = Firmware::Uefi;
+    settings.hardware.vcpus = 0;
+    settings.node = Some(node(7));
+    settings.anti_affinity = Some("a/b".to_owned());
+    let refused = vm.update(settings).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    let fields: Vec<_> = refused
+        .problems()
+        .iter()
+        .map(|p| p.field.as_str())
+        .collect();
+    let wanted = [
+        "hardware.vcpus",
+        "anti_affinity",
+        "hardware.firmware",
+        "node",
+    ];
+    assert_eq!(fields, wanted);
+    assert_eq!(vm.get().await.unwrap().vm, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_settings_are_in_effect_at_once() {
+    let cluster = Site::new(1).start().await;
+    let vm = running(&cluster, spec("web").delete_protection(true)).await;
+    let refused = vm.delete().await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
+    assert!(
+        refused.to_string().contains("delete protection"),
+        "{refused}"
+    );
+    update(&vm, |settings| {
+        settings.restart = RestartPolicy::Always;
+        settings.priority = 3;
+        settings.hardware.cpu.model = CpuModel::Baseline;
+        settings.delete_protection = false;
+    })
+    .await;
+    let changed = vm.get().await.unwrap().vm.value;
+    assert_eq!(
+        (changed.restart, changed.priority),
+        (RestartPolicy::Always, 3)
+    );
+    let haswell = CpuModel::Named("Haswell".to_owned());
+    assert_eq!(changed.machine.hardware.cpu.model, haswell);
+    vm.delete().await.unwrap().wait(soon()).await.unwrap();
+}
