@@ -14,7 +14,9 @@ use novacron_core::driver::{
     ArtefactId, AttachRequest, Call, CreateSource, CreateVolume, DiskAttachment, DomainId,
     DomainSpec, GuestEvent, Hypervisor, StorageBackend,
 };
-use novacron_core::model::{ClusterId, Epoch, Hardware, NodeId, VmId, VolumeFormat, VolumeId};
+use novacron_core::model::{
+    ClusterId, DiskOptions, Epoch, Hardware, NodeId, VmId, VolumeFormat, VolumeId,
+};
 use novacron_core::sim::{SimHypervisor, SimStorage};
 use novacron_core::{Bytes, IdSource, MiB, Phase, SeededIds};
 use uuid::Uuid;
@@ -190,6 +192,7 @@ pub(crate) async fn sim_alone() -> Result<()> {
             name: "root".to_owned(),
             volume,
             attachment: storage.attach(call, volume, &attach).await?,
+            options: DiskOptions::default(),
         };
         let spec = DomainSpec {
             id,

@@ -12,7 +12,8 @@ use novacron_core::cluster::{
 };
 use novacron_core::driver::{Call, ConsoleStart, StorageBackend};
 use novacron_core::model::{
-    CloudInit, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState, SnapshotId,
+    CloudInit, DiskOptions, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState,
+    SnapshotId,
 };
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
 use novacron_examples::leftovers;
@@ -221,7 +222,13 @@ impl App {
             .ok_or("the volume has no operation")?
             .wait(soon(30))
             .await?;
-        done(self.vm()?.attach(DATA, volume.id()).await?, 30).await?;
+        done(
+            self.vm()?
+                .attach(DATA, volume.id(), DiskOptions::default())
+                .await?,
+            30,
+        )
+        .await?;
         let disk = self.find_disk().await?;
         let console = self.console()?;
         console.run(&format!("mkfs.ext4 -q {disk}")).await?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use novacron_core::cluster::{Cluster, ListRequest, VolumeSpec};
 use novacron_core::driver::{Call, Hypervisor, StorageBackend};
-use novacron_core::model::{DiskSource, Power};
+use novacron_core::model::{DiskOptions, DiskSource, Power};
 use novacron_core::store::SqliteStore;
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, RequestOptions, VmSpec};
 use novacron_kvm::QemuHypervisor;
@@ -211,7 +211,10 @@ async fn live(dir: &Path, seed: u64) {
             0..4 => (true, vm.start().await),
             4..6 => (true, vm.kill().await),
             6 => (true, vm.pause().await),
-            7 => (false, vm.attach("data", data.id()).await),
+            7 => (
+                false,
+                vm.attach("data", data.id(), DiskOptions::default()).await,
+            ),
             8 => (false, vm.detach("data").await),
             _ => {
                 let snapshot = format!("s{seed}-{step}");

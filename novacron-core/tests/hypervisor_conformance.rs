@@ -13,8 +13,8 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, Hypervisor, NicAttachment,
 };
 use novacron_core::model::{
-    Bytes, Epoch, Exit, Hardware, HostId, MacAddr, MiB, PortBinding, PortId, SnapshotId,
-    VolumeFormat, VolumeId,
+    Bytes, DiskOptions, Epoch, Exit, Hardware, HostId, MacAddr, MiB, PortBinding, PortId,
+    SnapshotId, VolumeFormat, VolumeId,
 };
 use novacron_core::sim::{Latency, SimHypervisor, SimWorld};
 use novacron_core::{SeededIds, Timestamp};
@@ -55,6 +55,7 @@ impl Fixture {
                 epoch: Epoch(1),
                 enforces_writer: false,
             },
+            options: DiskOptions::default(),
         }
     }
 }

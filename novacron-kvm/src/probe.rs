@@ -3,6 +3,7 @@
 //! The oldest QEMU taken is 6.2 (Ubuntu 22.04; Debian 12 has 7.2): `-action`, on which telling a poweroff from a crash
 //! rests, came with 6.0, and 6.2 is the oldest that a supported distribution still ships.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -114,8 +115,16 @@ impl QemuBinary {
     }
 }
 
-/// The CPUs that its guests can have.
-pub(crate) async fn cpus(path: &Path, accel: Accel) -> Result<Cpus, ProbeError> {
+/// What guests can be given.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    pub(crate) cpus: Cpus,
+    /// The types of devices, as `virtio-blk-pci`.
+    pub(crate) devices: BTreeSet<String>,
+}
+
+/// What it offers to guests that are run so.
+pub(crate) async fn offer(path: &Path, accel: Accel) -> Result<Offer, ProbeError> {
     let everything = everything(accel);
     let command = |name: &str, arguments: Value| json!({"execute": name, "arguments": arguments});
     let full = json!({"type": "full", "model": {"name": everything}});
@@ -123,6 +132,7 @@ pub(crate) async fn cpus(path: &Path, accel: Accel) -> Result<Cpus, ProbeError> 
         command("qmp_capabilities", json!({})),
         command("query-cpu-definitions", json!({})),
         command("query-cpu-model-expansion", full),
+        command("qom-list-types", json!({"implements": "device"})),
         command("quit", json!({})),
     ];
     let accel = match accel {
@@ -152,7 +162,13 @@ pub(crate) async fn cpus(path: &Path, accel: Accel) -> Result<Cpus, ProbeError> 
         })
         .collect();
     let found = match &answers[..] {
-        [_, definitions, expansion, ..] => Cpus::of(definitions, expansion),
+        [_, definitions, expansion, devices, ..] => {
+            let cpus = Cpus::of(definitions, expansion);
+            let devices = devices.as_array().into_iter().flatten();
+            let name = |device: &Value| device.get("name")?.as_str().map(str::to_owned);
+            let devices = devices.filter_map(name).collect();
+            cpus.map(|cpus| Offer { cpus, devices })
+        }
         _ => None,
     };
     found.ok_or_else(|| ProbeError::Broken {
@@ -288,7 +304,8 @@ mod tests {
                 .is_some_and(|machine| machine.starts_with("pc-q35-"))
         );
         assert!(qemu.user_network);
-        let cpus = cpus(&qemu.path, Accel::Tcg).await.unwrap();
+        let Offer { cpus, devices } = offer(&qemu.path, Accel::Tcg).await.unwrap();
+        assert!(devices.contains("virtio-blk-pci"), "{devices:?}");
         assert!(cpus.models.contains("Nehalem"), "{cpus:?}");
         assert!(cpus.features.contains("sse4.2"), "{cpus:?}");
     }

@@ -98,7 +98,7 @@ fn default_project() -> Name {
 /// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
 /// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
 /// [`Audit`](crate::model::Audit) record says.
-pub const CHANGES: [&str; 38] = [
+pub const CHANGES: [&str; 39] = [
     "image.create",
     "image.delete",
     "image.set-annotations",
@@ -128,6 +128,7 @@ pub const CHANGES: [&str; 38] = [
     "vm.reset",
     "vm.restore",
     "vm.set-annotations",
+    "vm.set-disk",
     "vm.set-labels",
     "vm.start",
     "vm.stop",

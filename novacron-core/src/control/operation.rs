@@ -155,9 +155,9 @@ fn on_vm(
     }
 }
 
-/// What of the hardware waits for the next start, in words.
+/// What of the machine waits for the next start, in words.
 fn waits(vm: &Vm, cache: &Cache) -> Option<String> {
-    let changes = started_with(vm.id, cache)?.changes(&vm.machine.hardware);
+    let changes = started_with(vm.id, cache)?.changes(&vm.machine);
     let fields: Vec<_> = changes.into_iter().map(|change| change.field).collect();
     (!fields.is_empty()).then(|| format!("{}: with the next start", fields.join(", ")))
 }

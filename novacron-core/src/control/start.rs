@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   start:   attach volumes → define → start (held) → READ BOOT ID, OWNER AND CLAIM AGAIN → resume
-//!   adapt:   detach what the assignment no longer names → attach what it names anew
+//!   adapt:   detach what the assignment no longer names → attach what it names anew → set what the rest may do
 //!   retire:  (kill) → undefine → detach volumes → proof
 //! ```
 //! The claim is read from the store, not from the cache, after the domain exists: whoever took it away before that
@@ -30,8 +30,8 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    AssignedDisk, Assignment, Claim, CloudInit, HostBoot, NodeId, PoolId, Power, StopProof,
-    VolumeId,
+    AssignedDisk, Assignment, Claim, CloudInit, DiskOptions, HostBoot, Machine, NodeId, PoolId,
+    Power, StopProof, VolumeId,
 };
 use crate::records::{self, NodeOwner, Stored};
 use crate::store::{Revision, Store};
@@ -119,6 +119,7 @@ async fn attach(
     node: &NodeId,
     id: DomainId,
     disk: &AssignedDisk,
+    machine: &Machine,
 ) -> Result<DiskAttachment> {
     let attachment = drivers
         .pool(&disk.pool)?
@@ -128,7 +129,13 @@ async fn attach(
         name: disk.name.clone(),
         volume: disk.volume,
         attachment,
+        options: options_of(disk.volume, machine),
     })
+}
+
+fn options_of(volume: VolumeId, machine: &Machine) -> DiskOptions {
+    let disk = machine.disks.iter().find(|disk| disk.volume == volume);
+    disk.map(|disk| disk.options.clone()).unwrap_or_default()
 }
 
 pub(super) async fn detach(
@@ -186,7 +193,7 @@ pub(crate) async fn start(
     if !matches!(present, Some(DomainState::Paused | DomainState::Running)) {
         let mut disks = Vec::with_capacity(assignment.disks.len());
         for disk in &assignment.disks {
-            disks.push(attach(drivers, call, node, id, disk).await?);
+            disks.push(attach(drivers, call, node, id, disk, &assignment.machine).await?);
         }
         let machine = &assignment.machine;
         let seed = match &machine.cloud_init {
@@ -271,10 +278,10 @@ pub(crate) async fn adapt(
         .collect();
     let nothing_leaves = leaving_disks.is_empty() && leaving_nics.is_empty();
     let nothing_comes = coming.is_empty() && coming_nics.is_empty();
-    if nothing_leaves && nothing_comes {
-        return Ok(());
-    }
     let Some(plug) = hypervisor.hot_plug() else {
+        if nothing_leaves && nothing_comes {
+            return Ok(());
+        }
         return Err(Error::new(
             ErrorKind::Unsupported,
             "run.adapt",
@@ -296,11 +303,16 @@ pub(crate) async fn adapt(
         right.holds().await?;
     }
     for disk in coming {
-        let attachment = attach(drivers, call, node, id, disk).await?;
+        let attachment = attach(drivers, call, node, id, disk, &assignment.machine).await?;
         plug.attach_disk(call, id, &attachment).await?;
     }
     for nic in coming_nics {
         plug.attach_nic(call, id, nic).await?;
+    }
+    let present = assignment.machine.disks.iter();
+    for disk in present.filter(|d| domain.disks.contains(&d.volume)) {
+        let limits = &disk.options.limits;
+        plug.set_disk_limits(call, id, disk.volume, limits).await?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::driver::{PlacementRequest, Rejected};
 use crate::error::Result;
 use crate::lifecycle::RunPhase;
 use crate::model::{
-    AssignedDisk, AssignedPort, Assignment, Capability, Claim, Decision, Epoch, Exit, Hardware,
+    AssignedDisk, AssignedPort, Assignment, Capability, Claim, Decision, Epoch, Exit, Machine,
     NetworkKind, NodeId, ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof,
     StorageState, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
 };
@@ -157,8 +157,8 @@ fn held(
     };
     if let Ok(resolved) = resolve(vm, claim.epoch, cache) {
         let mut resolved = Assignment { power, ..resolved };
-        // An epoch keeps what it was granted room for.
-        resolved.machine.hardware = assignment.machine.hardware.clone();
+        // An epoch keeps what it was granted room for, and what it was started with.
+        resolved.machine = assignment.machine.with_live(resolved.machine);
         if let Some(draft) = claim_volumes(draft(), &resolved, &claim.place, cache)? {
             return Ok(Plan::commit(draft.put(&at, &resolved)?));
         }
@@ -399,12 +399,12 @@ fn remove(
     Ok(Plan::commit(draft))
 }
 
-/// The hardware of the VM's present run.
-pub(crate) fn started_with(vm: VmId, cache: &Cache) -> Option<&Hardware> {
+/// The machine as the VM's present run has it.
+pub(crate) fn started_with(vm: VmId, cache: &Cache) -> Option<&Machine> {
     let claim = cache.claims.get(&vm).filter(|claim| claim.is_held())?;
     let at = (claim.place.node()?.clone(), vm);
     let assignment = cache.assignments.get(&at)?;
-    (assignment.epoch == claim.epoch).then_some(&assignment.value.machine.hardware)
+    (assignment.epoch == claim.epoch).then_some(&assignment.value.machine)
 }
 
 /// The machine with every reference resolved, or what is not ready.
@@ -514,7 +514,7 @@ pub(crate) fn placement_request(
             None => reachable = Some(BTreeSet::new()),
         }
     }
-    let mut needs = vm.machine.hardware.needs();
+    let mut needs = vm.machine.needs();
     needs.extend(assignment.ports.iter().map(|port| match port.network {
         NetworkKind::Bridge { .. } => Capability::Bridge,
         NetworkKind::User => Capability::UserNetwork,

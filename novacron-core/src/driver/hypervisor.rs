@@ -23,8 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Attachment, BlockExport, Call, MemorySnapshots, MigrationEndpoint};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    self, ClusterId, Epoch, Exit, Hardware, HostInfo, MacAddr, NodeCapabilities, PortBinding,
-    PortForward, PortId, SnapshotId, VmId, VolumeId,
+    self, ClusterId, DiskLimits, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr,
+    NodeCapabilities, PortBinding, PortForward, PortId, SnapshotId, VmId, VolumeId,
 };
 
 /// Names a domain: one start of one VM of one cluster.
@@ -90,6 +90,10 @@ impl DomainSpec {
         for (i, disk) in self.disks.iter().enumerate() {
             let first = volumes.insert(disk.volume);
             check(first, format!("disks[{i}].volume"), "is attached twice");
+            for problem in disk.options.problems() {
+                let field = format!("disks[{i}].options.{}", problem.field);
+                check(false, field, &problem.message);
+            }
         }
         let mut ports = BTreeSet::new();
         for (i, nic) in self.nics.iter().enumerate() {
@@ -100,7 +104,9 @@ impl DomainSpec {
             return Err(Error::invalid(operation, problems));
         }
         let (hardware, id) = (&self.hardware, self.id);
-        let lacking = host.lacking(&hardware.cpu, &hardware.needs());
+        let mut needs = hardware.needs();
+        needs.extend(self.disks.iter().flat_map(|disk| disk.options.needs()));
+        let lacking = host.lacking(&hardware.cpu, &needs);
         let lacking = lacking.or_else(|| {
             let (wanted, most) = (hardware.vcpus, host.max_vcpus);
             (wanted > most).then(|| format!("take {most} vCPUs at most, and this is {wanted}"))
@@ -124,6 +130,8 @@ pub struct DiskAttachment {
     pub volume: VolumeId,
     /// Where its data is.
     pub attachment: Attachment,
+    /// How the guest is given it.
+    pub options: DiskOptions,
 }
 
 /// A NIC to give to a domain.
@@ -393,6 +401,18 @@ pub trait HotPlug: Send + Sync {
 
     /// Takes a NIC back, as [`HotPlug::detach_disk`].
     async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()>;
+
+    /// Sets how much the guest may read and write of an attached disk, in place of the limits of before. *A second
+    /// identical call* changes nothing. Where the host cannot limit ([`Capability::DiskLimits`](model::Capability)), it is
+    /// called without limits only, which changes nothing.
+    /// *Errors:* `NotFound` or `FailedPrecondition` when it is not attached.
+    async fn set_disk_limits(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        limits: &DiskLimits,
+    ) -> Result<()>;
 
     /// Grows an attached disk and tells the guest. A disk that already has this size is no error.
     async fn resize_disk(

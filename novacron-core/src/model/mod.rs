@@ -2,6 +2,7 @@
 
 mod cpu;
 mod decision;
+mod disk;
 mod hardware;
 mod ids;
 mod member;
@@ -20,6 +21,7 @@ mod vm;
 
 pub use cpu::{Cpu, CpuBaseline, CpuModel, CpuTopology, newest_cpu_model};
 pub use decision::Decision;
+pub use disk::{Discard, DiskBus, DiskCache, DiskIo, DiskLimits, DiskOptions};
 pub use hardware::{Firmware, Hardware, KernelBoot};
 pub(crate) use hardware::{is_path, path_rule};
 pub use ids::{

@@ -182,16 +182,28 @@ pub enum Capability {
     HotPlug,
     /// Disks can be snapshotted while the guest runs.
     LiveSnapshot,
+    /// Disks can be on virtio-scsi.
+    ScsiDisks,
+    /// Disks can be on SATA.
+    SataDisks,
+    /// Disks can be on NVMe.
+    NvmeDisks,
+    /// What a guest reads and writes of a disk can be limited.
+    DiskLimits,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 9] = [
         Self::Uefi,
         Self::Bridge,
         Self::UserNetwork,
         Self::HotPlug,
         Self::LiveSnapshot,
+        Self::ScsiDisks,
+        Self::SataDisks,
+        Self::NvmeDisks,
+        Self::DiskLimits,
     ];
 }
 
@@ -203,6 +215,10 @@ impl fmt::Display for Capability {
             Self::UserNetwork => "user-mode networks",
             Self::HotPlug => "hot-plug",
             Self::LiveSnapshot => "live snapshots",
+            Self::ScsiDisks => "SCSI disks",
+            Self::SataDisks => "SATA disks",
+            Self::NvmeDisks => "NVMe disks",
+            Self::DiskLimits => "limits of disks",
         })
     }
 }

@@ -91,13 +91,7 @@ impl VmSettings {
             anti_affinity,
             delete_protection,
         } = self;
-        let hardware = hardware.changes(&new.hardware).into_iter();
-        let mut changes: Vec<_> = hardware
-            .map(|change| FieldChange {
-                field: format!("hardware.{}", change.field),
-                ..change
-            })
-            .collect();
+        let mut changes = FieldChange::under("hardware", hardware.changes(&new.hardware));
         let others = [
             ("cloud_init", *cloud_init != new.cloud_init, Effect::Restart),
             (
@@ -135,6 +129,15 @@ pub struct FieldChange {
 }
 
 impl FieldChange {
+    /// Those of a part, under its path.
+    pub(super) fn under(path: &str, changes: Vec<Self>) -> Vec<Self> {
+        let whole = |change: Self| Self {
+            field: format!("{path}.{}", change.field),
+            ..change
+        };
+        changes.into_iter().map(whole).collect()
+    }
+
     /// Those of these fields that differ.
     pub(super) fn of<const N: usize>(
         fields: [(&str, bool, Effect); N],

@@ -1,14 +1,17 @@
 //! What a virtual machine should be. What it is stands in [`Run`](super::Run).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::cpu::CpuModel;
+use super::disk::DiskOptions;
 use super::hardware::{Hardware, KernelBoot};
 use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
+use super::node::Capability;
 use super::secret::SecretRef;
+use super::settings::FieldChange;
 use super::units::{Bytes, MiB};
 
 /// A virtual machine's record.
@@ -60,6 +63,40 @@ pub struct Machine {
     pub stop_grace_secs: u32,
 }
 
+impl Machine {
+    /// What a host has to be able to do for it, its networks aside.
+    pub fn needs(&self) -> BTreeSet<Capability> {
+        let disks = self.disks.iter().flat_map(|disk| disk.options.needs());
+        self.hardware.needs().into_iter().chain(disks).collect()
+    }
+
+    /// What of hardware and disks differs in `new`, by field, and when that takes effect for a guest that runs. Disks and
+    /// NICs that come and go do so while it runs.
+    pub fn changes(&self, new: &Self) -> Vec<FieldChange> {
+        let mut changes = FieldChange::under("hardware", self.hardware.changes(&new.hardware));
+        for disk in &self.disks {
+            if let Some(other) = new.disks.iter().find(|other| other.volume == disk.volume) {
+                let path = format!("disks[{}]", disk.name);
+                let of_disk = disk.options.changes(&other.options);
+                changes.extend(FieldChange::under(&path, of_disk));
+            }
+        }
+        changes
+    }
+
+    /// What a guest that was started as this has of `new` before its next start.
+    #[must_use]
+    pub fn with_live(&self, mut new: Self) -> Self {
+        new.hardware = self.hardware.clone();
+        for disk in &mut new.disks {
+            if let Some(has) = self.disks.iter().find(|has| has.volume == disk.volume) {
+                disk.options = has.options.clone().with_live(&disk.options);
+            }
+        }
+        new
+    }
+}
+
 /// A disk of a VM: a volume under a name that is unique in the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +107,9 @@ pub struct Disk {
     pub volume: VolumeId,
     /// Whether the volume was made with the VM and goes with it.
     pub delete_with_vm: bool,
+    /// How the guest is given it.
+    #[serde(default, skip_serializing_if = "DiskOptions::is_default")]
+    pub options: DiskOptions,
 }
 
 /// A network interface.
@@ -205,6 +245,20 @@ pub struct DiskSpec {
     pub name: String,
     /// What is on it.
     pub source: DiskSource,
+    /// How the guest is given it.
+    #[serde(default)]
+    pub options: DiskOptions,
+}
+
+impl DiskSpec {
+    /// A disk with the usual options.
+    pub fn new(name: impl Into<String>, source: DiskSource) -> Self {
+        Self {
+            name: name.into(),
+            source,
+            options: DiskOptions::default(),
+        }
+    }
 }
 
 /// What a disk begins as.
@@ -301,23 +355,14 @@ impl VmSpec {
             size: None,
             pool: None,
         };
-        self.disks.insert(
-            0,
-            DiskSpec {
-                name: "root".to_owned(),
-                source,
-            },
-        );
+        self.disks.insert(0, DiskSpec::new("root", source));
         self
     }
 
     /// Adds a disk.
     #[must_use]
     pub fn disk(mut self, name: impl Into<String>, source: DiskSource) -> Self {
-        self.disks.push(DiskSpec {
-            name: name.into(),
-            source,
-        });
+        self.disks.push(DiskSpec::new(name, source));
         self
     }
 

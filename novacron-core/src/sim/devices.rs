@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
+use super::guests::refused;
 use super::hypervisor::{SimHypervisor, started};
 use super::state::SimDisk;
 use super::world::pool_of;
@@ -11,7 +12,7 @@ use crate::driver::{
     AttachmentSource, Call, DiskAttachment, DiskPivot, DomainId, HotPlug, NicAttachment,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, PortBinding, PortId, SnapshotId, VolumeId};
+use crate::model::{Bytes, DiskLimits, PortBinding, PortId, SnapshotId, VolumeId};
 
 /// What has to be known of a disk.
 pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
@@ -23,6 +24,7 @@ pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
         volume: attachment.volume,
         pool,
         pivoted: None,
+        limits: attachment.options.limits,
     }
 }
 
@@ -66,6 +68,26 @@ impl HotPlug for SimHypervisor {
             domain.disks.retain(|d| d.volume != volume);
             state.writing.remove(&(volume, host, id));
             state.open.remove(&(volume, host, id));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn set_disk_limits(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        limits: &DiskLimits,
+    ) -> Result<()> {
+        const OP: &str = "sim.set_disk_limits";
+        let (host, limits) = (self.host, *limits);
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            match domain.disks.iter_mut().find(|d| d.volume == volume) {
+                Some(disk) => disk.limits = limits,
+                None => return Err(refused(OP, id, "the volume is not attached")),
+            }
             Ok(())
         })
         .await

@@ -17,8 +17,8 @@ use super::pool::{SimPool, SimSource};
 use crate::driver::{DomainId, DomainState, GuestEvent, HypervisorEvent, PortArtefact};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Capability, ClusterId, Epoch, HostId, MiB, NodeCapabilities, PoolId, PortId, SnapshotId, VmId,
-    VolumeId,
+    Capability, ClusterId, DiskLimits, Epoch, HostId, MiB, NodeCapabilities, PoolId, PortId,
+    SnapshotId, VmId, VolumeId,
 };
 
 /// A change of the world that somebody else carries out.
@@ -144,6 +144,7 @@ pub(super) struct SimDisk {
     pub(super) pool: Option<PoolId>,
     /// The last snapshot that the domain pivoted for.
     pub(super) pivoted: Option<SnapshotId>,
+    pub(super) limits: DiskLimits,
 }
 
 impl SimDomain {

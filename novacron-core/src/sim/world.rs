@@ -16,7 +16,7 @@ use super::faults::{FaultPlan, Latency, chance, duration};
 use super::pool::{SimPool, SimSource, SimVolume};
 use super::state::{Place, SimHost, State};
 use crate::driver::{ArtefactId, DomainId, DomainState, GuestEvent};
-use crate::model::{Bytes, Exit, HostId, MiB, PoolId, VolumeId};
+use crate::model::{Bytes, DiskLimits, Exit, HostId, MiB, PoolId, VolumeId};
 
 /// A world. Clones share it. Made inside a tokio runtime, whose timer is its time.
 #[derive(Clone)]
@@ -115,6 +115,14 @@ impl SimWorld {
             host.cpu_models = words(models);
             host.cpu_features = words(features);
         }
+    }
+
+    /// How much a domain may read and write of a volume, if it has it.
+    pub fn disk_limits(&self, host: HostId, id: DomainId, volume: VolumeId) -> Option<DiskLimits> {
+        let state = self.lock();
+        let disks = &state.hosts.get(&host)?.domains.get(&id)?.disks;
+        let disk = disks.iter().find(|disk| disk.volume == volume)?;
+        Some(disk.limits)
     }
 
     /// Adds a storage pool.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::{ImageSpec, VolumeSpec};
 use novacron_core::model::{
-    DiskSource, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, PoolId, Power, VmId, VolumeId,
+    DiskOptions, DiskSource, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, PoolId, Power,
+    VmId, VolumeId,
 };
 use novacron_core::sim::SimStorage;
 use novacron_core::store::{Commit, Key, Op, Store, TxnId};
@@ -78,7 +79,10 @@ async fn hostile_names_are_refused_everywhere() {
         assert_eq!(fields(&refused), ["name"], "{name:?}");
         let refused = cluster.networks().create(&name, NetworkKind::User).await;
         assert_eq!(fields(&refused.unwrap_err()), ["name"], "{name:?}");
-        let refused = vm.attach(&name, volume).await.unwrap_err();
+        let refused = vm
+            .attach(&name, volume, DiskOptions::default())
+            .await
+            .unwrap_err();
         assert_eq!(fields(&refused), ["disk"], "{name:?}");
         let disk = DiskSource::Image {
             image: name.clone(),
@@ -223,17 +227,26 @@ async fn a_volume_is_attached_once() {
     let second = spec("second").power(Power::Off);
     let second = cluster.vms().create(second).await.unwrap();
     for (vm, disk) in [(&first, "again"), (&second, "data")] {
-        let refused = vm.attach(disk, volume).await.unwrap_err();
+        let refused = vm
+            .attach(disk, volume, DiskOptions::default())
+            .await
+            .unwrap_err();
         assert_eq!(fields(&refused), ["volume"]);
     }
     for i in 0..23 {
         let volume = VolumeSpec::new(format!("more-{i}"), Bytes::gib(1));
         let volume = cluster.volumes().create(volume).await.unwrap().id();
-        second.attach(&format!("more-{i}"), volume).await.unwrap();
+        second
+            .attach(&format!("more-{i}"), volume, DiskOptions::default())
+            .await
+            .unwrap();
     }
     let one_more = VolumeSpec::new("too-many", Bytes::gib(1));
     let one_more = cluster.volumes().create(one_more).await.unwrap().id();
-    let refused = second.attach("too-many", one_more).await.unwrap_err();
+    let refused = second
+        .attach("too-many", one_more, DiskOptions::default())
+        .await
+        .unwrap_err();
     assert_eq!(fields(&refused), ["disk"]);
 }
 

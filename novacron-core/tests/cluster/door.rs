@@ -8,8 +8,9 @@ use futures::future::LocalBoxFuture;
 use novacron_core::cluster::{Evidence, ImageSpec, OperationHandle, VolumeSpec};
 use novacron_core::driver::Call;
 use novacron_core::model::{
-    DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind, NicSpec, NodeId, OperationId,
-    OperationState, PortId, Power, Returning, SnapshotId, VmId, VmSettings, VolumeId,
+    DiskLimits, DiskOptions, DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind,
+    NicSpec, NodeId, OperationId, OperationState, PortId, Power, Returning, SnapshotId, VmId,
+    VmSettings, VolumeId,
 };
 use novacron_core::store::{Commit, Key, Op, Revision, Store as _, TxnId};
 use novacron_core::{Bytes, Cluster, Error, ErrorKind, Phase, RequestOptions, Result, VmSpec};
@@ -121,6 +122,16 @@ fn labels() -> BTreeMap<String, String> {
     [("tier".to_owned(), "web".to_owned())].into()
 }
 
+fn limited() -> DiskOptions {
+    DiskOptions {
+        limits: DiskLimits {
+            iops: Some(100),
+            ..DiskLimits::default()
+        },
+        ..DiskOptions::default()
+    }
+}
+
 fn made(operation: Option<&OperationHandle>) -> OperationHandle {
     operation.unwrap().clone()
 }
@@ -173,7 +184,8 @@ fn every_change(o: Objects) -> Vec<Change> {
         }),
     ];
     all.extend(vm! {
-        "vm.attach" => attach("more", o.free);
+        "vm.attach" => attach("more", o.free, DiskOptions::default());
+        "vm.set-disk" => set_disk("more", limited());
         "vm.detach" => detach("more");
         "vm.attach-nic" => attach_nic(nic(o.other_network));
         "vm.detach-nic" => detach_nic(o.port);

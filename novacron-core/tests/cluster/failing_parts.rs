@@ -12,7 +12,7 @@ use novacron_core::driver::{
     PortRequest, Rejected, Scheduler,
 };
 use novacron_core::model::{
-    Decision, Epoch, NetworkKind, NicSpec, NodeId, PoolId, PortBinding, PortId,
+    Decision, DiskOptions, Epoch, NetworkKind, NicSpec, NodeId, PoolId, PortBinding, PortId,
 };
 use novacron_core::sim::{FaultPlan, SimHypervisor, SimNetwork, SimStorage};
 use novacron_core::store::{
@@ -265,7 +265,10 @@ async fn a_disk_that_may_still_be_attached_is_not_given_to_another() {
         late_by: Duration::from_secs(20)..=Duration::from_secs(20),
         ..FaultPlan::default()
     });
-    first.attach("data", data.id()).await.unwrap();
+    first
+        .attach("data", data.id(), DiskOptions::default())
+        .await
+        .unwrap();
     while site.world.calls_under_way() == 0 {
         tokio::task::yield_now().await;
     }
@@ -275,7 +278,10 @@ async fn a_disk_that_may_still_be_attached_is_not_given_to_another() {
     let _ = first.wait_for(Phase::Stopped, minute()).await.unwrap_err();
     site.world.faults(FaultPlan::default());
     detach.wait(soon()).await.unwrap();
-    let attach = second.attach("data", data.id()).await.unwrap();
+    let attach = second
+        .attach("data", data.id(), DiskOptions::default())
+        .await
+        .unwrap();
     attach.wait(soon()).await.unwrap();
     let _ = first.wait_for(Phase::Stopped, minute()).await.unwrap_err();
     let writers = site.world.writers(data.id());

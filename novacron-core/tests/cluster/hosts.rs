@@ -1,7 +1,7 @@
 //! Hosts that reboot, change or go, and guests that nobody can tell of.
 
 use novacron_core::cluster::VolumeSpec;
-use novacron_core::model::{Exit, NodeId, NodeState, StopProof};
+use novacron_core::model::{DiskOptions, Exit, NodeId, NodeState, StopProof};
 use novacron_core::sim::{SimHypervisor, SimStorage};
 use novacron_core::{Bytes, Cluster, ErrorKind, Phase, SeededIds};
 
@@ -68,7 +68,10 @@ async fn a_node_that_is_built_no_more_gets_nothing_and_its_vms_can_be_confirmed(
         spec.node = Some(NodeId::new("beta").unwrap());
         let vm = cluster.vms().create(spec).await.unwrap();
         vm.wait_for(Phase::Running, soon()).await.unwrap();
-        let attach = vm.attach("data", data).await.unwrap();
+        let attach = vm
+            .attach("data", data, DiskOptions::default())
+            .await
+            .unwrap();
         attach.wait(soon()).await.unwrap();
         vm.id()
     };
@@ -107,7 +110,10 @@ async fn after_a_reboot_the_volumes_are_free() {
     let data = cluster.volumes().create(data).await.unwrap();
     let vm = cluster.vms().create(spec("web")).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
-    let attach = vm.attach("data", data.id()).await.unwrap();
+    let attach = vm
+        .attach("data", data.id(), DiskOptions::default())
+        .await
+        .unwrap();
     attach.wait(soon()).await.unwrap();
     let (host, _) = site.world.running(vm.id())[0];
     vm.detach("data").await.unwrap();

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use novacron_core::cluster::{ImageSpec, ListRequest, Verdict, VolumeSpec};
 use novacron_core::driver::Call;
-use novacron_core::model::{Epoch, Exit, ImageSource, NetworkKind, NicSpec, NodeId, Power};
+use novacron_core::model::{
+    DiskOptions, Epoch, Exit, ImageSource, NetworkKind, NicSpec, NodeId, Power,
+};
 use novacron_core::{Bytes, ErrorKind, MiB, Phase, RequestOptions, VmSpec};
 
 use crate::{Changes, Site, soon, spec};
@@ -63,7 +65,7 @@ async fn volumes_are_attached_snapshotted_restored_and_detached() {
         .await
         .unwrap();
     volume.operation().unwrap().wait(soon()).await.unwrap();
-    vm.attach("data", volume.id())
+    vm.attach("data", volume.id(), DiskOptions::default())
         .await
         .unwrap()
         .wait(soon())
@@ -72,7 +74,10 @@ async fn volumes_are_attached_snapshotted_restored_and_detached() {
     assert_eq!(site.world.writers(volume.id()).len(), 1);
 
     let other = cluster.vms().create(spec("other")).await.unwrap();
-    let refused = other.attach("data", volume.id()).await.unwrap_err();
+    let refused = other
+        .attach("data", volume.id(), DiskOptions::default())
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Invalid);
     assert!(refused.message().contains("is attached to VM"), "{refused}");
 
@@ -371,14 +376,20 @@ async fn a_volume_that_another_vm_keeps_holds_up_the_disk_and_nothing_else() {
     let first = cluster.vms().create(on("first", "node-0")).await.unwrap();
     let second = cluster.vms().create(on("second", "node-1")).await.unwrap();
     second.wait_for(Phase::Running, soon()).await.unwrap();
-    let attach = first.attach("data", data.id()).await.unwrap();
+    let attach = first
+        .attach("data", data.id(), DiskOptions::default())
+        .await
+        .unwrap();
     attach.wait(soon()).await.unwrap();
 
     let (host, _) = site.world.running(first.id())[0];
     site.world.set_reachable(host, false);
     first.wait_for(Phase::Unknown, soon()).await.unwrap();
     first.detach("data").await.unwrap();
-    let waiting = second.attach("data", data.id()).await.unwrap();
+    let waiting = second
+        .attach("data", data.id(), DiskOptions::default())
+        .await
+        .unwrap();
     second.kill().await.unwrap().wait(soon()).await.unwrap();
     let start = second.start().await.unwrap();
     let view = second.wait_for(Phase::Pending, soon()).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use novacron_core::cluster::{ListRequest, OperationHandle, VolumeSpec};
-use novacron_core::model::{MemberId, NetworkKind, NicSpec, NodeState, Role};
+use novacron_core::model::{DiskOptions, MemberId, NetworkKind, NicSpec, NodeState, Role};
 use novacron_core::sim::SimHypervisor;
 use novacron_core::store::{ListOptions, Store};
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, Phase, SeededIds};
@@ -161,7 +161,9 @@ async fn a_disk_that_an_owner_of_before_gives_late_is_taken_back() {
 
     ground.gates[0].hold("attach");
     let calls = ground.gates[0].calls("attach");
-    web.attach("data", data.id()).await.unwrap();
+    web.attach("data", data.id(), DiskOptions::default())
+        .await
+        .unwrap();
     while ground.gates[0].calls("attach") == calls {
         tokio::time::advance(Duration::from_millis(1)).await;
     }
@@ -181,7 +183,13 @@ async fn a_disk_that_an_owner_of_before_gives_late_is_taken_back() {
         tokio::time::advance(Duration::from_millis(1)).await;
     }
     // As long as the guest has it open, nobody else gets it.
-    done(other.attach("data", data.id()).await.unwrap()).await;
+    done(
+        other
+            .attach("data", data.id(), DiskOptions::default())
+            .await
+            .unwrap(),
+    )
+    .await;
     let writers = ground.site.world.writers(data.id());
     assert_eq!(writers.len(), 1);
     assert_eq!(writers[0].1.vm, other.id());

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use novacron_core::cluster::VmHandle;
+use novacron_core::driver::DomainId;
 use novacron_core::model::{
-    CpuModel, Effect, FieldChange, Firmware, Hardware, OperationState, RestartPolicy, VmSettings,
+    CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware, Hardware,
+    OperationState, RestartPolicy, VmSettings,
 };
 use novacron_core::{Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
 
@@ -46,12 +48,12 @@ async fn a_guest_that_runs_keeps_its_hardware_until_the_next_start() {
     let vm = running(&cluster, spec("web")).await;
     let before = vm.get().await.unwrap();
     let said = update(&vm, |settings| {
-        settings.hardware = Hardware::new(4, MiB(2048))
+        settings.hardware = Hardware::new(4, MiB(2048));
     })
     .await;
-    assert_eq!(said, "vcpus, memory: with the next start");
+    assert_eq!(said, "hardware.vcpus, hardware.memory: with the next start");
     let view = vm.get().await.unwrap();
-    assert_eq!(view.hardware, before.hardware);
+    assert_eq!(view.machine, before.machine);
     assert_eq!(
         view.run,
         Some(novacron_core::model::Run {
@@ -59,20 +61,23 @@ async fn a_guest_that_runs_keeps_its_hardware_until_the_next_start() {
             ..before.run.unwrap()
         })
     );
-    let pending = ["vcpus", "memory"].map(|field| FieldChange {
+    let pending = ["hardware.vcpus", "hardware.memory"].map(|field| FieldChange {
         field: field.to_owned(),
         effect: Effect::Restart,
     });
     assert_eq!(view.pending(), pending);
     restart(&vm).await;
     let view = vm.get().await.unwrap();
-    assert_eq!(view.hardware, Some(Hardware::new(4, MiB(2048))));
+    assert_eq!(
+        view.machine.as_ref().unwrap().hardware,
+        Hardware::new(4, MiB(2048))
+    );
     assert_eq!(view.pending(), []);
     // It stays so over a restart of the process.
     drop((vm, cluster));
     let cluster = site.start().await;
     let again = cluster.vms().by_id(view.vm.id).get().await.unwrap();
-    assert_eq!(again.hardware, view.hardware);
+    assert_eq!(again.machine, view.machine);
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,4 +153,66 @@ async fn other_settings_are_in_effect_at_once() {
     let haswell = CpuModel::Named("Haswell".to_owned());
     assert_eq!(changed.machine.hardware.cpu.model, haswell);
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_of_a_disk_are_live_and_its_bus_waits() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let vm = running(&cluster, spec("web")).await;
+    let has = async || {
+        let view = vm.get().await.unwrap();
+        let run = view.run.as_ref().unwrap();
+        let id = DomainId {
+            cluster: cluster.id(),
+            vm: view.vm.id,
+            epoch: run.epoch,
+        };
+        let volume = view.vm.machine.disks[0].volume;
+        let host = site.world.hosts()[0];
+        (
+            site.world.disk_limits(host, id, volume).unwrap(),
+            view.pending(),
+        )
+    };
+    assert_eq!(has().await, (DiskLimits::default(), vec![]));
+    let limits = DiskLimits {
+        iops: Some(500),
+        ..DiskLimits::default()
+    };
+    let options = DiskOptions {
+        bus: DiskBus::Scsi,
+        limits,
+        ..DiskOptions::default()
+    };
+    let set = vm.set_disk("root", options.clone()).await.unwrap();
+    let ended = set.wait(soon()).await.unwrap();
+    assert_eq!(ended.progress, "disks[root].bus: with the next start");
+    let waiting = FieldChange {
+        field: "disks[root].bus".to_owned(),
+        effect: Effect::Restart,
+    };
+    assert_eq!(has().await, (limits, vec![waiting]));
+    restart(&vm).await;
+    assert_eq!(has().await, (limits, vec![]));
+    let unlimited = vm.set_disk(
+        "root",
+        DiskOptions {
+            limits: DiskLimits::default(),
+            ..options
+        },
+    );
+    unlimited.await.unwrap().wait(soon()).await.unwrap();
+    assert_eq!(has().await.0, DiskLimits::default());
+    let none = vm
+        .set_disk("data", DiskOptions::default())
+        .await
+        .unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::NotFound);
+    let wrong = DiskOptions {
+        io: DiskIo::Native,
+        ..DiskOptions::default()
+    };
+    let refused = vm.set_disk("root", wrong).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "options.io");
 }

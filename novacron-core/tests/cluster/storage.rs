@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use novacron_core::cluster::{ImageSpec, OperationHandle, VmHandle, VolumeHandle, VolumeSpec};
 use novacron_core::driver::Call;
-use novacron_core::model::{DiskSource, NetworkKind, NicSpec, PoolId, Power, VolumeSource};
+use novacron_core::model::{
+    DiskOptions, DiskSource, NetworkKind, NicSpec, PoolId, Power, VolumeSource,
+};
 use novacron_core::store::{Commit, Op, Store, TxnId};
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, Phase, RequestOptions};
 
@@ -281,13 +283,19 @@ async fn of_two_requests_that_exclude_each_other_one_is_let_in() {
         vm
     };
     let (a, b) = (create("a").await, create("b").await);
-    let (first, second) = futures::join!(a.attach("data", data.id()), b.attach("data", data.id()));
+    let (first, second) = futures::join!(
+        a.attach("data", data.id(), DiskOptions::default()),
+        b.attach("data", data.id(), DiskOptions::default())
+    );
     assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
     let refused = first.and(second).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
 
     let free = volume(&cluster, "free").await;
-    let (attach, delete) = futures::join!(a.attach("free", free.id()), free.delete());
+    let (attach, delete) = futures::join!(
+        a.attach("free", free.id(), DiskOptions::default()),
+        free.delete()
+    );
     assert!(attach.is_ok() != delete.is_ok(), "{attach:?} {delete:?}");
 
     let networks = cluster.networks();

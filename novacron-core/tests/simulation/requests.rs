@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::{Evidence, ImageSpec, VolumeSpec};
 use novacron_core::model::{
-    ImageSource, NetworkKind, NicSpec, NodeId, ObjectRef, OperationId, PortId, Returning,
-    SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskOptions, ImageSource, NetworkKind, NicSpec, NodeId, ObjectRef, OperationId, PortId,
+    Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::{Bytes, Cluster, RequestOptions, Result, VmSpec};
 
@@ -25,6 +25,7 @@ pub(crate) enum Request {
     Reset(VmId),
     ConfirmStopped(VmId),
     Move(VmId, NodeId),
+    SetDisk(VmId, String, DiskOptions),
     Update(VmId, Box<VmSettings>),
     Attach(VmId, String, VolumeId),
     Detach(VmId, String, VolumeId),
@@ -83,6 +84,7 @@ impl Request {
             Self::Reset(_) => "vm.reset",
             Self::ConfirmStopped(_) => "vm.confirm-stopped",
             Self::Move(..) => "vm.move",
+            Self::SetDisk(..) => "vm.set-disk",
             Self::Update(..) => "vm.update",
             Self::Attach(..) => "vm.attach",
             Self::Detach(..) => "vm.detach",
@@ -145,8 +147,11 @@ impl Request {
             Self::Reset(id) => vm(id).reset().await?,
             Self::ConfirmStopped(id) => vm(id).confirm_stopped().await?,
             Self::Move(id, node) => vm(id).move_to(node.clone()).await?,
+            Self::SetDisk(id, disk, options) => vm(id).set_disk(disk, options.clone()).await?,
             Self::Update(id, settings) => vm(id).update((**settings).clone()).await?,
-            Self::Attach(id, disk, volume) => vm(id).attach(disk, *volume).await?,
+            Self::Attach(id, disk, volume) => {
+                vm(id).attach(disk, *volume, DiskOptions::default()).await?
+            }
             Self::Detach(id, disk, _) => vm(id).detach(disk).await?,
             Self::AttachNic(id, nic) => vm(id).attach_nic(nic.clone()).await?,
             Self::DetachNic(id, port) => vm(id).detach_nic(*port).await?,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use novacron_core::model::{
-    DiskSource, Hardware, ImageId, NetworkId, NicSpec, NodeId, ObjectRef, OperationId, PortId,
-    Power, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskLimits, DiskOptions, DiskSource, Hardware, ImageId, NetworkId, NicSpec, NodeId, ObjectRef,
+    OperationId, PortId, Power, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::Latency;
 use novacron_core::store::{Commit, Key, Op, Store as _, TxnId};
@@ -16,7 +16,7 @@ use crate::requests::{Answer, Request};
 use crate::site::{RESYNC, Site, node};
 
 /// The request's verb, and on what.
-pub(crate) const STORIES: [&str; 72] = [
+pub(crate) const STORIES: [&str; 74] = [
     "vm.create/blank",
     "vm.create/image",
     "vm.create/volume",
@@ -32,6 +32,8 @@ pub(crate) const STORIES: [&str; 72] = [
     "vm.reset/on",
     "vm.move/off",
     "vm.restore/off",
+    "vm.set-disk/on",
+    "vm.set-disk/off",
     "vm.update/on",
     "vm.update/off",
     "vm.confirm-stopped/lost",
@@ -120,6 +122,16 @@ pub(crate) struct Objects {
 pub(crate) fn blank(name: &str) -> VmSpec {
     let size = Bytes::gib(1);
     VmSpec::new(name).disk("root", DiskSource::Blank { size, pool: None })
+}
+
+pub(crate) fn limited(iops: u64) -> DiskOptions {
+    DiskOptions {
+        limits: DiskLimits {
+            iops: Some(iops),
+            ..DiskLimits::default()
+        },
+        ..DiskOptions::default()
+    }
 }
 
 fn nic(network: NetworkId) -> NicSpec {
@@ -270,6 +282,10 @@ pub(crate) async fn stage(
         "vm.pause" => Request::Pause(named),
         "vm.reset" => Request::Reset(named),
         "vm.move" => Request::Move(named, node(1)),
+        "vm.set-disk" => {
+            let disk = if on_what == "on" { "data" } else { "cold" };
+            Request::SetDisk(named, disk.to_owned(), limited(100))
+        }
         "vm.update" => {
             let view = cluster.vms().by_id(named).get().await?;
             let mut settings = VmSettings::of(&view.vm);

@@ -16,6 +16,7 @@ use rand::seq::IteratorRandom;
 
 use crate::requests::{Answer, Request};
 use crate::site::node;
+use crate::stories::limited;
 
 /// What the user knows of an object.
 #[derive(Debug)]
@@ -302,6 +303,10 @@ impl Ledger {
             65..68 => {
                 let (snapshot, volume) = self.snapshots.iter().choose(rng)?;
                 Request::Restore(vm, *volume, *snapshot)
+            }
+            68..69 if rng.random_bool(0.5) => {
+                let (name, _) = disk(view.as_ref(), rng)?;
+                Request::SetDisk(vm, name, limited(rng.random_range(1..1000)))
             }
             68..69 => Request::Reset(vm),
             69..70 => {

@@ -10,7 +10,8 @@ use novacron_core::driver::{
     AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    self, CpuModel, Firmware, PortBinding, PortId, VmId, VolumeFormat, VolumeId,
+    self, CpuModel, Discard, DiskBus, DiskCache, DiskIo, Firmware, PortBinding, PortId, VmId,
+    VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
@@ -20,8 +21,9 @@ use super::notes::{Identity, Metadata};
 use super::xml::{
     Alias, Amount, Backend, Boot, Character, Clock, Controller, Count, Cpu, CpuFeature,
     CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty, Features, Graphics,
-    Interface, InterfaceModel, InterfaceSource, Log, Mac, Model, Os, OsType, QEMU_NAMESPACE,
-    QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed, Video,
+    Interface, InterfaceModel, InterfaceSource, IoTune, Log, Mac, Model, Os, OsType,
+    QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed,
+    Video,
 };
 use crate::accel::Accel;
 
@@ -85,8 +87,20 @@ pub(super) fn describe(
     check(spec, operation)?;
     let (id, hardware) = (spec.id, &spec.hardware);
     let mut devices = basic_devices(place);
+    if spec
+        .disks
+        .iter()
+        .any(|disk| disk.options.bus == DiskBus::Scsi)
+    {
+        devices.controllers.push(Controller {
+            kind: "scsi".to_owned(),
+            index: Some(0),
+            model: Some("virtio-scsi".to_owned()),
+        });
+    }
     for (i, disk) in spec.disks.iter().enumerate() {
-        let mut disk = describe_disk(disk, &target(i), operation)?;
+        let name = free_target(&devices.disks, disk.options.bus);
+        let mut disk = describe_disk(disk, &name, operation)?;
         if spec.hardware.kernel.is_none() {
             let order = u32::try_from(i + 1).unwrap_or(u32::MAX);
             disk.boot = Some(Boot { order });
@@ -100,9 +114,8 @@ pub(super) fn describe(
             return Err(Error::new(ErrorKind::Unsupported, operation, message).with("domain", id));
         };
         let seed = &folder.join(SEED);
-        devices
-            .disks
-            .push(describe_seed(seed, &target(spec.disks.len()), operation)?);
+        let name = free_target(&devices.disks, DiskBus::Virtio);
+        devices.disks.push(describe_seed(seed, &name, operation)?);
     }
     for nic in &spec.nics {
         devices.interfaces.push(describe_nic(nic, operation)?);
@@ -359,14 +372,61 @@ pub(super) fn describe_disk(
         VolumeFormat::Qcow2 => "qcow2",
         VolumeFormat::Raw => "raw",
     };
+    let plain = virtio_disk(kind, format, target);
+    let options = &disk.options;
+    let limits = &options.limits;
+    let tune = IoTune {
+        bytes: limits.bytes_sec,
+        read_bytes: limits.read_bytes_sec,
+        write_bytes: limits.write_bytes_sec,
+        iops: limits.iops,
+        read_iops: limits.read_iops,
+        write_iops: limits.write_iops,
+    };
+    let word = |word: &str| Some(word.to_owned());
     Ok(Disk {
         source: Some(source),
+        driver: plain.driver.map(|driver| DiskDriver {
+            cache: match options.cache {
+                // QEMU's own.
+                DiskCache::WriteBack => None,
+                DiskCache::None => word("none"),
+                DiskCache::WriteThrough => word("writethrough"),
+                DiskCache::DirectSync => word("directsync"),
+                DiskCache::Unsafe => word("unsafe"),
+            },
+            io: match options.io {
+                DiskIo::Threads => None,
+                DiskIo::Native => word("native"),
+            },
+            discard: match options.discard {
+                Discard::Unmap => word("unmap"),
+                Discard::Ignore => word("ignore"),
+            },
+            ..driver
+        }),
+        target: Target {
+            bus: word(bus_name(options.bus)),
+            ..plain.target
+        },
+        iotune: (tune != IoTune::default()).then_some(tune),
+        readonly: options.read_only.then_some(Empty {}),
         serial: Some(serial(&disk.name)).filter(|serial| !serial.is_empty()),
         alias: Some(Alias {
             name: disk_alias(disk.volume),
         }),
-        ..virtio_disk(kind, format, target)
+        ..plain
     })
+}
+
+/// libvirt's word for a bus.
+pub(super) fn bus_name(bus: DiskBus) -> &'static str {
+    match bus {
+        DiskBus::Virtio => "virtio",
+        DiskBus::Scsi => "scsi",
+        DiskBus::Sata => "sata",
+        DiskBus::Nvme => "nvme",
+    }
 }
 
 fn describe_seed(file: &Path, target: &str, operation: &'static str) -> Result<Disk> {
@@ -392,6 +452,7 @@ fn virtio_disk(kind: &str, format: &str, target: &str) -> Disk {
             name: "qemu".to_owned(),
             format: format.to_owned(),
             discard: Some("unmap".to_owned()),
+            ..DiskDriver::default()
         }),
         target: Target {
             device: Some(target.to_owned()),
@@ -442,8 +503,8 @@ pub(super) fn describe_nic(nic: &NicAttachment, operation: &'static str) -> Resu
     })
 }
 
-/// The name of the n-th virtio disk: `vda`, …, `vdz`, `vdaa`, ….
-fn target(n: usize) -> String {
+/// The name of the n-th disk on a bus: `vda`, …, `vdz`, `vdaa`, … on virtio, `sda`, … on the others.
+fn target(bus: DiskBus, n: usize) -> String {
     let mut letters = Vec::new();
     let mut rest = n + 1;
     while rest > 0 {
@@ -452,19 +513,20 @@ fn target(n: usize) -> String {
         rest /= 26;
     }
     let letters = letters.into_iter().rev().map(char::from);
-    "vd".chars().chain(letters).collect()
+    let prefix = if bus == DiskBus::Virtio { "vd" } else { "sd" };
+    prefix.chars().chain(letters).collect()
 }
 
 /// The first name that none of these disks has.
-pub(super) fn free_target(disks: &[Disk]) -> String {
+pub(super) fn free_target(disks: &[Disk], bus: DiskBus) -> String {
     let taken = |name: &String| {
         let mut names = disks.iter().filter_map(|disk| disk.target.device.as_ref());
         names.any(|taken| taken == name)
     };
     (0..=disks.len())
-        .map(target)
+        .map(|n| target(bus, n))
         .find(|name| !taken(name))
-        .unwrap_or_else(|| target(disks.len()))
+        .unwrap_or_else(|| target(bus, disks.len()))
 }
 
 /// The first 20 bytes of a name, cut between characters, of those that libvirt takes in a serial.

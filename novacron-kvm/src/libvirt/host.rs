@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use novacron_core::model::HostId;
+use novacron_core::model::{DiskBus, HostId};
 use serde::Deserialize;
 
+use super::describe::bus_name;
 use super::sys::{Conn, LvError, LvResult};
 use super::xml::{Cpu, CpuFeature, CpuModelXml};
 use crate::accel::Accel;
@@ -169,8 +170,29 @@ impl GuestFacts {
 #[serde(default)]
 pub(super) struct DomainCapabilities {
     vcpu: MaxVcpus,
-    os: OsCapabilities,
+    os: Choices,
     cpu: CpuCapabilities,
+    devices: DeviceCapabilities,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct DeviceCapabilities {
+    disk: Choices,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Choices {
+    #[serde(rename = "enum")]
+    enums: Vec<Choice>,
+}
+
+impl Choices {
+    fn has(&self, name: &str, value: &str) -> bool {
+        let choice = self.enums.iter().filter(|choice| choice.name == name);
+        choice.flat_map(|choice| &choice.value).any(|v| v == value)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -202,13 +224,6 @@ struct UsableModel {
 struct MaxVcpus {
     #[serde(rename = "@max")]
     max: u32,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-struct OsCapabilities {
-    #[serde(rename = "enum")]
-    enums: Vec<Choice>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -254,8 +269,12 @@ impl DomainCapabilities {
 
     /// Whether libvirt finds UEFI firmware by itself.
     pub(super) fn uefi(&self) -> bool {
-        let firmware = self.os.enums.iter().filter(|e| e.name == "firmware");
-        firmware.flat_map(|e| &e.value).any(|value| value == "efi")
+        self.os.has("firmware", "efi")
+    }
+
+    /// Whether disks can be on this bus.
+    pub(super) fn disk_bus(&self, bus: DiskBus) -> bool {
+        self.devices.disk.has("bus", bus_name(bus))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use novacron_core::driver::{Call, DiskAttachment, DiskPivot, DomainId, HotPlug, NicAttachment};
-use novacron_core::model::{Bytes, PortId, SnapshotId, VolumeId};
+use novacron_core::model::{Bytes, DiskBus, DiskLimits, PortId, SnapshotId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
@@ -38,7 +38,9 @@ impl HotPlug for LibvirtHypervisor {
             if has_disk(&devices, disk.volume) {
                 return Ok(());
             }
-            let target = free_target(&devices.disks);
+            let bus = disk.options.bus;
+            place(&devices, bus, OPERATION)?;
+            let target = free_target(&devices.disks, bus);
             let xml = describe_disk(&disk, &target, OPERATION)?;
             attach(task, &found, quick_xml::se::to_string(&xml))
         };
@@ -51,6 +53,26 @@ impl HotPlug for LibvirtHypervisor {
         const OPERATION: &str = "libvirt.detach_disk";
         let has = move |devices: &Devices| has_disk(devices, volume);
         self.detach(call, id, disk_alias(volume), has, OPERATION)
+            .await
+    }
+
+    async fn set_disk_limits(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        limits: &DiskLimits,
+    ) -> Result<()> {
+        const OPERATION: &str = "libvirt.set_disk_limits";
+        let limits = *limits;
+        let set = move |task: &Task| {
+            let (found, devices) = attached(task, id)?;
+            let target = target_of(task, &devices, volume)?;
+            task.in_time()?;
+            task.ok(found.dom.set_disk_limits(&target, &limits))
+        };
+        self.state
+            .change(call, id, Right::Devices, OPERATION, set)
             .await
     }
 
@@ -242,6 +264,18 @@ fn attached(task: &Task, id: DomainId) -> Result<(Found, Devices)> {
     let (found, _) = task.started(id)?;
     let devices = task.running_xml(&found)?.devices;
     Ok((found, devices))
+}
+
+/// Whether a disk on this bus can be plugged in: libvirt would make a controller of its own choice.
+fn place(devices: &Devices, bus: DiskBus, operation: &'static str) -> Result<()> {
+    let has_scsi = || devices.controllers.iter().any(|c| c.kind == "scsi");
+    let message = match bus {
+        DiskBus::Virtio | DiskBus::Nvme => return Ok(()),
+        DiskBus::Scsi if has_scsi() => return Ok(()),
+        DiskBus::Scsi => "the machine was started without a SCSI disk, so it has no controller",
+        DiskBus::Sata => "SATA disks are given to a machine at its start only",
+    };
+    Err(Error::new(ErrorKind::Unsupported, operation, message))
 }
 
 fn has_disk(devices: &Devices, volume: VolumeId) -> bool {

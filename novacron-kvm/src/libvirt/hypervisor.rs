@@ -8,7 +8,7 @@ use novacron_core::driver::{
     Call, Consoles, Diagnostics, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
     DomainStats, GuestAgent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
 };
-use novacron_core::model::{Capability, HostInfo, MiB, NodeCapabilities};
+use novacron_core::model::{Capability, DiskBus, HostInfo, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
 
 use super::describe::{kind_of, named, uuid_of};
@@ -196,6 +196,10 @@ pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
         (Capability::UserNetwork, is_qemu),
         (Capability::HotPlug, is_qemu),
         (Capability::LiveSnapshot, is_qemu),
+        (Capability::ScsiDisks, guests.domain.disk_bus(DiskBus::Scsi)),
+        (Capability::SataDisks, guests.domain.disk_bus(DiskBus::Sata)),
+        (Capability::NvmeDisks, guests.domain.disk_bus(DiskBus::Nvme)),
+        (Capability::DiskLimits, is_qemu),
     ];
     let (hypervisor, library) = facts.versions;
     Ok(NodeCapabilities {

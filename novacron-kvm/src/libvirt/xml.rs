@@ -245,6 +245,8 @@ pub(super) struct Disk {
     pub(super) source: Option<DiskSource>,
     pub(super) target: Target,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iotune: Option<IoTune>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) readonly: Option<Empty>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) serial: Option<String>,
@@ -261,8 +263,30 @@ pub(super) struct DiskDriver {
     pub(super) name: String,
     #[serde(rename = "@type")]
     pub(super) format: String,
+    #[serde(rename = "@cache", skip_serializing_if = "Option::is_none")]
+    pub(super) cache: Option<String>,
+    #[serde(rename = "@io", skip_serializing_if = "Option::is_none")]
+    pub(super) io: Option<String>,
     #[serde(rename = "@discard", skip_serializing_if = "Option::is_none")]
     pub(super) discard: Option<String>,
+}
+
+/// `<iotune>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct IoTune {
+    #[serde(rename = "total_bytes_sec", skip_serializing_if = "Option::is_none")]
+    pub(super) bytes: Option<u64>,
+    #[serde(rename = "read_bytes_sec", skip_serializing_if = "Option::is_none")]
+    pub(super) read_bytes: Option<u64>,
+    #[serde(rename = "write_bytes_sec", skip_serializing_if = "Option::is_none")]
+    pub(super) write_bytes: Option<u64>,
+    #[serde(rename = "total_iops_sec", skip_serializing_if = "Option::is_none")]
+    pub(super) iops: Option<u64>,
+    #[serde(rename = "read_iops_sec", skip_serializing_if = "Option::is_none")]
+    pub(super) read_iops: Option<u64>,
+    #[serde(rename = "write_iops_sec", skip_serializing_if = "Option::is_none")]
+    pub(super) write_iops: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -7,9 +7,10 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
+use novacron_core::model::DiskBus;
 use serde_json::json;
 
-use super::devices::{Properties, blockdev, disk_device, key_value, nic_device};
+use super::devices::{Properties, SCSI, SCSI_BUS, blockdev, disk_device, key_value, nic_device};
 use super::firmware::Ovmf;
 use super::net::Link;
 use super::screens;
@@ -20,6 +21,8 @@ use crate::accel::Accel;
 pub(super) const SPARE_PORTS: usize = 8;
 /// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and three ports are our own devices'.
 pub(super) const MAX_DEVICES: usize = 14 * 8 - 3;
+/// SATA ports of the machine.
+pub(super) const SATA_PORTS: usize = 6;
 const FIRST_PORT_SLOT: usize = 0x2;
 const FIRST_SPARE_SLOT: usize = 0x10;
 
@@ -162,9 +165,18 @@ impl Machine<'_> {
     }
 
     fn disks(&self, line: &mut Line) {
+        let mut sata = 0..SATA_PORTS;
+        if self.spec.on_bus(DiskBus::Scsi).next().is_some() {
+            let bus = line.next_port();
+            line.add("-device", format!("virtio-scsi-pci,id={SCSI},bus={bus}"));
+        }
         for (i, disk) in self.spec.disks.iter().enumerate() {
             line.add("-blockdev", blockdev(disk).to_string());
-            let bus = line.next_port();
+            let bus = match disk.options.bus {
+                DiskBus::Virtio | DiskBus::Nvme => line.next_port(),
+                DiskBus::Scsi => SCSI_BUS.to_owned(),
+                DiskBus::Sata => format!("ide.{}", sata.next().unwrap_or_default()),
+            };
             let mut device = disk_device(disk, &bus);
             if self.spec.hardware.kernel.is_none() {
                 device.push(("bootindex", i.to_string()));
@@ -231,8 +243,8 @@ fn root_port(id: String, chassis: usize, address: String, first_of_slot: bool) -
 mod tests {
     use novacron_core::driver::DomainId;
     use novacron_core::model::{
-        ClusterId, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortId, VmId,
-        VolumeFormat, VolumeId,
+        ClusterId, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortId,
+        VmId, VolumeFormat, VolumeId,
     };
     use uuid::Uuid;
 
@@ -255,6 +267,7 @@ mod tests {
                 source: StoredSource::File("/srv/a,b.qcow2".into()),
                 format: VolumeFormat::Qcow2,
                 epoch: Epoch(3),
+                options: DiskOptions::default(),
             }],
             nics: vec![StoredNic {
                 port: PortId::from_uuid(uuid(5)),

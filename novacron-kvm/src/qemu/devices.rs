@@ -12,7 +12,10 @@
 
 use std::path::Path;
 
-use novacron_core::model::{PortId, SnapshotId, VolumeFormat, VolumeId};
+use novacron_core::model::{
+    Discard, DiskBus, DiskCache, DiskIo, DiskLimits, DiskOptions, PortId, SnapshotId, VolumeFormat,
+    VolumeId,
+};
 use serde_json::{Value, json};
 
 use super::spec::{StoredDisk, StoredNic, StoredSource};
@@ -72,7 +75,16 @@ pub(super) fn base32(bits: u128) -> String {
 
 /// The block node of a disk.
 pub(super) fn blockdev(disk: &StoredDisk) -> Value {
-    let file = match &disk.source {
+    let DiskOptions { io, discard, .. } = &disk.options;
+    let io = match io {
+        DiskIo::Threads => "threads",
+        DiskIo::Native => "native",
+    };
+    let discard = match discard {
+        Discard::Unmap => "unmap",
+        Discard::Ignore => "ignore",
+    };
+    let mut file = match &disk.source {
         StoredSource::File(path) => file(path),
         StoredSource::BlockDevice(path) => {
             json!({ "driver": "host_device", "filename": path, "locking": "on" })
@@ -81,12 +93,34 @@ pub(super) fn blockdev(disk: &StoredDisk) -> Value {
             json!({ "driver": "nbd", "server": { "type": "unix", "path": socket }, "export": export })
         }
     };
+    if !matches!(disk.source, StoredSource::Nbd { .. }) {
+        file["aio"] = io.into();
+    }
+    let (direct, unsafe_) = (is_direct(disk), disk.options.cache == DiskCache::Unsafe);
+    let cache = json!({ "direct": direct, "no-flush": unsafe_ });
+    file["cache"] = cache.clone();
+    file["discard"] = discard.into();
     json!({
         "driver": driver(disk.format),
         "node-name": volume_node(disk.volume),
-        "discard": "unmap",
+        "read-only": disk.options.read_only,
+        "cache": cache,
+        "discard": discard,
         "file": file,
     })
+}
+
+/// Whether reads and writes go past the host's cache.
+fn is_direct(disk: &StoredDisk) -> bool {
+    matches!(disk.options.cache, DiskCache::None | DiskCache::DirectSync)
+}
+
+/// Whether the guest is told that it has to flush.
+fn has_write_cache(disk: &StoredDisk) -> bool {
+    match disk.options.cache {
+        DiskCache::WriteBack | DiskCache::None | DiskCache::Unsafe => true,
+        DiskCache::WriteThrough | DiskCache::DirectSync => false,
+    }
 }
 
 /// The block node of a layer that a pivot puts on top.
@@ -114,16 +148,28 @@ fn driver(format: VolumeFormat) -> &'static str {
 /// A device's properties, in order.
 pub(super) type Properties = Vec<(&'static str, String)>;
 
-/// A disk's device.
+/// A disk's device, on this bus.
 pub(super) fn disk_device(disk: &StoredDisk, bus: &str) -> Properties {
+    let driver = match disk.options.bus {
+        DiskBus::Virtio => "virtio-blk-pci",
+        DiskBus::Scsi => "scsi-hd",
+        DiskBus::Sata => "ide-hd",
+        DiskBus::Nvme => "nvme",
+    };
+    let write_cache = if has_write_cache(disk) { "on" } else { "off" };
     vec![
-        ("driver", "virtio-blk-pci".into()),
+        ("driver", driver.into()),
         ("id", disk_id(disk.volume)),
         ("bus", bus.into()),
         ("drive", volume_node(disk.volume)),
         ("serial", serial(&disk.name)),
+        ("write-cache", write_cache.into()),
     ]
 }
+
+/// The bus of the disks on virtio-scsi, if there are any at the start, and the controller's id.
+pub(super) const SCSI_BUS: &str = "scsi.0";
+pub(super) const SCSI: &str = "scsi";
 
 /// A NIC's device. Without its boot ROM: a guest boots from disks.
 pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
@@ -135,6 +181,20 @@ pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
         ("mac", nic.mac.to_string()),
         ("romfile", String::new()),
     ]
+}
+
+/// The arguments of `block_set_io_throttle`, for the device of this name.
+pub(super) fn throttle(device: &str, limits: &DiskLimits) -> Value {
+    let none = |limit: Option<u64>| limit.unwrap_or(0);
+    json!({
+        "id": device,
+        "bps": none(limits.bytes_sec),
+        "bps_rd": none(limits.read_bytes_sec),
+        "bps_wr": none(limits.write_bytes_sec),
+        "iops": none(limits.iops),
+        "iops_rd": none(limits.read_iops),
+        "iops_wr": none(limits.write_iops),
+    })
 }
 
 /// The first 20 bytes of a name, cut between characters.

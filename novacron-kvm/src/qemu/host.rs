@@ -13,8 +13,7 @@ use super::firmware::Ovmf;
 use super::state::State;
 use super::{MAX_VCPUS, error, net};
 use crate::accel::Accel;
-use crate::cpu::Cpus;
-use crate::probe;
+use crate::probe::{self, Offer};
 
 /// The host's id unless one was given: from the machine's id and the state folder, so that it needs no file, survives
 /// restarts, and differs for two hypervisors on one machine. A machine without an id gets one in the state folder.
@@ -101,25 +100,33 @@ impl State {
         accel.map_err(|e| error::accel(operation, e))
     }
 
-    /// The CPUs that guests can have, asked once.
-    pub(super) async fn cpus(&self, operation: &'static str) -> Result<&Cpus> {
+    /// What guests can be given, asked once.
+    pub(super) async fn offer(&self, operation: &'static str) -> Result<&Offer> {
         let accel = self.accel(operation)?;
         let path = &self.binary(operation).await?.path;
-        let asked = self.cpus.get_or_try_init(|| probe::cpus(path, accel)).await;
+        let asked = self
+            .offer
+            .get_or_try_init(|| probe::offer(path, accel))
+            .await;
         asked.map_err(|e| error::probe(operation, e))
     }
 
     /// What the host can do now.
     pub(super) async fn capabilities(&self, operation: &'static str) -> Result<NodeCapabilities> {
         let qemu = self.binary(operation).await?;
-        let cpus = self.cpus(operation).await?;
+        let Offer { cpus, devices } = self.offer(operation).await?;
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let has = |types: &[&str]| types.iter().all(|name| devices.contains(*name));
         let can = [
             (Capability::Uefi, Ovmf::find().is_some()),
             (Capability::Bridge, net::bridges_work()),
             (Capability::UserNetwork, qemu.user_network),
             (Capability::HotPlug, true),
             (Capability::LiveSnapshot, true),
+            (Capability::ScsiDisks, has(&["virtio-scsi-pci", "scsi-hd"])),
+            (Capability::SataDisks, has(&["ide-hd"])),
+            (Capability::NvmeDisks, has(&["nvme"])),
+            (Capability::DiskLimits, true),
         ];
         Ok(NodeCapabilities {
             hypervisor: format!("QEMU {}", qemu.version),

@@ -5,14 +5,15 @@
 
 use async_trait::async_trait;
 use novacron_core::driver::{Call, DiskAttachment, DomainId, HotPlug, NicAttachment};
-use novacron_core::model::{Bytes, PortId, VolumeId};
+use novacron_core::model::{Bytes, DiskBus, DiskLimits, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Duration, interval, timeout_at};
 
 use super::devices::{
-    arguments, blockdev, disk_device, disk_id, link_id, nic_device, nic_id, volume_node,
+    SCSI, SCSI_BUS, arguments, blockdev, disk_device, disk_id, link_id, nic_device, nic_id,
+    throttle, volume_node,
 };
 use super::monitor::Monitor;
 use super::net::Link;
@@ -30,15 +31,34 @@ impl HotPlug for QemuHypervisor {
             return Ok(());
         }
         monitor.close_unused().await?;
-        let port = monitor.free_port().await?;
+        let port = place(monitor, disk.options.bus).await?;
         monitor.tell("blockdev-add", blockdev(&disk)).await?;
         let plugged = monitor
             .tell("device_add", arguments(&disk_device(&disk, &port)))
             .await;
-        if plugged.is_err() {
+        let limits = &disk.options.limits;
+        let limited = match plugged {
+            Ok(()) if *limits != DiskLimits::default() => {
+                set_limits(monitor, disk.volume, limits).await
+            }
+            plugged => plugged,
+        };
+        if limited.is_err() {
             monitor.close_unused().await?;
         }
-        plugged
+        limited
+    }
+
+    async fn set_disk_limits(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        limits: &DiskLimits,
+    ) -> Result<()> {
+        const OPERATION: &str = "qemu.set_disk_limits";
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        set_limits(turn.monitor(), volume, limits).await
     }
 
     async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()> {
@@ -116,6 +136,35 @@ impl HotPlug for QemuHypervisor {
             }
         }
     }
+}
+
+/// Where a disk on this bus is plugged in.
+async fn place(monitor: Monitor<'_>, bus: DiskBus) -> Result<String> {
+    let message = match bus {
+        DiskBus::Virtio | DiskBus::Nvme => return monitor.free_port().await,
+        DiskBus::Scsi if monitor.devices().await?.iter().any(|id| id == SCSI) => {
+            return Ok(SCSI_BUS.to_owned());
+        }
+        DiskBus::Scsi => "the machine was started without a SCSI disk, so it has no controller",
+        DiskBus::Sata => "SATA disks are given to a machine at its start only",
+    };
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        monitor.operation,
+        message,
+    ))
+}
+
+/// Sets what may be read and written of a volume.
+pub(super) async fn set_limits(
+    monitor: Monitor<'_>,
+    volume: VolumeId,
+    limits: &DiskLimits,
+) -> Result<()> {
+    let device = monitor.block_device(volume).await?;
+    let device = device.ok_or_else(|| not_attached(monitor.operation, volume))?;
+    let throttle = throttle(&device, limits);
+    monitor.tell("block_set_io_throttle", throttle).await
 }
 
 pub(super) fn not_attached(operation: &'static str, volume: VolumeId) -> Error {

@@ -118,7 +118,10 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn resume(&self, call: Call, id: DomainId) -> Result<()> {
-        self.press(call, id, "cont", "qemu.resume").await
+        const OPERATION: &str = "qemu.resume";
+        let (live, _) = self.state.live(call, id, OPERATION).await?;
+        start::prepare(&live, call, OPERATION).await?;
+        live.monitor(call, OPERATION).tell("cont", json!({})).await
     }
 
     async fn pause(&self, call: Call, id: DomainId) -> Result<()> {

@@ -119,6 +119,15 @@ impl Monitor<'_> {
         Err(Error::new(ErrorKind::Exhausted, self.operation, message))
     }
 
+    /// QEMU's name of the block device that a volume is behind.
+    pub(super) async fn block_device(&self, volume: VolumeId) -> Result<Option<String>> {
+        let list = self.ask("query-block", json!({})).await?;
+        let mut entries = list.as_array().into_iter().flatten();
+        let entry = entries.find(|entry| is_of(entry, volume));
+        let name = entry.and_then(|entry| entry.get("qdev")?.as_str());
+        Ok(name.map(str::to_owned))
+    }
+
     /// What a volume's device has at the top now.
     pub(super) async fn top_layer(&self, volume: VolumeId) -> Result<Option<TopLayer>> {
         let list = self.ask("query-block", json!({})).await?;

@@ -8,7 +8,8 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    Epoch, Hardware, MacAddr, PortBinding, PortForward, PortId, VolumeFormat, VolumeId,
+    DiskBus, DiskOptions, Epoch, Hardware, MacAddr, PortBinding, PortForward, PortId, VolumeFormat,
+    VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ pub(super) struct StoredDisk {
     pub(super) source: StoredSource,
     pub(super) format: VolumeFormat,
     pub(super) epoch: Epoch,
+    #[serde(default)]
+    pub(super) options: DiskOptions,
 }
 
 /// Where a disk's data is.
@@ -71,15 +74,26 @@ impl StoredSpec {
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
         };
-        if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
-            let message = "more disks and NICs than the machine has places for";
+        let refused = |message: &str| {
             let problem = Problem {
                 field: "disks".to_owned(),
                 message: message.to_owned(),
             };
-            return Err(Error::invalid(operation, vec![problem]));
+            Err(Error::invalid(operation, vec![problem]))
+        };
+        if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
+            return refused("more disks and NICs than the machine has places for");
+        }
+        if stored.on_bus(DiskBus::Sata).count() > super::args::SATA_PORTS {
+            return refused("more SATA disks than the machine has ports for, which are six");
         }
         Ok(stored)
+    }
+
+    /// The disks on a bus.
+    pub(super) fn on_bus(&self, bus: DiskBus) -> impl Iterator<Item = &StoredDisk> {
+        let on_bus = move |disk: &&StoredDisk| disk.options.bus == bus;
+        self.disks.iter().filter(on_bus)
     }
 
     /// The spec of a directory; `None` when nothing was defined there.
@@ -123,6 +137,7 @@ impl StoredDisk {
             source,
             format: *format,
             epoch: *epoch,
+            options: disk.options.clone(),
         })
     }
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use novacron_core::driver::{Call, DomainId, DomainSpec, GuestEvent};
-use novacron_core::model::Firmware;
+use novacron_core::model::{DiskLimits, Firmware};
 use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 
 use super::args::Machine;
 use super::error;
 use super::firmware::Ovmf;
+use super::hot_plug::set_limits;
+use super::live::Live;
 use super::net::Link;
 use super::spec::StoredSpec;
 use super::state::{Seen, State};
@@ -72,7 +74,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     let _turn = slot.turn(call, OPERATION).await?;
     let spec = match state.observe(call, id, OPERATION).await? {
         Seen::Live(..) => return Ok(()),
-        Seen::Defined(spec) => spec,
+        Seen::Defined(spec) => *spec,
         Seen::Absent => return Err(error::not_found(OPERATION, id)),
         Seen::Ended(end) => {
             let message = format!("this start has ended, and a start is made once: {end}");
@@ -85,10 +87,8 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     let _connecting = slot.connecting.lock().await;
     let binary = state.binary(OPERATION).await?.path.clone();
     let accel = state.accel(OPERATION)?;
-    let cpu = state
-        .cpus(OPERATION)
-        .await?
-        .argument(&spec.hardware.cpu, accel);
+    let cpus = &state.offer(OPERATION).await?.cpus;
+    let cpu = cpus.argument(&spec.hardware.cpu, accel);
     let firmware = firmware(spec.hardware.firmware)?;
     let links = spec
         .nics
@@ -127,8 +127,29 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
             return Err(refused);
         }
     }
+    prepare(&live, call, OPERATION).await?;
     state.push(id, GuestEvent::StateChanged);
     Ok(())
+}
+
+/// Notes that a domain was prepared.
+const PREPARED: &str = "prepared.json";
+
+/// Sets what no argument of QEMU's says, once, while nothing has run yet: after its start, or before it runs for the first
+/// time if the host application ended in between.
+pub(super) async fn prepare(live: &Live, call: Call, operation: &'static str) -> Result<()> {
+    let failed = |e| error::process(operation, e);
+    if live.dir.read::<bool>(PREPARED).map_err(failed)?.is_some() {
+        return Ok(());
+    }
+    let monitor = live.monitor(call, operation);
+    let spec = StoredSpec::read(&live.dir).map_err(failed)?;
+    for disk in spec.iter().flat_map(|spec| &spec.disks) {
+        if disk.options.limits != DiskLimits::default() {
+            set_limits(monitor, disk.volume, &disk.options.limits).await?;
+        }
+    }
+    live.dir.write(PREPARED, &true).map_err(failed)
 }
 
 fn firmware(firmware: Firmware) -> Result<Option<Ovmf>> {

@@ -17,8 +17,7 @@ use super::monitor::{Monitor, Status};
 use super::spec::StoredSpec;
 use super::{error, host};
 use crate::accel::AccelChoice;
-use crate::cpu::Cpus;
-use crate::probe::QemuBinary;
+use crate::probe::{Offer, QemuBinary};
 use crate::process::{
     End, EndCause, FolderLock, Found, Holder, Identity, Owner, Process, ProcessError, RunDir, fits,
     holder, owner,
@@ -45,7 +44,7 @@ pub(super) struct State {
     pub(super) config: Config,
     pub(super) events: broadcast::Sender<HypervisorEvent>,
     binary: OnceCell<QemuBinary>,
-    pub(super) cpus: OnceCell<Cpus>,
+    pub(super) offer: OnceCell<Offer>,
     slots: Mutex<HashMap<DomainId, Arc<Slot>>>,
     owned: Mutex<Option<FolderLock>>,
 }
@@ -86,7 +85,7 @@ pub(super) enum Seen {
     /// It is not defined.
     Absent,
     /// It was never started.
-    Defined(StoredSpec),
+    Defined(Box<StoredSpec>),
     /// QEMU runs, and the guest has not ended.
     Live(Arc<Live>, Status),
     /// It has ended.
@@ -139,7 +138,7 @@ impl State {
             config: Config { folder, ..config },
             events: broadcast::Sender::new(EVENT_BACKLOG),
             binary: OnceCell::new(),
-            cpus: OnceCell::new(),
+            offer: OnceCell::new(),
             slots: Mutex::default(),
             owned: Mutex::default(),
         }
@@ -287,7 +286,7 @@ impl State {
             let live = match self.connected(id, dir, limit).await {
                 Ok(Connected::Live(live)) => live,
                 Ok(Connected::Not(Found::Gone(end))) => return Ok(Seen::Ended(end)),
-                Ok(Connected::Not(_)) => return Ok(Seen::Defined(spec)),
+                Ok(Connected::Not(_)) => return Ok(Seen::Defined(Box::new(spec))),
                 Err(reason) => return Ok(Seen::Unknown(reason)),
             };
             match Status::of(&live.qmp, limit).await {

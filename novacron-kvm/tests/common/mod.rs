@@ -18,8 +18,8 @@ use novacron_core::driver::{
     DomainId, DomainSpec, DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
 };
 use novacron_core::model::{
-    ClusterId, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortForward, PortId,
-    Protocol, SnapshotId, VmId, VolumeFormat, VolumeId,
+    ClusterId, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortForward,
+    PortId, Protocol, SnapshotId, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
 use novacron_kvm::QemuHypervisor;
@@ -207,6 +207,7 @@ impl Bench {
                 epoch: Epoch(1),
                 enforces_writer: false,
             },
+            options: DiskOptions::default(),
         }
     }
 

@@ -6,4 +6,12 @@ mod common;
 mod conformance;
 mod daemon;
 mod faults;
+#[path = "../common/hardware.rs"]
+mod hardware;
 mod remote;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_sees_the_hardware_that_was_asked_for() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    hardware::is_seen(&bench, &daemon.hypervisor()).await;
+}

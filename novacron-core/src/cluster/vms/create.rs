@@ -264,6 +264,7 @@ fn draft(
             name: disk.name.clone(),
             volume,
             delete_with_vm,
+            options: disk.options.clone(),
         });
     }
     let mut nics = Vec::with_capacity(networks.len());

@@ -13,8 +13,8 @@ use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Phase, RunEvent, RunPhase};
 use crate::model::{
-    Action, ActionId, Disk, Effect, Exit, Name, NodeId, OperationKind, Power, PowerRequest, Run,
-    Snapshot, SnapshotId, StopProof, Verb, Vm, VmSettings, Volume, VolumeId,
+    Action, ActionId, Disk, DiskOptions, Effect, Exit, Name, NodeId, OperationKind, Power,
+    PowerRequest, Run, Snapshot, SnapshotId, StopProof, Verb, Vm, VmSettings, Volume, VolumeId,
 };
 
 /// The next generation of the spec, for an operation to follow.
@@ -23,6 +23,10 @@ pub(super) fn next_generation(vm: &mut Vm) -> OperationKind {
     OperationKind::Update {
         generation: vm.meta.generation,
     }
+}
+
+fn no_such_disk(verb: &'static str, disk: &str) -> Error {
+    Error::new(ErrorKind::NotFound, verb, "the VM has no such disk").with("disk", disk)
 }
 
 impl VmHandle {
@@ -78,11 +82,17 @@ impl VmHandle {
     }
 
     /// Gives it a volume under a name that the guest sees as the disk's serial number, while it runs if it runs.
+    /// A disk on [`DiskBus::Sata`](crate::model::DiskBus) waits for the next start.
     ///
     /// # Errors
     /// As [`VmHandle::start`]; [`ErrorKind::Invalid`] when the disk's name is taken or wrong, the VM has too many disks,
     /// or the volume cannot be attached.
-    pub async fn attach(&self, disk: &str, volume: VolumeId) -> Result<OperationHandle> {
+    pub async fn attach(
+        &self,
+        disk: &str,
+        volume: VolumeId,
+        options: DiskOptions,
+    ) -> Result<OperationHandle> {
         const VERB: &str = "vm.attach";
         let project = &self.cluster.options().project;
         let change = |vm: &mut Vm, draft: Draft, cache: &Cache| {
@@ -108,15 +118,17 @@ impl VmHandle {
                     draft
                 }
             };
+            problems.extend(check::disk_options("options", &options));
             refuse(VERB, problems)?;
             vm.machine.disks.push(Disk {
                 name: disk.to_owned(),
                 volume,
                 delete_with_vm: false,
+                options: options.clone(),
             });
             Ok((draft, next_generation(vm)))
         };
-        let request = (disk, volume);
+        let request = (disk, volume, &options);
         self.cluster
             .change::<Vm>(VERB, self.id, &request, change)
             .await
@@ -133,9 +145,30 @@ impl VmHandle {
                 let before = vm.machine.disks.len();
                 vm.machine.disks.retain(|d| d.name != disk);
                 if vm.machine.disks.len() == before {
-                    let message = "the VM has no such disk";
-                    return Err(Error::new(ErrorKind::NotFound, VERB, message).with("disk", disk));
+                    return Err(no_such_disk(VERB, disk));
                 }
+                Ok((draft, next_generation(vm)))
+            })
+            .await
+    }
+
+    /// Changes how it is given a disk. [`DiskOptions::changes`] says beforehand what a running guest is given at once (the
+    /// limits) and what waits for the next start.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]; [`ErrorKind::NotFound`] also when the VM has no such disk; [`ErrorKind::Invalid`] with
+    /// every problem.
+    pub async fn set_disk(&self, disk: &str, options: DiskOptions) -> Result<OperationHandle> {
+        const VERB: &str = "vm.set-disk";
+        let request = (disk, options.clone());
+        self.cluster
+            .change::<Vm>(VERB, self.id, &request, |vm, draft, _| {
+                refuse(VERB, check::disk_options("options", &options))?;
+                let found = vm.machine.disks.iter_mut().find(|d| d.name == disk);
+                let Some(found) = found else {
+                    return Err(no_such_disk(VERB, disk));
+                };
+                found.options = options;
                 Ok((draft, next_generation(vm)))
             })
             .await
@@ -167,7 +200,7 @@ impl VmHandle {
     }
 
     /// Changes its settings. [`VmSettings::changes`] says beforehand when each takes effect; nothing is powered off for
-    /// one. A guest that runs keeps the hardware that it was started with ([`VmView::hardware`](super::VmView)) until the
+    /// one. A guest that runs keeps the hardware that it was started with ([`VmView::machine`](super::VmView)) until the
     /// VM's next start, for which a new place is looked for; a CPU's baseline is chosen anew.
     ///
     /// ```

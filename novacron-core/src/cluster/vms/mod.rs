@@ -23,7 +23,7 @@ use crate::control::vm::started_with;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
 use crate::model::{
-    Claim, FieldChange, Hardware, PlaceId, Run, Versioned, Vm, VmId, Volume, VolumeId,
+    Claim, FieldChange, Machine, PlaceId, Run, Versioned, Vm, VmId, Volume, VolumeId,
 };
 use crate::time::{Deadline, Timestamp};
 
@@ -43,17 +43,15 @@ pub struct VmView {
     pub claim: Option<Claim>,
     /// The present run.
     pub run: Option<Run>,
-    /// The hardware that the present run was started with.
-    pub hardware: Option<Hardware>,
+    /// The machine as the present run has it.
+    pub machine: Option<Machine>,
 }
 
 impl VmView {
-    /// What of the hardware takes effect with the next start, because the present run was started before it was changed.
+    /// What of the machine takes effect with the next start, because the present run was started before it was changed.
     pub fn pending(&self) -> Vec<FieldChange> {
-        let wanted = &self.vm.machine.hardware;
-        self.hardware
-            .as_ref()
-            .map_or_else(Vec::new, |has| has.changes(wanted))
+        let has = self.machine.as_ref();
+        has.map_or_else(Vec::new, |has| has.changes(&self.vm.machine))
     }
 }
 
@@ -79,7 +77,7 @@ impl Object for Vm {
             place: claim.as_ref().map(|c| c.place.clone()),
             claim,
             run: cache.run_of(vm.id).map(|r| r.value.clone()),
-            hardware: started_with(vm.id, cache).cloned(),
+            machine: started_with(vm.id, cache).cloned(),
         }
     }
 

@@ -3,7 +3,10 @@
 use super::{HypervisorFixture, Subject};
 use crate::ErrorKind;
 use crate::driver::{DomainSpec, DomainState};
-use crate::model::{Capability, Cpu, CpuModel, CpuTopology, Firmware, newest_cpu_model};
+use crate::model::{
+    Capability, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache, DiskIo, DiskLimits,
+    DiskOptions, Firmware, newest_cpu_model,
+};
 
 /// Hardware that no host can have is refused with its fields, and nothing is defined.
 pub async fn hardware_that_cannot_be_is_refused_before_anything_is_made(
@@ -93,4 +96,105 @@ pub async fn cpu_of_a_named_model_and_topology_starts(fixture: &dyn HypervisorFi
     s.start(spec.id).await;
     assert_eq!(s.state(spec.id).await, DomainState::Paused);
     s.kill(spec.id).await;
+}
+
+/// The buses that not every host has.
+const BUSES: [(DiskBus, Capability); 3] = [
+    (DiskBus::Scsi, Capability::ScsiDisks),
+    (DiskBus::Sata, Capability::SataDisks),
+    (DiskBus::Nvme, Capability::NvmeDisks),
+];
+
+/// A disk starts on every bus that the host tells of, and is refused by its name on every other; its options with it.
+pub async fn disk_starts_on_every_bus_of_the_host(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let can = s.hypervisor.probe(s.call()).await.unwrap().capabilities.can;
+    for (bus, capability) in BUSES {
+        let mut spec = fixture.spec(s.fresh()).await;
+        let mut disk = fixture.disk("more").await;
+        disk.options = DiskOptions {
+            bus,
+            cache: DiskCache::None,
+            io: DiskIo::Native,
+            discard: Discard::Ignore,
+            ..DiskOptions::default()
+        };
+        spec.disks.push(disk);
+        if can.contains(&capability) {
+            s.define_as(&spec).await;
+            s.start(spec.id).await;
+            assert_eq!(s.state(spec.id).await, DomainState::Paused);
+            let disks = s.inspect(spec.id).await.unwrap().disks;
+            let wanted: Vec<_> = spec.disks.iter().map(|disk| disk.volume).collect();
+            assert_eq!(disks, wanted, "{bus:?}");
+            s.kill(spec.id).await;
+        } else {
+            let refused = s.hypervisor.define(s.call(), &spec).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+            let word = capability.to_string();
+            assert!(refused.to_string().contains(&word), "{refused}");
+        }
+    }
+}
+
+/// Options of a disk that do not go together are refused with their fields.
+pub async fn disk_options_that_cannot_be_are_refused(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let mut spec = fixture.spec(s.fresh()).await;
+    let mut disk = fixture.disk("more").await;
+    disk.options.io = DiskIo::Native;
+    disk.options.limits.iops = Some(0);
+    let at = spec.disks.len();
+    spec.disks.push(disk);
+    let refused = s.hypervisor.define(s.call(), &spec).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+    let fields: Vec<_> = refused.problems().iter().map(|p| p.field.clone()).collect();
+    let wanted = ["io", "limits"].map(|field| format!("disks[{at}].options.{field}"));
+    assert_eq!(fields, wanted, "{refused}");
+    assert_eq!(s.inspect(spec.id).await, None);
+}
+
+/// A domain starts with limits of its disk, which are set anew, again and away while it runs, also for a disk that was
+/// attached later.
+pub async fn disk_limits_are_set_while_it_runs(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let can = s.hypervisor.probe(s.call()).await.unwrap().capabilities.can;
+    let Some(plug) = s
+        .hot_plug()
+        .filter(|_| can.contains(&Capability::DiskLimits))
+    else {
+        return;
+    };
+    let mut spec = fixture.spec(s.fresh()).await;
+    let limits = DiskLimits {
+        bytes_sec: Some(1 << 20),
+        read_iops: Some(100),
+        ..DiskLimits::default()
+    };
+    spec.disks[0].options.limits = limits;
+    s.define_as(&spec).await;
+    s.start(spec.id).await;
+    s.resume(spec.id).await;
+    fixture.booted(spec.id).await;
+    let mut more = fixture.disk("more").await;
+    more.options.limits = limits;
+    plug.attach_disk(s.call(), spec.id, &more).await.unwrap();
+    let other = DiskLimits {
+        write_bytes_sec: Some(2 << 20),
+        ..DiskLimits::default()
+    };
+    for volume in [spec.disks[0].volume, more.volume] {
+        for limits in [other, other, DiskLimits::default()] {
+            let set = plug.set_disk_limits(s.call(), spec.id, volume, &limits);
+            set.await.unwrap();
+        }
+    }
+    plug.detach_disk(s.call(), spec.id, more.volume)
+        .await
+        .unwrap();
+    let set = plug.set_disk_limits(s.call(), spec.id, more.volume, &limits);
+    let refused = set.await.unwrap_err().kind();
+    let kinds = [ErrorKind::NotFound, ErrorKind::FailedPrecondition];
+    assert!(kinds.contains(&refused), "{refused:?}");
+    assert_eq!(s.state(spec.id).await, DomainState::Running);
 }

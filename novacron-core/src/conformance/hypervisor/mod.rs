@@ -142,6 +142,9 @@ macro_rules! hypervisor_conformance {
             hardware_that_cannot_be_is_refused_before_anything_is_made
             hardware_that_the_host_lacks_is_refused_before_anything_is_made
             cpu_of_a_named_model_and_topology_starts
+            disk_starts_on_every_bus_of_the_host
+            disk_options_that_cannot_be_are_refused
+            disk_limits_are_set_while_it_runs
             inspect_of_nothing_is_none
             inspect_shows_owner_disks_and_nics
             list_is_complete

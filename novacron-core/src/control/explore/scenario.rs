@@ -188,6 +188,7 @@ impl Scenario {
                 name: "disk".to_owned(),
                 volume: VOLUME,
                 delete_with_vm: false,
+                options: crate::model::DiskOptions::default(),
             });
         }
         let vm = Vm {

@@ -9,8 +9,8 @@ use crate::site::every;
 pub(crate) async fn check(cluster: &Cluster, memory: MiB) -> Result<(), String> {
     let mut used: BTreeMap<String, u64> = BTreeMap::new();
     for view in every!(cluster.vms()) {
-        if let (Some(claim), Some(hardware)) = (view.claim, view.hardware) {
-            *used.entry(claim.place.to_string()).or_default() += hardware.memory.0;
+        if let (Some(claim), Some(machine)) = (view.claim, view.machine) {
+            *used.entry(claim.place.to_string()).or_default() += machine.hardware.memory.0;
         }
     }
     match used.iter().find(|(_, used)| **used > memory.0) {

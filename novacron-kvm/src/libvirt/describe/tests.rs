@@ -4,7 +4,8 @@ use std::process::Command;
 
 use novacron_core::driver::Attachment;
 use novacron_core::model::{
-    ClusterId, CpuTopology, Epoch, Hardware, KernelBoot, MacAddr, MiB, VmId,
+    ClusterId, CpuTopology, DiskLimits, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB,
+    VmId,
 };
 
 use super::*;
@@ -25,6 +26,28 @@ fn disk(n: u128, source: AttachmentSource, format: VolumeFormat) -> DiskAttachme
             epoch: Epoch(3),
             enforces_writer: false,
         },
+        options: DiskOptions::default(),
+    }
+}
+
+/// A disk that is not as usual.
+fn special(n: u128, bus: DiskBus) -> DiskAttachment {
+    let file = AttachmentSource::File(format!("/srv/{n}.raw").into());
+    DiskAttachment {
+        options: DiskOptions {
+            bus,
+            cache: DiskCache::DirectSync,
+            io: DiskIo::Native,
+            discard: Discard::Ignore,
+            read_only: bus == DiskBus::Scsi,
+            limits: DiskLimits {
+                bytes_sec: Some(1 << 20),
+                read_iops: Some(100),
+                write_iops: Some(200),
+                ..DiskLimits::default()
+            },
+        },
+        ..disk(n, file, VolumeFormat::Raw)
     }
 }
 
@@ -69,6 +92,8 @@ fn spec() -> DomainSpec {
                 },
                 VolumeFormat::Raw,
             ),
+            special(13, DiskBus::Scsi),
+            special(14, DiskBus::Sata),
         ],
         nics: vec![
             nic(20, PortBinding::User),
@@ -266,9 +291,13 @@ fn each_start_has_a_uuid_of_its_own() {
 
 #[test]
 fn targets_go_on_after_z_and_fill_gaps() {
-    let names: Vec<_> = [0, 25, 26, 27, 701, 702].into_iter().map(target).collect();
+    let names = [0, 25, 26, 27, 701, 702].into_iter();
+    let names: Vec<_> = names.map(|n| target(DiskBus::Virtio, n)).collect();
     assert_eq!(names, ["vda", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"]);
     let taken = |name: &str| virtio_disk("file", "raw", name);
-    assert_eq!(free_target(&[taken("vda"), taken("vdc")]), "vdb");
-    assert_eq!(free_target(&[]), "vda");
+    assert_eq!(
+        free_target(&[taken("vda"), taken("vdc")], DiskBus::Virtio),
+        "vdb"
+    );
+    assert_eq!(free_target(&[taken("vda")], DiskBus::Sata), "sda");
 }

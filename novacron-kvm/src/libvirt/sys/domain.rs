@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
+use novacron_core::model::DiskLimits;
 use virt_sys as sys;
 
 use super::{LvError, LvResult, done, taken, text};
@@ -198,6 +199,57 @@ impl Dom {
         let flags = sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES;
         // SAFETY: a valid domain; the string outlives the call.
         done(unsafe { sys::virDomainBlockResize(self.pointer(), target.as_ptr(), bytes, flags) })
+    }
+
+    /// Sets how much may be read and written of a disk of the running domain, all of it.
+    pub(in super::super) fn set_disk_limits(
+        &self,
+        target: &str,
+        limits: &DiskLimits,
+    ) -> LvResult<()> {
+        let target = text(target)?;
+        let all = [
+            (
+                sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_BYTES_SEC,
+                limits.bytes_sec,
+            ),
+            (
+                sys::VIR_DOMAIN_BLOCK_IOTUNE_READ_BYTES_SEC,
+                limits.read_bytes_sec,
+            ),
+            (
+                sys::VIR_DOMAIN_BLOCK_IOTUNE_WRITE_BYTES_SEC,
+                limits.write_bytes_sec,
+            ),
+            (sys::VIR_DOMAIN_BLOCK_IOTUNE_TOTAL_IOPS_SEC, limits.iops),
+            (sys::VIR_DOMAIN_BLOCK_IOTUNE_READ_IOPS_SEC, limits.read_iops),
+            (
+                sys::VIR_DOMAIN_BLOCK_IOTUNE_WRITE_IOPS_SEC,
+                limits.write_iops,
+            ),
+        ];
+        let mut parameters = all.map(|(name, limit)| {
+            // SAFETY: a plain C struct of numbers, for which zero is valid.
+            let mut parameter: sys::virTypedParameter = unsafe { std::mem::zeroed() };
+            let bytes = name.to_bytes_with_nul();
+            for (to, from) in parameter.field.iter_mut().zip(bytes) {
+                *to = *from as _;
+            }
+            parameter.type_ = sys::VIR_TYPED_PARAM_ULLONG as _;
+            parameter.value.ul = limit.unwrap_or(0);
+            parameter
+        });
+        let count = c_int::try_from(parameters.len()).unwrap_or(c_int::MAX);
+        // SAFETY: a valid domain; the string and the array of that many parameters outlive the call.
+        done(unsafe {
+            sys::virDomainSetBlockIoTune(
+                self.pointer(),
+                target.as_ptr(),
+                parameters.as_mut_ptr(),
+                count,
+                sys::VIR_DOMAIN_AFFECT_LIVE,
+            )
+        })
     }
 
     /// Puts layers that are there on top of disks, all or none, and keeps no record of it.

@@ -7,8 +7,8 @@ use super::request::problem;
 use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
-    Bytes, CloudInit, DiskSource, ImageSource, NetworkKind, NicSpec, VmSettings, VmSpec,
-    VolumeSource, is_path, name_problem, path_rule,
+    Bytes, CloudInit, DiskOptions, DiskSource, ImageSource, NetworkKind, NicSpec, VmSettings,
+    VmSpec, VolumeSource, is_path, name_problem, path_rule,
 };
 
 pub(super) const MAX_DISKS: usize = 24;
@@ -191,6 +191,8 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
         found.check(!twice, format!("disks[{i}].name"), || {
             format!("{:?} is the name of two disks", disk.name)
         });
+        let options = format!("disks[{i}].options");
+        found.0.extend(disk_options(&options, &disk.options));
         match &disk.source {
             DiskSource::Volume { volume } => found.check(
                 volumes.insert(*volume),
@@ -208,6 +210,13 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
             }
         }
     }
+}
+
+/// What is wrong with a disk's options, which stand in this field.
+pub(super) fn disk_options(field: &str, options: &DiskOptions) -> Vec<Problem> {
+    let problems = options.problems().into_iter();
+    let at = |p: Problem| problem(format!("{field}.{}", p.field), p.message);
+    problems.map(at).collect()
 }
 
 /// What is wrong with a VM's NICs.

@@ -1,0 +1,14 @@
+//! The hardware that a guest of QEMU was asked for.
+#![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
+
+mod common;
+#[path = "common/hardware.rs"]
+mod hardware;
+
+use common::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_sees_the_hardware_that_was_asked_for() {
+    let bench = Bench::new();
+    hardware::is_seen(&bench, &bench.hypervisor()).await;
+}
