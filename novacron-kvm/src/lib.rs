@@ -29,6 +29,7 @@ pub mod fence;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod lines;
+mod privilege;
 mod probe;
 mod process;
 mod qemu;

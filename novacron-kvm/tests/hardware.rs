@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/hardware.rs"]
 mod hardware;
+#[path = "common/initramfs.rs"]
+mod initramfs;
 
 use common::*;
 
@@ -11,4 +13,10 @@ use common::*;
 async fn a_guest_sees_the_hardware_that_was_asked_for() {
     let bench = Bench::new();
     hardware::is_seen(&bench, &bench.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_does_not_feed_its_watchdog_is_reset() {
+    let bench = Bench::new();
+    hardware::watchdog_resets(&bench, &bench.hypervisor()).await;
 }

@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
+#[path = "common/initramfs.rs"]
+mod initramfs;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -17,6 +19,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{BOOT, SOON};
+use initramfs::{Archive, watchdog_kernel};
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Call, Watchdog};
 use novacron_kvm::HostWatchdog;
@@ -165,7 +168,7 @@ impl Drop for Machine {
 impl Machine {
     fn up(act: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let kernel = kernel();
+        let kernel = watchdog_kernel();
         let initramfs = folder.path().join("initramfs");
         std::fs::write(&initramfs, initramfs_of(&kernel)).unwrap();
         let (console, socket) = (folder.path().join("console"), folder.path().join("qmp"));
@@ -230,19 +233,6 @@ impl Machine {
     }
 }
 
-/// Debian's kernel that has the driver of the watchdog; `make test` takes its package apart.
-fn kernel() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let dir = root.join("target/watchdog");
-    let there = dir.join("vmlinuz").exists();
-    assert!(
-        there,
-        "there is no {0}: make deps, and examples/guest/watchdog.sh {0}",
-        dir.display()
-    );
-    dir
-}
-
 /// This binary as `/init`, with the libraries that it needs and the driver.
 fn initramfs_of(kernel: &Path) -> Vec<u8> {
     let binary = std::env::current_exe().unwrap();
@@ -272,72 +262,6 @@ fn stripped(binary: &Path) -> Vec<u8> {
     strip.arg("-o").arg(to.path()).arg(binary);
     assert!(strip.status().expect("apt-get install binutils").success());
     std::fs::read(to.path()).unwrap()
-}
-
-/// A cpio archive in the format of Linux' initramfs.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    folders: std::collections::BTreeSet<PathBuf>,
-}
-
-impl Archive {
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
-        let fields = [
-            1,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            content.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            name.len() as u32 + 1,
-            0,
-        ];
-        self.bytes.extend(b"070701");
-        for field in fields {
-            self.bytes.extend(format!("{field:08x}").bytes());
-        }
-        self.bytes.extend(name.bytes());
-        self.bytes.push(0);
-        self.align();
-        self.bytes.extend(content);
-        self.align();
-    }
-
-    fn align(&mut self) {
-        let padded = self.bytes.len().next_multiple_of(4);
-        self.bytes.resize(padded, 0);
-    }
-
-    fn parents(&mut self, name: &str) {
-        let mut parents: Vec<_> = Path::new(name).ancestors().skip(1).collect();
-        parents.reverse();
-        for parent in parents.into_iter().skip(1) {
-            if self.folders.insert(parent.to_owned()) {
-                self.entry(parent.to_str().unwrap(), 0o040_755, (0, 0), &[]);
-            }
-        }
-    }
-
-    fn add(&mut self, name: &str, content: &[u8]) {
-        self.parents(name);
-        self.entry(name, 0o100_755, (0, 0), content);
-    }
-
-    fn device(&mut self, name: &str, major: u32, minor: u32) {
-        self.parents(name);
-        self.entry(name, 0o020_600, (major, minor), &[]);
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, (0, 0), &[]);
-        self.bytes
-    }
 }
 
 fn wait(limit: Duration, what: &str, mut there: impl FnMut() -> bool) {

@@ -237,11 +237,12 @@ async fn carry_out(drivers: &Drivers, call: Call, command: &Command) -> Result<R
             id,
             owned,
             assignment,
+            since,
             nics,
             leaving,
         } => {
             let right = Right::new(drivers, node, *id, *owned);
-            start::adapt(&right, call, assignment, nics, leaving)
+            start::adapt(&right, call, assignment, *since, nics, leaving)
                 .await
                 .map(|()| Report::Done)
         }

@@ -267,6 +267,8 @@ pub(crate) enum Command {
         id: DomainId,
         owned: Revision,
         assignment: Box<Assignment>,
+        /// The generation that the domain follows already.
+        since: u64,
         nics: Vec<NicAttachment>,
         /// What the epoch has claimed and the assignment does not name any more.
         leaving: Vec<(PoolId, VolumeId)>,

@@ -498,6 +498,7 @@ impl Look<'_> {
             id: self.id(),
             owned: self.owned(),
             assignment: Box::new(assignment.value.clone()),
+            since: self.run.generation,
             nics,
             leaving: self.leaving(assignment),
         }))

@@ -25,7 +25,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::executor::Drivers;
 use crate::driver::{
-    AttachRequest, Call, DiskAttachment, DomainId, DomainSpec, DomainState, Hypervisor,
+    AttachRequest, Call, DiskAttachment, DomainId, DomainSpec, DomainState, HotPlug, Hypervisor,
     NicAttachment, Seed, StopMode, StopReport,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -185,12 +185,18 @@ pub(crate) async fn start(
     let hypervisor = drivers.node(node)?;
     // Before anything is made: a claim that is gone already costs nothing.
     right.holds().await?;
-    let present = hypervisor.inspect(call, id).await?.map(|d| d.state);
+    let present = hypervisor.inspect(call, id).await?;
+    let (present, has) = present.map_or((None, Vec::new()), |d| (Some(d.state), d.disks));
     if let Some(DomainState::Unknown(why)) = present {
         let message = format!("nobody can tell whether it runs: {why}");
         return Err(Error::new(ErrorKind::OutcomeUnknown, "run.start", message));
     }
-    if !matches!(present, Some(DomainState::Paused | DomainState::Running)) {
+    if matches!(present, Some(DomainState::Paused | DomainState::Running)) {
+        // Made for an earlier assignment of this epoch, perhaps.
+        if let Some(plug) = hypervisor.hot_plug() {
+            limit(plug, call, id, assignment, &has, 0).await?;
+        }
+    } else {
         let mut disks = Vec::with_capacity(assignment.disks.len());
         for disk in &assignment.disks {
             disks.push(attach(drivers, call, node, id, disk, &assignment.machine).await?);
@@ -242,6 +248,7 @@ pub(crate) async fn adapt(
     right: &Right<'_>,
     call: Call,
     assignment: &Assignment,
+    since: u64,
     nics: &[NicAttachment],
     leaving: &[(PoolId, VolumeId)],
 ) -> Result<()> {
@@ -309,10 +316,25 @@ pub(crate) async fn adapt(
     for nic in coming_nics {
         plug.attach_nic(call, id, nic).await?;
     }
-    let present = assignment.machine.disks.iter();
-    for disk in present.filter(|d| domain.disks.contains(&d.volume)) {
-        let limits = &disk.options.limits;
-        plug.set_disk_limits(call, id, disk.volume, limits).await?;
+    limit(plug, call, id, assignment, &domain.disks, since).await
+}
+
+/// Sets the limits that were changed after a generation, of the disks that the domain has.
+async fn limit(
+    plug: &dyn HotPlug,
+    call: Call,
+    id: DomainId,
+    assignment: &Assignment,
+    present: &[VolumeId],
+    since: u64,
+) -> Result<()> {
+    let changed = assignment.disks.iter().filter(|disk| disk.limited > since);
+    for disk in changed.filter(|disk| present.contains(&disk.volume)) {
+        let limits = assignment
+            .machine
+            .limits_of(disk.volume)
+            .unwrap_or_default();
+        plug.set_disk_limits(call, id, disk.volume, &limits).await?;
     }
     Ok(())
 }

@@ -158,6 +158,19 @@ fn held(
     if let Ok(resolved) = resolve(vm, claim.epoch, cache) {
         let mut resolved = Assignment { power, ..resolved };
         // An epoch keeps what it was granted room for, and what it was started with.
+        let generation = resolved.generation;
+        for disk in &mut resolved.disks {
+            let has = assignment
+                .disks
+                .iter()
+                .find(|has| has.volume == disk.volume);
+            let limits = |machine: &Machine| machine.limits_of(disk.volume);
+            disk.limited = match has {
+                Some(_) if limits(&assignment.machine) != limits(&resolved.machine) => generation,
+                Some(has) => has.limited,
+                None => 0,
+            };
+        }
         resolved.machine = assignment.machine.with_live(resolved.machine);
         if let Some(draft) = claim_volumes(draft(), &resolved, &claim.place, cache)? {
             return Ok(Plan::commit(draft.put(&at, &resolved)?));
@@ -446,6 +459,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                     volume: disk.volume,
                     pool: volume.pool.clone(),
                     format: volume.format,
+                    limited: 0,
                 });
             }
             (Some(_), Some(StorageState::Failed { reason })) => {

@@ -229,6 +229,8 @@ pub enum GuestEvent {
     StateChanged,
     /// The guest restarted itself, or was reset.
     Reset,
+    /// The guest no longer fed its watchdog, whose action follows.
+    Watchdog,
     /// The guest agent came or went.
     Agent {
         /// Whether it answers now.

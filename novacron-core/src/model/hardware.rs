@@ -32,6 +32,108 @@ pub struct Hardware {
     /// A kernel to boot directly; from the first disk if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelBoot>,
+    /// What its memory is made of.
+    #[serde(default, skip_serializing_if = "MemoryBacking::is_default")]
+    pub memory_backing: MemoryBacking,
+    /// What its real-time clock shows when it is started.
+    #[serde(default)]
+    pub clock: ClockOffset,
+    /// A watchdog (Intel 6300ESB) that the guest may arm and then has to feed, and what is done when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogAction>,
+    /// What its SMBIOS tables say of the system.
+    #[serde(default, skip_serializing_if = "Smbios::is_default")]
+    pub smbios: Smbios,
+}
+
+/// What a guest's memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryBacking {
+    /// Of the host's huge pages, of the default size: faster, and taken from those that the host has set aside.
+    pub hugepages: bool,
+    /// Never swapped out.
+    pub locked: bool,
+    /// Shared with other processes of the host, as vhost-user and virtiofs need it.
+    pub shared: bool,
+}
+
+impl MemoryBacking {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a guest's real-time clock shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClockOffset {
+    /// Universal time, as Linux expects it.
+    #[default]
+    Utc,
+    /// The host's local time, as Windows expects it.
+    LocalTime,
+}
+
+/// What is done when a guest no longer feeds its watchdog. Each is told by
+/// [`GuestEvent::Watchdog`](crate::driver::GuestEvent::Watchdog) first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchdogAction {
+    /// The reset button.
+    #[default]
+    Reset,
+    /// The power button: the guest may power itself off.
+    Shutdown,
+    /// A non-maskable interrupt: the guest may dump its memory.
+    InjectNmi,
+    /// Nothing more.
+    None,
+}
+
+/// What a guest's SMBIOS tables say of the system (type 1): what `dmidecode` and cloud-init read. The system's UUID is the
+/// VM's id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Smbios {
+    /// Its manufacturer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manufacturer: Option<String>,
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+    /// Its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its serial number. cloud-init takes `ds=nocloud;…` from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Its stock-keeping unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sku: Option<String>,
+    /// Its family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
+}
+
+impl Smbios {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is said, under the names that QEMU's `-smbios type=1` has for them.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = [
+            ("manufacturer", &self.manufacturer),
+            ("product", &self.product),
+            ("version", &self.version),
+            ("serial", &self.serial),
+            ("sku", &self.sku),
+            ("family", &self.family),
+        ];
+        let said = all.into_iter();
+        said.filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
 }
 
 const MAX_VCPUS: u32 = 1024;
@@ -39,6 +141,7 @@ const MIN_MEMORY: MiB = MiB(16);
 const MAX_MEMORY: MiB = MiB(16 << 20);
 const MAX_CPU_FEATURES: usize = 256;
 const MAX_PATH: usize = 4096;
+const MAX_SMBIOS: usize = 255;
 /// What Linux on x86 takes.
 const MAX_CMDLINE: usize = 2048;
 const WORD: &str = "1 to 64 of [a-zA-Z0-9._-]";
@@ -76,6 +179,10 @@ impl Hardware {
             cpu: Cpu::default(),
             firmware: Firmware::default(),
             kernel: None,
+            memory_backing: MemoryBacking::default(),
+            clock: ClockOffset::default(),
+            watchdog: None,
+            smbios: Smbios::default(),
         }
     }
 
@@ -136,6 +243,12 @@ impl Hardware {
                 format!("one line of up to {MAX_CMDLINE} bytes"),
             );
         }
+        for (name, value) in self.smbios.fields() {
+            let good = (1..=MAX_SMBIOS).contains(&value.len())
+                && value.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+            let message = format!("1 to {MAX_SMBIOS} printable ASCII characters");
+            check(good, &format!("smbios.{name}"), message);
+        }
         problems
     }
 
@@ -147,6 +260,10 @@ impl Hardware {
             cpu,
             firmware,
             kernel,
+            memory_backing,
+            clock,
+            watchdog,
+            smbios,
         } = self;
         let fields = [
             ("vcpus", *vcpus != new.vcpus, Effect::Restart),
@@ -155,14 +272,29 @@ impl Hardware {
             // What is installed boots by one of them.
             ("firmware", *firmware != new.firmware, Effect::Replacement),
             ("kernel", *kernel != new.kernel, Effect::Restart),
+            (
+                "memory_backing",
+                *memory_backing != new.memory_backing,
+                Effect::Restart,
+            ),
+            ("clock", *clock != new.clock, Effect::Restart),
+            ("watchdog", *watchdog != new.watchdog, Effect::Restart),
+            ("smbios", *smbios != new.smbios, Effect::Restart),
         ];
         FieldChange::of(fields).collect()
     }
 
     /// What a host has to be able to do for it.
     pub fn needs(&self) -> BTreeSet<Capability> {
-        let uefi = self.firmware == Firmware::Uefi;
-        uefi.then_some(Capability::Uefi).into_iter().collect()
+        let backing = self.memory_backing;
+        let needs = [
+            (Capability::Uefi, self.firmware == Firmware::Uefi),
+            (Capability::HugePages, backing.hugepages),
+            (Capability::LockedMemory, backing.locked),
+            (Capability::SharedMemory, backing.shared),
+            (Capability::Watchdog, self.watchdog.is_some()),
+        ];
+        Capability::those(needs)
     }
 }
 

@@ -22,7 +22,9 @@ mod vm;
 pub use cpu::{Cpu, CpuBaseline, CpuModel, CpuTopology, newest_cpu_model};
 pub use decision::Decision;
 pub use disk::{Discard, DiskBus, DiskCache, DiskIo, DiskLimits, DiskOptions};
-pub use hardware::{Firmware, Hardware, KernelBoot};
+pub use hardware::{
+    ClockOffset, Firmware, Hardware, KernelBoot, MemoryBacking, Smbios, WatchdogAction,
+};
 pub(crate) use hardware::{is_path, path_rule};
 pub use ids::{
     ActionId, CheckpointId, ClusterId, EventId, ExportId, HostId, ImageId, MAX_NAME, MemberId,

@@ -190,11 +190,19 @@ pub enum Capability {
     NvmeDisks,
     /// What a guest reads and writes of a disk can be limited.
     DiskLimits,
+    /// Huge pages are set aside.
+    HugePages,
+    /// Guests' memory can be kept from being swapped out.
+    LockedMemory,
+    /// Guests' memory can be shared with other processes.
+    SharedMemory,
+    /// Guests can have a watchdog.
+    Watchdog,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Uefi,
         Self::Bridge,
         Self::UserNetwork,
@@ -204,7 +212,17 @@ impl Capability {
         Self::SataDisks,
         Self::NvmeDisks,
         Self::DiskLimits,
+        Self::HugePages,
+        Self::LockedMemory,
+        Self::SharedMemory,
+        Self::Watchdog,
     ];
+
+    /// Those of which it is so.
+    pub fn those<const N: usize>(all: [(Self, bool); N]) -> BTreeSet<Self> {
+        let those = all.into_iter().filter(|(_, is)| *is);
+        those.map(|(capability, _)| capability).collect()
+    }
 }
 
 impl fmt::Display for Capability {
@@ -219,6 +237,10 @@ impl fmt::Display for Capability {
             Self::SataDisks => "SATA disks",
             Self::NvmeDisks => "NVMe disks",
             Self::DiskLimits => "limits of disks",
+            Self::HugePages => "huge pages",
+            Self::LockedMemory => "locked memory",
+            Self::SharedMemory => "shared memory",
+            Self::Watchdog => "watchdogs of guests",
         })
     }
 }

@@ -182,6 +182,9 @@ pub struct AssignedDisk {
     pub pool: PoolId,
     /// Its format.
     pub format: VolumeFormat,
+    /// The generation in which its limits were last changed for this start; 0 if they are those of the start.
+    #[serde(default)]
+    pub limited: u64,
 }
 
 /// A NIC, resolved.

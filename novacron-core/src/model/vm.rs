@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::cpu::CpuModel;
-use super::disk::DiskOptions;
+use super::disk::{DiskLimits, DiskOptions};
 use super::hardware::{Hardware, KernelBoot};
 use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
@@ -82,6 +82,12 @@ impl Machine {
             }
         }
         changes
+    }
+
+    /// How much the guest may read and write of a volume; none if the machine does not have it.
+    pub(crate) fn limits_of(&self, volume: VolumeId) -> Option<DiskLimits> {
+        let disk = self.disks.iter().find(|disk| disk.volume == volume)?;
+        Some(disk.options.limits)
     }
 
     /// What a guest that was started as this has of `new` before its next start.

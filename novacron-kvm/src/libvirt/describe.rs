@@ -10,8 +10,8 @@ use novacron_core::driver::{
     AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    self, CpuModel, Discard, DiskBus, DiskCache, DiskIo, Firmware, PortBinding, PortId, VmId,
-    VolumeFormat, VolumeId,
+    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, Firmware, MemoryBacking,
+    PortBinding, PortId, Smbios, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
@@ -19,13 +19,14 @@ use uuid::Uuid;
 use super::host::MACHINE;
 use super::notes::{Identity, Metadata};
 use super::xml::{
-    Alias, Amount, Backend, Boot, Character, Clock, Controller, Count, Cpu, CpuFeature,
-    CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty, Features, Graphics,
-    Interface, InterfaceModel, InterfaceSource, IoTune, Log, Mac, Model, Os, OsType,
+    Access, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count, Cpu,
+    CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty, Features,
+    Graphics, Interface, InterfaceModel, InterfaceSource, IoTune, Log, Mac, Model, Os, OsType,
     QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed,
-    Video,
+    Video, WatchdogXml,
 };
 use crate::accel::Accel;
+use crate::qemu::{smbios, watchdog_action};
 
 /// Root ports that stay empty for what is plugged in later.
 const SPARE_PORTS: usize = 8;
@@ -117,6 +118,12 @@ pub(super) fn describe(
         let name = free_target(&devices.disks, DiskBus::Virtio);
         devices.disks.push(describe_seed(seed, &name, operation)?);
     }
+    devices.watchdogs = (hardware.watchdog.into_iter())
+        .map(|action| WatchdogXml {
+            model: "i6300esb".to_owned(),
+            action: Some(watchdog_action(action).to_owned()),
+        })
+        .collect();
     for nic in &spec.nics {
         devices.interfaces.push(describe_nic(nic, operation)?);
     }
@@ -140,6 +147,7 @@ pub(super) fn describe(
             unit: "MiB".to_owned(),
             value: hardware.memory.0,
         }),
+        memory_backing: backing(hardware.memory_backing),
         vcpu: Some(Count {
             value: hardware.vcpus,
         }),
@@ -150,14 +158,18 @@ pub(super) fn describe(
         }),
         cpu: Some(cpu(&hardware.cpu, hardware.vcpus, place.accel)),
         clock: Some(Clock {
-            offset: "utc".to_owned(),
+            offset: match hardware.clock {
+                ClockOffset::Utc => "utc",
+                ClockOffset::LocalTime => "localtime",
+            }
+            .to_owned(),
         }),
         on_poweroff: word("destroy"),
         on_reboot: word("restart"),
         // Kept until its end is noted: libvirt itself forgets why a domain crashed when it is restarted.
         on_crash: word("preserve"),
         devices,
-        qemu: Some(identity(id)),
+        qemu: Some(identity(id, &hardware.smbios)),
     })
 }
 
@@ -167,6 +179,22 @@ pub(super) fn kind_of(accel: Accel) -> &'static str {
         Accel::Kvm => "kvm",
         Accel::Tcg => "qemu",
     }
+}
+
+fn backing(backing: MemoryBacking) -> Option<Backing> {
+    if backing == MemoryBacking::default() {
+        return None;
+    }
+    Some(Backing {
+        hugepages: backing.hugepages.then_some(Empty {}),
+        locked: backing.locked.then_some(Empty {}),
+        source: backing.shared.then(|| Typed {
+            kind: "memfd".to_owned(),
+        }),
+        access: backing.shared.then(|| Access {
+            mode: "shared".to_owned(),
+        }),
+    })
 }
 
 /// libvirt checks a CPU that has a name or features before the start (`partial`), and ends the start for want of any.
@@ -203,8 +231,9 @@ fn cpu(cpu: &model::Cpu, vcpus: u32, accel: Accel) -> Cpu {
 
 /// The guest sees the VM's id, at each of its starts, and not the start's own UUID. libvirt's `<hwuuid>` says that in
 /// versions newer than 9.0; QEMU's argument says it to all, and marks the domain as tainted by it.
-fn identity(id: DomainId) -> QemuArguments {
-    let arguments = ["-smbios".to_owned(), format!("type=1,uuid={}", id.vm)];
+fn identity(id: DomainId, said: &Smbios) -> QemuArguments {
+    let system = format!("{},uuid={}", smbios(said), id.vm);
+    let arguments = ["-smbios".to_owned(), system];
     QemuArguments {
         arguments: arguments.map(|value| QemuArgument { value }).into(),
     }

@@ -20,7 +20,9 @@ use super::state::Right;
 use super::sys::{Stats, code};
 use super::{LibvirtHypervisor, life, stats, uri};
 use crate::events::pushed;
+use crate::privilege;
 use crate::process::boot_id;
+use crate::qemu::huge_pages;
 
 /// What a host is said to have booted as when libvirt alone reaches it. It never changes, so nothing is ever concluded
 /// from it; above all not that the host has booted since.
@@ -189,6 +191,8 @@ pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
         GuestFacts::default()
     };
     // A session's libvirt makes no taps but by a helper, which it does not tell of.
+    let is_local = uri::is_local(&task.state.config.uri);
+    let may_raise = !is_local || privilege::is_within_bounds(privilege::SYS_RESOURCE);
     let is_system = !task.state.config.uri.contains("/session");
     let can = [
         (Capability::Uefi, guests.domain.uefi()),
@@ -200,6 +204,15 @@ pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
         (Capability::SataDisks, guests.domain.disk_bus(DiskBus::Sata)),
         (Capability::NvmeDisks, guests.domain.disk_bus(DiskBus::Nvme)),
         (Capability::DiskLimits, is_qemu),
+        // Of another host it is not known what it has set aside.
+        (
+            Capability::HugePages,
+            is_qemu && is_local && huge_pages() > 0,
+        ),
+        // libvirtd raises a limit for it.
+        (Capability::LockedMemory, is_qemu && is_system && may_raise),
+        (Capability::SharedMemory, is_qemu),
+        (Capability::Watchdog, is_qemu),
     ];
     let (hypervisor, library) = facts.versions;
     Ok(NodeCapabilities {
@@ -220,11 +233,7 @@ pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
         max_vcpus: guests.domain.max_vcpus(),
         cpu_models: guests.cpus.models,
         cpu_features: guests.cpus.features,
-        can: can
-            .into_iter()
-            .filter(|(_, is)| *is)
-            .map(|(what, _)| what)
-            .collect(),
+        can: Capability::those(can),
     })
 }
 

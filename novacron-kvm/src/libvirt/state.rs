@@ -342,6 +342,7 @@ impl State {
             Event::Lifecycle { event, .. } if !ends::is_of_life(event) => return Ok(()),
             Event::Lifecycle { domain, .. } => (domain, GuestEvent::StateChanged),
             Event::Reboot { domain } => (domain, GuestEvent::Reset),
+            Event::Watchdog { domain } => (domain, GuestEvent::Watchdog),
             Event::Agent { domain, connected } => (domain, GuestEvent::Agent { connected }),
             Event::DeviceRemoved { domain, alias } => {
                 let _ = self.removed.send((domain, alias));

@@ -30,6 +30,8 @@ pub(super) struct DomainXml {
     pub(super) metadata: Metadata,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) memory: Option<Amount>,
+    #[serde(rename = "memoryBacking", skip_serializing_if = "Option::is_none")]
+    pub(super) memory_backing: Option<Backing>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) vcpu: Option<Count>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,6 +94,37 @@ pub(super) struct Amount {
     pub(super) unit: String,
     #[serde(rename = "$text")]
     pub(super) value: u64,
+}
+
+/// `<memoryBacking>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Backing {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hugepages: Option<Empty>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) locked: Option<Empty>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<Typed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) access: Option<Access>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Access {
+    #[serde(rename = "@mode")]
+    pub(super) mode: String,
+}
+
+/// `<watchdog>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct WatchdogXml {
+    #[serde(rename = "@model")]
+    pub(super) model: String,
+    #[serde(rename = "@action", skip_serializing_if = "Option::is_none")]
+    pub(super) action: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -214,6 +247,8 @@ pub(super) struct Devices {
     pub(super) graphics: Vec<Graphics>,
     #[serde(rename = "video", skip_serializing_if = "Vec::is_empty")]
     pub(super) videos: Vec<Video>,
+    #[serde(rename = "watchdog", skip_serializing_if = "Vec::is_empty")]
+    pub(super) watchdogs: Vec<WatchdogXml>,
     #[serde(rename = "rng", skip_serializing_if = "Vec::is_empty")]
     pub(super) rngs: Vec<Rng>,
     #[serde(rename = "panic", skip_serializing_if = "Vec::is_empty")]

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use novacron_core::model::DiskBus;
+use novacron_core::model::{ClockOffset, DiskBus, MemoryBacking, Smbios, WatchdogAction};
 use serde_json::json;
 
 use super::devices::{Properties, SCSI, SCSI_BUS, blockdev, disk_device, key_value, nic_device};
@@ -25,6 +25,7 @@ pub(super) const MAX_DEVICES: usize = 14 * 8 - 3;
 pub(super) const SATA_PORTS: usize = 6;
 const FIRST_PORT_SLOT: usize = 0x2;
 const FIRST_SPARE_SLOT: usize = 0x10;
+const WATCHDOG_SLOT: &str = "0x1e";
 
 /// The name of the agent's virtio port, as qemu-ga looks for it.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
@@ -79,20 +80,35 @@ impl Machine<'_> {
             format!("guest={name},process=vm:{name},debug-threads=on"),
         );
         line.add("-uuid", spec.id.vm.to_string());
-        line.add(
-            "-machine",
-            match self.firmware {
-                Some(_) => "q35,pflash0=firmware,pflash1=variables",
-                None => "q35",
-            },
-        );
+        let hardware = &spec.hardware;
+        let MemoryBacking {
+            hugepages,
+            locked,
+            shared,
+        } = hardware.memory_backing;
+        let mut machine = "q35".to_owned();
+        if self.firmware.is_some() {
+            machine += ",pflash0=firmware,pflash1=variables";
+        }
+        let size = format!("{}M", hardware.memory.0);
+        if hugepages || shared {
+            let on = |yes| if yes { "on" } else { "off" };
+            let (share, huge) = (on(shared), on(hugepages));
+            let object =
+                format!("memory-backend-memfd,id=ram,size={size},share={share},hugetlb={huge}");
+            line.add("-object", object);
+            machine += ",memory-backend=ram";
+        }
+        line.add("-machine", machine);
+        if locked {
+            line.add("-overcommit", "mem-lock=on");
+        }
         let accel = match self.accel {
             Accel::Kvm => "kvm",
             Accel::Tcg => "tcg,thread=multi",
         };
         line.add("-accel", accel);
         line.add("-cpu", self.cpu);
-        let hardware = &spec.hardware;
         let topology = hardware.cpu.topology_of(hardware.vcpus);
         let (sockets, cores, threads) = (topology.sockets, topology.cores, topology.threads);
         line.add(
@@ -102,9 +118,27 @@ impl Machine<'_> {
                 hardware.vcpus
             ),
         );
-        line.add("-m", format!("size={}M", hardware.memory.0));
-        line.add("-rtc", "base=utc");
-        line.add("-action", "shutdown=pause,panic=pause");
+        line.add("-m", format!("size={size}"));
+        line.add(
+            "-rtc",
+            match hardware.clock {
+                ClockOffset::Utc => "base=utc",
+                ClockOffset::LocalTime => "base=localtime",
+            },
+        );
+        let mut action = "shutdown=pause,panic=pause".to_owned();
+        if let Some(watchdog) = hardware.watchdog {
+            action += ",watchdog=";
+            action += watchdog_action(watchdog);
+            line.add(
+                "-device",
+                format!("i6300esb,bus=pcie.0,addr={WATCHDOG_SLOT}"),
+            );
+        }
+        line.add("-action", action);
+        if hardware.smbios != Smbios::default() {
+            line.add("-smbios", smbios(&hardware.smbios));
+        }
         line.add("-display", "none");
         line.add("-vnc", format!("unix:{}", screens::SOCKET));
         line.add("-device", "VGA");
@@ -196,6 +230,23 @@ impl Machine<'_> {
             );
         }
     }
+}
+
+/// QEMU's and libvirt's word.
+pub(crate) fn watchdog_action(action: WatchdogAction) -> &'static str {
+    match action {
+        WatchdogAction::Reset => "reset",
+        WatchdogAction::Shutdown => "shutdown",
+        WatchdogAction::InjectNmi => "inject-nmi",
+        WatchdogAction::None => "none",
+    }
+}
+
+/// `-smbios`, less the UUID.
+pub(crate) fn smbios(smbios: &Smbios) -> String {
+    let fields = smbios.fields();
+    let fields = fields.map(|(name, value)| format!(",{name}={}", value.replace(',', ",,")));
+    fields.fold("type=1".to_owned(), |all, field| all + &field)
 }
 
 #[derive(Default)]
@@ -335,6 +386,32 @@ mod tests {
             line.contains("q35,pflash0=firmware,pflash1=variables"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn special_memory_a_watchdog_and_words_for_smbios() {
+        let mut spec = spec();
+        let hardware = &mut spec.hardware;
+        hardware.memory_backing = MemoryBacking {
+            hugepages: true,
+            locked: true,
+            shared: true,
+        };
+        hardware.clock = ClockOffset::LocalTime;
+        hardware.watchdog = Some(WatchdogAction::Shutdown);
+        hardware.smbios.serial = Some("a,b".to_owned());
+        let line = shown(&spec, None);
+        for wanted in [
+            "-object memory-backend-memfd,id=ram,size=192M,share=on,hugetlb=on\n",
+            "-machine q35,memory-backend=ram\n",
+            "-overcommit mem-lock=on\n",
+            "-rtc base=localtime\n",
+            "-device i6300esb,bus=pcie.0,addr=0x1e\n",
+            "-action shutdown=pause,panic=pause,watchdog=shutdown\n",
+            "-smbios type=1,serial=a,,b\n",
+        ] {
+            assert!(line.contains(wanted), "{line}");
+        }
     }
 
     #[test]

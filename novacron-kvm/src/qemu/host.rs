@@ -13,6 +13,7 @@ use super::firmware::Ovmf;
 use super::state::State;
 use super::{MAX_VCPUS, error, net};
 use crate::accel::Accel;
+use crate::privilege;
 use crate::probe::{self, Offer};
 
 /// The host's id unless one was given: from the machine's id and the state folder, so that it needs no file, survives
@@ -58,6 +59,12 @@ pub(super) fn memory() -> MiB {
         &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
         "MemTotal:",
     ) / 1024)
+}
+
+/// How many huge pages the host has set aside.
+pub(crate) fn huge_pages() -> u64 {
+    let file = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    kib_of(&file, "HugePages_Total:")
 }
 
 /// Memory that a process holds, in bytes.
@@ -127,6 +134,10 @@ impl State {
             (Capability::SataDisks, has(&["ide-hd"])),
             (Capability::NvmeDisks, has(&["nvme"])),
             (Capability::DiskLimits, true),
+            (Capability::HugePages, huge_pages() > 0),
+            (Capability::LockedMemory, privilege::may_lock_memory()),
+            (Capability::SharedMemory, true),
+            (Capability::Watchdog, has(&["i6300esb"])),
         ];
         Ok(NodeCapabilities {
             hypervisor: format!("QEMU {}", qemu.version),
@@ -137,11 +148,7 @@ impl State {
             max_vcpus: MAX_VCPUS,
             cpu_models: Arc::clone(&cpus.models),
             cpu_features: Arc::clone(&cpus.features),
-            can: can
-                .into_iter()
-                .filter(|(_, is)| *is)
-                .map(|(what, _)| what)
-                .collect(),
+            can: Capability::those(can),
         })
     }
 }

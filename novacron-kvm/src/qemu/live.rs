@@ -166,6 +166,7 @@ impl Watcher {
             }
             "RESUME" => self.push(GuestEvent::StateChanged),
             "RESET" => self.push(GuestEvent::Reset),
+            "WATCHDOG" => self.push(GuestEvent::Watchdog),
             "VSERPORT_CHANGE" if event.data.get("id").and_then(Value::as_str) == Some("agent") => {
                 let connected = event
                     .data

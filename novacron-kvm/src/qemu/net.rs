@@ -17,6 +17,7 @@ use tokio::process::Command;
 
 use super::devices::{base32, link_id};
 use super::spec::StoredNic;
+use crate::privilege;
 
 const HELPERS: [&str; 3] = [
     "/usr/lib/qemu/qemu-bridge-helper",
@@ -24,9 +25,6 @@ const HELPERS: [&str; 3] = [
     "/usr/lib/qemu-bridge-helper",
 ];
 const HELPER_RULES: &str = "/etc/qemu/bridge.conf";
-/// Bit of `CAP_NET_ADMIN` in a capability mask.
-const NET_ADMIN: u32 = 12;
-
 /// A NIC's way to its network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Link {
@@ -207,7 +205,7 @@ fn may_make_taps(bridge: &str) -> Result<Way, (ErrorKind, String)> {
         .read(true)
         .write(true)
         .open("/dev/net/tun");
-    let no_tun = match (net_admin(), opened) {
+    let no_tun = match (privilege::is_effective(privilege::NET_ADMIN), opened) {
         (true, Ok(_)) => return Ok(Way::Ourselves),
         (true, Err(error)) => format!("/dev/net/tun does not open ({error})"),
         (false, _) => "this process lacks CAP_NET_ADMIN".to_owned(),
@@ -240,13 +238,6 @@ fn may_make_taps(bridge: &str) -> Result<Way, (ErrorKind, String)> {
     Err(denied(format!(
         "{HELPER_RULES} does not say `allow {bridge}`"
     )))
-}
-
-fn net_admin() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask & (1 << NET_ADMIN) != 0)
 }
 
 /// QEMU's rule for a forward, whose port on the host is free at the moment. QEMU says so too, but not which one.

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use novacron_core::driver::{Hypervisor, StopMode};
+use novacron_core::driver::{GuestEvent, Hypervisor, StopMode};
 use novacron_core::model::{
-    Capability, Cpu, CpuModel, CpuTopology, DiskBus, DiskCache, DiskLimits, DiskOptions,
+    Capability, ClockOffset, Cpu, CpuModel, CpuTopology, DiskBus, DiskCache, DiskLimits,
+    DiskOptions, Smbios, WatchdogAction,
 };
 
 use crate::common::*;
+use crate::initramfs::{Archive, watchdog_kernel};
 
 pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let can = hypervisor.probe(call()).await.unwrap().capabilities.can;
@@ -21,6 +23,14 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
             cores: 1,
             threads: 1,
         }),
+    };
+    spec.hardware.memory_backing.shared = true;
+    spec.hardware.memory_backing.locked = can.contains(&Capability::LockedMemory);
+    spec.hardware.clock = ClockOffset::LocalTime;
+    spec.hardware.smbios = Smbios {
+        manufacturer: Some("Shop, Inc.".to_owned()),
+        serial: Some("ds=nocloud;h=web-1".to_owned()),
+        ..Smbios::default()
     };
     let limits = DiskLimits {
         bytes_sec: Some(1 << 20),
@@ -52,6 +62,11 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let sockets = "grep 'physical id' /proc/cpuinfo | sort -u | grep -c .";
     assert_eq!(shell.run(sockets).await, "2");
 
+    let dmi = "cd /sys/class/dmi/id; cat sys_vendor product_serial product_uuid; cd /";
+    let uuid = spec.id.vm;
+    let wanted = format!("Shop, Inc.\nds=nocloud;h=web-1\n{uuid}");
+    assert_eq!(shell.run(dmi).await, wanted);
+
     let serial = shell.run("cat /sys/block/vda/serial").await;
     assert_eq!(serial, "slow");
     let scsi = "grep -c on-scsi /sys/block/sda/device/vpd_pg80; cat /sys/block/sda/ro";
@@ -73,6 +88,40 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     set.await.unwrap();
     shell.run(&format!("{read} skip=48")).await;
 
+    hypervisor
+        .stop(call(), spec.id, StopMode::Kill)
+        .await
+        .unwrap();
+    hypervisor.undefine(call(), spec.id).await.unwrap();
+}
+
+pub(crate) async fn watchdog_resets(bench: &Bench, hypervisor: &dyn Hypervisor) {
+    let mut spec = bench.guest();
+    spec.hardware.watchdog = Some(WatchdogAction::Reset);
+    // Its driver is in another kernel, whose modules are added to what the guest boots.
+    let from = watchdog_kernel();
+    let mut modules = Archive::default();
+    for module in ["watchdog.ko", "i6300esb.ko"] {
+        modules.add(module, &std::fs::read(from.join(module)).unwrap());
+    }
+    let kernel = spec.hardware.kernel.as_mut().unwrap();
+    let usual = kernel.initrd.take().unwrap();
+    let mut both = std::fs::read(usual).unwrap();
+    both.resize(both.len().next_multiple_of(4), 0);
+    both.extend(modules.end());
+    let initrd = bench.path().join("initrd.img");
+    std::fs::write(&initrd, both).unwrap();
+    kernel.initrd = Some(initrd);
+    kernel.kernel = from.join("vmlinuz");
+    let mut events = hypervisor.events();
+    let (mut shell, first) = boot(hypervisor, &spec).await;
+    shell.run("insmod /watchdog.ko; insmod /i6300esb.ko").await;
+    // Armed for three seconds, and fed in a thousand.
+    shell.run("watchdog -T 3 -t 1000 /dev/watchdog").await;
+    for event in [GuestEvent::Watchdog, GuestEvent::Reset] {
+        wait_event(&mut events, spec.id, event).await;
+    }
+    assert_ne!(shell.ready().await, first);
     hypervisor
         .stop(call(), spec.id, StopMode::Kill)
         .await

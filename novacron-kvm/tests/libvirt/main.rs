@@ -8,10 +8,18 @@ mod daemon;
 mod faults;
 #[path = "../common/hardware.rs"]
 mod hardware;
+#[path = "../common/initramfs.rs"]
+mod initramfs;
 mod remote;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_sees_the_hardware_that_was_asked_for() {
     let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
     hardware::is_seen(&bench, &daemon.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_does_not_feed_its_watchdog_is_reset() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    hardware::watchdog_resets(&bench, &daemon.hypervisor()).await;
 }

@@ -4,8 +4,8 @@ use super::{HypervisorFixture, Subject};
 use crate::ErrorKind;
 use crate::driver::{DomainSpec, DomainState};
 use crate::model::{
-    Capability, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache, DiskIo, DiskLimits,
-    DiskOptions, Firmware, newest_cpu_model,
+    Capability, ClockOffset, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache, DiskIo,
+    DiskLimits, DiskOptions, Firmware, Hardware, WatchdogAction, newest_cpu_model,
 };
 
 /// Hardware that no host can have is refused with its fields, and nothing is defined.
@@ -197,4 +197,50 @@ pub async fn disk_limits_are_set_while_it_runs(fixture: &dyn HypervisorFixture) 
     let kinds = [ErrorKind::NotFound, ErrorKind::FailedPrecondition];
     assert!(kinds.contains(&refused), "{refused:?}");
     assert_eq!(s.state(spec.id).await, DomainState::Running);
+}
+
+/// The rest of a machine's hardware that not every host has.
+type Change = fn(&mut Hardware);
+const OTHERS: [(Capability, Change); 4] = [
+    (Capability::HugePages, |hardware| {
+        hardware.memory_backing.hugepages = true;
+    }),
+    (Capability::LockedMemory, |hardware| {
+        hardware.memory_backing.locked = true;
+    }),
+    (Capability::SharedMemory, |hardware| {
+        hardware.memory_backing.shared = true;
+    }),
+    (Capability::Watchdog, |hardware| {
+        hardware.watchdog = Some(WatchdogAction::InjectNmi);
+    }),
+];
+
+/// A machine of everything that the host tells of starts, and each thing that it does not is refused by its name.
+pub async fn hardware_starts_as_far_as_the_host_has_it(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let can = s.hypervisor.probe(s.call()).await.unwrap().capabilities.can;
+    let spec = fixture.spec(s.fresh()).await;
+    let mut all = spec.clone();
+    all.hardware.clock = ClockOffset::LocalTime;
+    all.hardware.smbios.serial = Some("a, \"b\" <c>".to_owned());
+    for (capability, change) in OTHERS {
+        if can.contains(&capability) {
+            // Whether enough of them are free is another question.
+            if capability != Capability::HugePages {
+                change(&mut all.hardware);
+            }
+            continue;
+        }
+        let mut spec = spec.clone();
+        change(&mut spec.hardware);
+        let refused = s.hypervisor.define(s.call(), &spec).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        let word = capability.to_string();
+        assert!(refused.to_string().contains(&word), "{refused}");
+    }
+    s.define_as(&all).await;
+    s.start(all.id).await;
+    assert_eq!(s.state(all.id).await, DomainState::Paused);
+    s.kill(all.id).await;
 }

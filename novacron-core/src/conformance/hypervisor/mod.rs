@@ -142,6 +142,7 @@ macro_rules! hypervisor_conformance {
             hardware_that_cannot_be_is_refused_before_anything_is_made
             hardware_that_the_host_lacks_is_refused_before_anything_is_made
             cpu_of_a_named_model_and_topology_starts
+            hardware_starts_as_far_as_the_host_has_it
             disk_starts_on_every_bus_of_the_host
             disk_options_that_cannot_be_are_refused
             disk_limits_are_set_while_it_runs

@@ -71,6 +71,17 @@ fn spec() -> DomainSpec {
         name: "web & <shop> 1".into(),
         hardware: Hardware {
             firmware: Firmware::Uefi,
+            memory_backing: MemoryBacking {
+                hugepages: true,
+                locked: true,
+                shared: true,
+            },
+            clock: ClockOffset::LocalTime,
+            watchdog: Some(model::WatchdogAction::InjectNmi),
+            smbios: Smbios {
+                product: Some("a, \"b\" <c>".to_owned()),
+                ..Smbios::default()
+            },
             ..Hardware::new(2, MiB(192))
         },
         disks: vec![

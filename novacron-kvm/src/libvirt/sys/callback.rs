@@ -22,6 +22,8 @@ pub(in super::super) enum Event {
     },
     /// The guest was reset, or restarted itself.
     Reboot { domain: Uuid },
+    /// The guest no longer fed its watchdog.
+    Watchdog { domain: Uuid },
     /// The guest has let go of a device.
     DeviceRemoved { domain: Uuid, alias: String },
     /// The guest agent came or went.
@@ -74,10 +76,11 @@ impl Subscription {
         };
         // SAFETY: libvirt calls each function with the arguments of the event that it is registered for, whatever its
         // type here; that is how its interface is meant.
-        let (lifecycle, reboot, removed, agent) = unsafe {
+        let (lifecycle, reboot, watchdog, removed, agent) = unsafe {
             (
                 transmute::<*const (), Generic>(lifecycle as *const ()),
                 transmute::<*const (), Generic>(reboot as *const ()),
+                transmute::<*const (), Generic>(watchdog as *const ()),
                 transmute::<*const (), Generic>(removed as *const ()),
                 transmute::<*const (), Generic>(agent as *const ()),
             )
@@ -85,6 +88,7 @@ impl Subscription {
         subscription.add(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)?;
         for (event, function) in [
             (sys::VIR_DOMAIN_EVENT_ID_REBOOT, reboot),
+            (sys::VIR_DOMAIN_EVENT_ID_WATCHDOG, watchdog),
             (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
             (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
         ] {
@@ -162,6 +166,19 @@ unsafe extern "C" fn reboot(_: sys::virConnectPtr, domain: sys::virDomainPtr, da
     unsafe {
         let domain = uuid_of(domain);
         EVENTS.call(data, Event::Reboot { domain });
+    }
+}
+
+unsafe extern "C" fn watchdog(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _action: c_int,
+    data: *mut c_void,
+) {
+    // SAFETY: as for `lifecycle`.
+    unsafe {
+        let domain = uuid_of(domain);
+        EVENTS.call(data, Event::Watchdog { domain });
     }
 }
 

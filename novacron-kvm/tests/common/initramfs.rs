@@ -1,0 +1,83 @@
+//! What guests boot beside the usual kernel and initramfs.
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+use std::path::{Path, PathBuf};
+
+/// Debian's kernel that has the driver of the watchdog; `make test` takes its package apart.
+pub(crate) fn watchdog_kernel() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let dir = root.join("target/watchdog");
+    let there = dir.join("vmlinuz").exists();
+    assert!(
+        there,
+        "there is no {0}: make deps, and examples/guest/watchdog.sh {0}",
+        dir.display()
+    );
+    dir
+}
+
+/// A cpio archive in the format of Linux' initramfs.
+#[derive(Default)]
+pub(crate) struct Archive {
+    bytes: Vec<u8>,
+    folders: std::collections::BTreeSet<PathBuf>,
+}
+
+impl Archive {
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        let fields = [
+            1,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            content.len() as u32,
+            0,
+            0,
+            device.0,
+            device.1,
+            name.len() as u32 + 1,
+            0,
+        ];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.align();
+        self.bytes.extend(content);
+        self.align();
+    }
+
+    fn align(&mut self) {
+        let padded = self.bytes.len().next_multiple_of(4);
+        self.bytes.resize(padded, 0);
+    }
+
+    fn parents(&mut self, name: &str) {
+        let mut parents: Vec<_> = Path::new(name).ancestors().skip(1).collect();
+        parents.reverse();
+        for parent in parents.into_iter().skip(1) {
+            if self.folders.insert(parent.to_owned()) {
+                self.entry(parent.to_str().unwrap(), 0o040_755, (0, 0), &[]);
+            }
+        }
+    }
+
+    pub(crate) fn add(&mut self, name: &str, content: &[u8]) {
+        self.parents(name);
+        self.entry(name, 0o100_755, (0, 0), content);
+    }
+
+    pub(crate) fn device(&mut self, name: &str, major: u32, minor: u32) {
+        self.parents(name);
+        self.entry(name, 0o020_600, (major, minor), &[]);
+    }
+
+    pub(crate) fn end(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes
+    }
+}
