@@ -12,8 +12,8 @@ use novacron_core::cluster::{
 };
 use novacron_core::driver::{Call, ConsoleStart, StorageBackend};
 use novacron_core::model::{
-    CloudInit, DiskOptions, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId, NodeState,
-    SnapshotId,
+    CloudInit, DiskLimits, DiskOptions, ImageSource, NetworkId, NetworkKind, NicSpec, NodeId,
+    NodeState, SnapshotId, VmSettings,
 };
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, VmSpec};
 use novacron_examples::leftovers;
@@ -31,6 +31,9 @@ const KEY: &str =
 const GREETING: &str = "written by the seed";
 /// The hot-attached volume: its name, and the serial number of the disk in the guest.
 const DATA: &str = "data";
+
+/// The memory that the guest is given later.
+const MORE: MiB = MiB(256);
 
 /// Runs one life of the host application. Whether all its steps passed.
 pub(crate) async fn run(life: Life, site: Site) -> bool {
@@ -93,6 +96,8 @@ impl App {
         )
         .await?;
         step("damage the data", secs(60), self.damage()).await?;
+        let change = self.change_settings();
+        step("limit the disk, and ask for more memory", secs(60), change).await?;
         let snapshot = snapshot.ok_or("there is no snapshot")?;
         step("restore the snapshot", secs(240), self.restore(snapshot)).await?;
         self.write_notes().await?;
@@ -281,8 +286,39 @@ impl App {
         Ok("the checksum is wrong now".to_owned())
     }
 
+    async fn change_settings(&mut self) -> Result<String> {
+        let vm = self.vm()?;
+        let limits = DiskLimits {
+            bytes_sec: Some(32 << 20),
+            ..DiskLimits::default()
+        };
+        let options = DiskOptions {
+            limits,
+            ..DiskOptions::default()
+        };
+        done(vm.set_disk(DATA, options).await?, 30).await?;
+        let mut settings = VmSettings::of(&vm.get().await?.vm);
+        settings.hardware.memory = MORE;
+        done(vm.update(settings).await?, 30).await?;
+        let pending = vm.get().await?.pending();
+        let fields: Vec<_> = pending.iter().map(|change| change.field.as_str()).collect();
+        ensure(fields == ["hardware.memory"], || {
+            format!("these wait for the next start: {fields:?}")
+        })?;
+        Ok("the limit holds now, the memory comes with the next start".to_owned())
+    }
+
+    /// The guest's memory, as its kernel counts it, in MiB.
+    async fn memory(&mut self) -> Result<u64> {
+        let console = self.console()?;
+        let line = console.run("grep MemTotal: /proc/meminfo").await?;
+        let kib = line.split_whitespace().nth(1).unwrap_or_default();
+        Ok(kib.parse::<u64>()? / 1024)
+    }
+
     async fn restore(&mut self, snapshot: SnapshotId) -> Result<String> {
         let (before, _) = self.clock().await?;
+        let had = self.memory().await?;
         let volume = self.volume().await?;
         self.stop().await?;
         let vm = self.vm()?;
@@ -293,7 +329,11 @@ impl App {
             "the guest was not started anew".to_owned()
         })?;
         self.mount_and_check().await?;
-        Ok("stopped, restored, started: the checksum is right again".to_owned())
+        let has = self.memory().await?;
+        ensure(has > had, || format!("it had {had} MiB, and has {has}"))?;
+        Ok(format!(
+            "stopped, restored, started: the checksum is right again, and of {had} MiB it has {has}"
+        ))
     }
 
     /// What the second life cannot ask the cluster: the guest's boot, how long it had been up, and the network's id.

@@ -3,7 +3,8 @@
 use super::nodes::{Nodes, not_found};
 use crate::control::cache::Cache;
 use crate::control::placing::host_of;
-use crate::control::vm::{Waiting, placement_request, resolve};
+use crate::control::resolve::resolve;
+use crate::control::vm::{Waiting, placement_request};
 use crate::driver::{PlacementRequest, Placer};
 use crate::error::Result;
 use crate::model::{Epoch, Name, NodeId, Power, Vm, VmId};

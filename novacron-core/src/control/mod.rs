@@ -60,6 +60,7 @@ mod pool;
 pub(crate) mod port;
 pub(crate) mod queue;
 pub(crate) mod reasons;
+pub(crate) mod resolve;
 pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod runtime;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::cache::Cache;
 use super::evacuate;
 use super::plan::{Draft, ObjectKey, Plan};
+use super::resolve::{resolve, started_with};
 use super::snapshot;
-use super::vm::{Waiting, resolve, should_start, started_with};
+use super::vm::{Waiting, should_start};
 use crate::error::Result;
 use crate::lifecycle::{Phase, RunPhase};
 use crate::model::{

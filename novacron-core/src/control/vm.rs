@@ -17,13 +17,14 @@ use std::time::Duration;
 use super::cache::Cache;
 use super::evacuate;
 use super::plan::{Draft, Plan};
+use super::resolve::{resolve, within_start};
 use crate::driver::{PlacementRequest, Rejected};
 use crate::error::Result;
 use crate::lifecycle::RunPhase;
 use crate::model::{
-    AssignedDisk, AssignedPort, Assignment, Capability, Claim, Decision, Epoch, Exit, Machine,
-    NetworkKind, NodeId, ObjectRef, PlaceId, PoolScope, Port, Power, RestartPolicy, Run, StopProof,
-    StorageState, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId,
+    Assignment, Capability, Claim, Decision, Epoch, Exit, NetworkKind, NodeId, ObjectRef, PlaceId,
+    PoolScope, Port, Power, RestartPolicy, Run, StopProof, Versioned, Vm, VmId, Volume,
+    VolumeClaim, VolumeId,
 };
 use crate::records::{self, Grave, VolumeStatus};
 use crate::time::Timestamp;
@@ -156,22 +157,10 @@ fn held(
             .unchanged::<Assignment>(&at, Some(assignment.version))
     };
     if let Ok(resolved) = resolve(vm, claim.epoch, cache) {
-        let mut resolved = Assignment { power, ..resolved };
-        // An epoch keeps what it was granted room for, and what it was started with.
-        let generation = resolved.generation;
-        for disk in &mut resolved.disks {
-            let has = assignment
-                .disks
-                .iter()
-                .find(|has| has.volume == disk.volume);
-            let limits = |machine: &Machine| machine.limits_of(disk.volume);
-            disk.limited = match has {
-                Some(_) if limits(&assignment.machine) != limits(&resolved.machine) => generation,
-                Some(has) => has.limited,
-                None => 0,
-            };
-        }
-        resolved.machine = assignment.machine.with_live(resolved.machine);
+        let resolved = Assignment {
+            power,
+            ..within_start(resolved, assignment)
+        };
         if let Some(draft) = claim_volumes(draft(), &resolved, &claim.place, cache)? {
             return Ok(Plan::commit(draft.put(&at, &resolved)?));
         }
@@ -410,102 +399,6 @@ fn remove(
             .delete::<crate::model::ActionStatus>(&action);
     }
     Ok(Plan::commit(draft))
-}
-
-/// The machine as the VM's present run has it.
-pub(crate) fn started_with(vm: VmId, cache: &Cache) -> Option<&Machine> {
-    let claim = cache.claims.get(&vm).filter(|claim| claim.is_held())?;
-    let at = (claim.place.node()?.clone(), vm);
-    let assignment = cache.assignments.get(&at)?;
-    (assignment.epoch == claim.epoch).then_some(&assignment.value.machine)
-}
-
-/// The machine with every reference resolved, or what is not ready.
-pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment, Waiting> {
-    let mut disks = Vec::with_capacity(vm.machine.disks.len());
-    for disk in &vm.machine.disks {
-        let ready = cache
-            .volume_status
-            .get(&disk.volume)
-            .map(|s: &Versioned<VolumeStatus>| &s.value.0.state);
-        match cache.volume_claims.get(&disk.volume) {
-            Some(writer) if writer.vm != vm.id => {
-                return Err(Waiting::For(format!(
-                    "VM {} has not let go of the volume of disk {}",
-                    writer.vm, disk.name
-                )));
-            }
-            Some(writer) if writer.orphaned => {
-                return Err(Waiting::For(format!(
-                    "the volume of disk {} is being taken back from a start that is over",
-                    disk.name
-                )));
-            }
-            Some(_) => {}
-            // Nobody may begin to write now. What has the volume already is known to the snapshot.
-            None => {
-                if let Some(what) = cache.under_way(disk.volume) {
-                    return Err(Waiting::For(format!(
-                        "{what} of the volume of disk {} is under way",
-                        disk.name
-                    )));
-                }
-            }
-        }
-        match (cache.volumes.get(&disk.volume), ready) {
-            (Some(volume), Some(StorageState::Available)) if volume.meta.deleted_at.is_none() => {
-                disks.push(AssignedDisk {
-                    name: disk.name.clone(),
-                    volume: disk.volume,
-                    pool: volume.pool.clone(),
-                    format: volume.format,
-                    limited: 0,
-                });
-            }
-            (Some(_), Some(StorageState::Failed { reason })) => {
-                return Err(Waiting::Failed(format!(
-                    "volume of disk {} failed: {reason}",
-                    disk.name
-                )));
-            }
-            (Some(_), _) => {
-                return Err(Waiting::For(format!(
-                    "volume of disk {} is being made",
-                    disk.name
-                )));
-            }
-            (None, _) => {
-                return Err(Waiting::Failed(format!(
-                    "disk {} names a volume that is gone",
-                    disk.name
-                )));
-            }
-        }
-    }
-    let mut ports = Vec::with_capacity(vm.machine.nics.len());
-    for (i, nic) in vm.machine.nics.iter().enumerate() {
-        let port = cache.ports.get(&nic.port);
-        let network = port.and_then(|p| cache.networks.get(&p.network));
-        let (Some(port), Some(network)) = (port, network) else {
-            return Err(Waiting::Failed(format!("the network of NIC {i} is gone")));
-        };
-        ports.push(AssignedPort {
-            port: port.id,
-            mac: port.mac,
-            network: network.kind.clone(),
-            forwards: port.forwards.clone(),
-        });
-    }
-    Ok(Assignment {
-        vm: vm.id,
-        name: vm.meta.name.to_string(),
-        epoch,
-        generation: vm.meta.generation,
-        machine: vm.machine.clone(),
-        disks,
-        ports,
-        power: vm.power,
-    })
 }
 
 /// What the scheduler is asked for a VM.

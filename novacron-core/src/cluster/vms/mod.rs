@@ -19,7 +19,7 @@ use super::object::{Object, object_parts, siblings};
 use crate::control::cache::Cache;
 use crate::control::operation::{phase_of, worded};
 use crate::control::plan::ObjectKey;
-use crate::control::vm::started_with;
+use crate::control::resolve::started_with;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
 use crate::model::{
