@@ -108,7 +108,7 @@ use crate::time::{Clock, Deadline, IdSource};
 /// vm.wait_for(Phase::Running, soon()).await?;
 ///
 /// let volume = cluster.volumes().create(VolumeSpec::new("data", Bytes::gib(1))).await?;
-/// vm.attach("data", volume.id()).await?.wait(soon()).await?;
+/// vm.attach("data", volume.id(), DiskOptions::default()).await?.wait(soon()).await?;
 /// assert_eq!(vm.get().await?.vm.machine.disks.len(), 2);
 ///
 /// // The guests run on; the next program that builds this cluster adopts them.
