@@ -86,7 +86,7 @@ use crate::time::{Clock, Deadline, IdSource};
 /// use std::time::Duration;
 ///
 /// use novacron_core::cluster::VolumeSpec;
-/// use novacron_core::model::{DiskSource, PoolId};
+/// use novacron_core::model::{DiskOptions, DiskSource, PoolId};
 /// use novacron_core::sim::{SimHypervisor, SimStorage, SimWorld};
 /// use novacron_core::store::MemoryStore;
 /// use novacron_core::{Bytes, Cluster, Deadline, MiB, Phase, Result, SystemClock, VmSpec};
