@@ -82,9 +82,13 @@ impl DiskOptions {
             DiskBus::Sata => Some(Capability::SataDisks),
             DiskBus::Nvme => Some(Capability::NvmeDisks),
         };
+        bus.into_iter().chain(self.live_needs())
+    }
+
+    /// What of it a host has to be able to do while the guest runs.
+    pub(crate) fn live_needs(&self) -> Option<Capability> {
         let limited = self.limits != DiskLimits::default();
-        bus.into_iter()
-            .chain(limited.then_some(Capability::DiskLimits))
+        limited.then_some(Capability::DiskLimits)
     }
 
     /// What differs in `new`, by field, and when that takes effect for a guest that runs.

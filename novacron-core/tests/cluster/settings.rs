@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use novacron_core::cluster::VmHandle;
+use novacron_core::cluster::VolumeSpec;
 use novacron_core::driver::DomainId;
 use novacron_core::model::{
     CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware, Hardware,
     OperationState, RestartPolicy, VmSettings,
 };
-use novacron_core::{Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
+use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
 
 use crate::ground::node;
 use crate::{Site, soon, spec};
@@ -215,4 +216,33 @@ async fn limits_of_a_disk_are_live_and_its_bus_waits() {
     };
     let refused = vm.set_disk("root", wrong).await.unwrap_err();
     assert_eq!(refused.problems()[0].field, "options.io");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_a_started_vm_cannot_be_given_is_refused() {
+    let cluster = Site::new(1).start().await;
+    let vm = running(&cluster, spec("web")).await;
+    let volume = VolumeSpec::new("more", Bytes::gib(1));
+    let volume = cluster.volumes().create(volume).await.unwrap().id();
+    let attach = async |bus| {
+        let options = DiskOptions {
+            bus,
+            ..DiskOptions::default()
+        };
+        vm.attach("more", volume, options).await
+    };
+    for (bus, why) in [(DiskBus::Sata, "SATA"), (DiskBus::Scsi, "controller")] {
+        let refused = attach(bus).await.unwrap_err();
+        assert_eq!(refused.problems()[0].field, "options");
+        assert!(refused.to_string().contains(why), "{refused}");
+    }
+    vm.stop().await.unwrap().wait(soon()).await.unwrap();
+    attach(DiskBus::Sata)
+        .await
+        .unwrap()
+        .wait(soon())
+        .await
+        .unwrap();
+    vm.start().await.unwrap().wait(soon()).await.unwrap();
+    assert_eq!(vm.get().await.unwrap().machine.unwrap().disks.len(), 2);
 }

@@ -1,5 +1,7 @@
 //! Changing what a VM should be.
 
+use std::collections::BTreeSet;
+
 use super::super::check;
 use super::super::object::find;
 use super::super::operations::OperationHandle;
@@ -10,11 +12,13 @@ use crate::control::cache::Cache;
 use crate::control::operation::phase_of;
 use crate::control::part::{self, Part};
 use crate::control::plan::Draft;
+use crate::control::resolve::started_with;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Phase, RunEvent, RunPhase};
 use crate::model::{
-    Action, ActionId, Disk, DiskOptions, Effect, Exit, Name, NodeId, OperationKind, Power,
-    PowerRequest, Run, Snapshot, SnapshotId, StopProof, Verb, Vm, VmSettings, Volume, VolumeId,
+    Action, ActionId, Capability, Claim, Disk, DiskBus, DiskOptions, Effect, Exit, Machine, Name,
+    NodeId, OperationKind, Power, PowerRequest, Run, Snapshot, SnapshotId, StopProof, Verb, Vm,
+    VmId, VmSettings, Volume, VolumeId,
 };
 
 /// The next generation of the spec, for an operation to follow.
@@ -22,6 +26,50 @@ pub(super) fn next_generation(vm: &mut Vm) -> OperationKind {
     vm.meta.generation += 1;
     OperationKind::Update {
         generation: vm.meta.generation,
+    }
+}
+
+/// Where a VM is started, and as what.
+struct Place<'c> {
+    node: &'c NodeId,
+    can: &'c BTreeSet<Capability>,
+    machine: &'c Machine,
+}
+
+fn running_on(vm: VmId, cache: &Cache) -> Option<Place<'_>> {
+    let machine = started_with(vm, cache)?;
+    let node = cache.claims.get(&vm)?.place.node()?;
+    let host = cache.node_status.get(node)?.host.as_ref()?;
+    Some(Place {
+        node,
+        can: &host.capabilities.can,
+        machine,
+    })
+}
+
+impl Place<'_> {
+    fn lacking(&self, needs: impl IntoIterator<Item = Capability>) -> Option<String> {
+        let mut needs = needs.into_iter();
+        let lacking = needs.find(|need| !self.can.contains(need))?;
+        Some(format!(
+            "the VM is started on {}, which lacks {lacking}",
+            self.node
+        ))
+    }
+
+    /// Why the started VM can be given no such disk.
+    fn no_disk(&self, options: &DiskOptions) -> Option<String> {
+        let on_scsi = |disk: &Disk| disk.options.bus == DiskBus::Scsi;
+        match options.bus {
+            DiskBus::Sata => {
+                Some("the VM is started, and takes SATA disks with a start only".to_owned())
+            }
+            DiskBus::Scsi if !self.machine.disks.iter().any(on_scsi) => Some(
+                "the VM was started without a SCSI disk, so it has no controller for one"
+                    .to_owned(),
+            ),
+            _ => self.lacking(options.needs()),
+        }
     }
 }
 
@@ -82,7 +130,7 @@ impl VmHandle {
     }
 
     /// Gives it a volume under a name that the guest sees as the disk's serial number, while it runs if it runs.
-    /// A disk on [`DiskBus::Sata`](crate::model::DiskBus) waits for the next start.
+    /// A VM that is started takes no disk on SATA, and one on SCSI only if it was started with one.
     ///
     /// # Errors
     /// As [`VmHandle::start`]; [`ErrorKind::Invalid`] when the disk's name is taken or wrong, the VM has too many disks,
@@ -119,7 +167,18 @@ impl VmHandle {
                 }
             };
             problems.extend(check::disk_options("options", &options));
+            let place = running_on(vm.id, cache);
+            let not_now = place.as_ref().and_then(|place| place.no_disk(&options));
+            problems.extend(not_now.map(|why| problem("options", why)));
             refuse(VERB, problems)?;
+            let draft = match options.bus {
+                DiskBus::Virtio | DiskBus::Nvme => draft,
+                // Between this look and the commit no start may begin that knows nothing of the disk.
+                DiskBus::Scsi | DiskBus::Sata => {
+                    let claim = cache.claims.get(&vm.id).map(|claim| claim.version);
+                    draft.unchanged::<Claim>(&vm.id, claim)
+                }
+            };
             vm.machine.disks.push(Disk {
                 name: disk.to_owned(),
                 volume,
@@ -162,8 +221,12 @@ impl VmHandle {
         const VERB: &str = "vm.set-disk";
         let request = (disk, options.clone());
         self.cluster
-            .change::<Vm>(VERB, self.id, &request, |vm, draft, _| {
-                refuse(VERB, check::disk_options("options", &options))?;
+            .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
+                let mut problems = check::disk_options("options", &options);
+                let place = running_on(vm.id, cache);
+                let lacking = place.and_then(|place| place.lacking(options.live_needs()));
+                problems.extend(lacking.map(|why| problem("options.limits", why)));
+                refuse(VERB, problems)?;
                 let found = vm.machine.disks.iter_mut().find(|d| d.name == disk);
                 let Some(found) = found else {
                     return Err(no_such_disk(VERB, disk));
