@@ -63,8 +63,8 @@ CREATE VIEW vms AS
            CASE WHEN json_extract(vm.body, '$.meta.deleted_at') IS NULL THEN json_extract(vm.body, '$.power.state')
                 ELSE 'deleted' END AS wanted,
            json_extract(run.body, '$.phase') AS phase, json_extract(claim.body, '$.place.node') AS node,
-           json_extract(claim.body, '$.epoch') AS epoch, json_extract(vm.body, '$.machine.vcpus') AS vcpus,
-           json_extract(vm.body, '$.machine.memory') AS memory_mib, json_extract(run.body, '$.message') AS message,
+           json_extract(claim.body, '$.epoch') AS epoch, json_extract(vm.body, '$.machine.hardware.vcpus') AS vcpus,
+           json_extract(vm.body, '$.machine.hardware.memory') AS memory_mib, json_extract(run.body, '$.message') AS message,
            substr(vm.key, 4) AS id
     FROM bodies AS vm LEFT JOIN bodies AS claim ON claim.key = 'claim/' || vm.key
          LEFT JOIN bodies AS run
