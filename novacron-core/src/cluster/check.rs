@@ -182,6 +182,8 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
     found.check(count <= MAX_DISKS, "disks", || {
         format!("{count} disks; at most {MAX_DISKS}")
     });
+    let options = spec.disks.iter().map(|disk| &disk.options);
+    found.found("disks", DiskOptions::too_many(options));
     let mut names = BTreeSet::new();
     let mut volumes = BTreeSet::new();
     for (i, disk) in spec.disks.iter().enumerate() {

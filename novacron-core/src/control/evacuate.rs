@@ -43,11 +43,15 @@ fn is_left(node: &NodeId, cache: &Cache) -> bool {
 }
 
 /// Where the VM may go from its node: none if it need not, the only node if it goes home.
-fn wanted(node: &NodeId, claim: &Claim, cache: &Cache) -> Option<Option<NodeId>> {
+fn wanted(vm: &Vm, node: &NodeId, claim: &Claim, cache: &Cache) -> Option<Option<NodeId>> {
     if is_left(node, cache) {
         return Some(None);
     }
     let home = claim.home.as_ref().filter(|home| *home != node)?;
+    // It may be asked for another node by now, where no room would be kept.
+    if vm.node.as_ref().is_some_and(|only| only != home) {
+        return None;
+    }
     is_open(home, cache).then(|| Some(home.clone()))
 }
 
@@ -73,7 +77,7 @@ pub(crate) fn step(
     place: Place<'_>,
 ) -> Result<Option<Plan>> {
     let on = vm.power.state != Power::Off && vm.meta.deleted_at.is_none();
-    let goal = wanted(&run.node, claim, cache).filter(|_| on);
+    let goal = wanted(vm, &run.node, claim, cache).filter(|_| on);
     let stays = matches!(
         run.phase,
         RunPhase::Assigned | RunPhase::Starting | RunPhase::Running | RunPhase::Paused

@@ -54,7 +54,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                     volume: disk.volume,
                     pool: volume.pool.clone(),
                     format: volume.format,
-                    limited: 0,
+                    limits_generation: 0,
                 });
             }
             (Some(_), Some(StorageState::Failed { reason })) => {
@@ -109,12 +109,13 @@ pub(crate) fn within_start(mut resolved: Assignment, has: &Assignment) -> Assign
     let limits = |machine: &Machine, disk: &AssignedDisk| machine.limits_of(disk.volume);
     for disk in &mut resolved.disks {
         let before = has.disks.iter().find(|before| before.volume == disk.volume);
-        disk.limited = match before {
+        disk.limits_generation = match before {
             Some(_) if limits(&has.machine, disk) != limits(&resolved.machine, disk) => {
                 resolved.generation
             }
-            Some(before) => before.limited,
-            None => 0,
+            Some(before) => before.limits_generation,
+            // Also if attaching it takes more than one try.
+            None => resolved.generation,
         };
     }
     resolved.machine = has.machine.with_live(resolved.machine);

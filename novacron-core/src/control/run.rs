@@ -19,7 +19,7 @@ use crate::model::{
     Assignment, ClusterId, Exit, HostBoot, HostInfo, NodeId, ObjectRef, PoolId, Power, Run,
     StopProof, Versioned, VmId, VolumeId,
 };
-use crate::records::{self, NodeOwner};
+use crate::records::{self, NodeOwner, Stored};
 use crate::store::{Precondition, Revision};
 use crate::time::{Timestamp, lasts};
 
@@ -102,6 +102,10 @@ pub(crate) fn reconcile(
         return Ok(Plan::nothing());
     };
     if run.phase == RunPhase::Stopped {
+        return Ok(Plan::nothing());
+    }
+    // What cannot be read says nothing, above all not that the guest should be off.
+    if cache.damaged.contains_key(&Assignment::key(&at)) {
         return Ok(Plan::nothing());
     }
     let Some(seen_node) = world.nodes.get(node) else {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   start:   attach volumes → define → start (held) → READ BOOT ID, OWNER AND CLAIM AGAIN → resume
-//!   adapt:   detach what the assignment no longer names → attach what it names anew → set what the rest may do
+//!   adapt:   detach what the assignment no longer names → set what the rest may do → attach what it names anew
 //!   retire:  (kill) → undefine → detach volumes → proof
 //! ```
 //! The claim is read from the store, not from the cache, after the domain exists: whoever took it away before that
@@ -286,7 +286,8 @@ pub(crate) async fn adapt(
     let nothing_leaves = leaving_disks.is_empty() && leaving_nics.is_empty();
     let nothing_comes = coming.is_empty() && coming_nics.is_empty();
     let Some(plug) = hypervisor.hot_plug() else {
-        if nothing_leaves && nothing_comes {
+        let limits = assignment.disks.iter().any(|d| d.limits_generation > since);
+        if nothing_leaves && nothing_comes && !limits {
             return Ok(());
         }
         return Err(Error::new(
@@ -309,6 +310,7 @@ pub(crate) async fn adapt(
     if !(nothing_leaves || nothing_comes) {
         right.holds().await?;
     }
+    limit(plug, call, id, assignment, &domain.disks, since).await?;
     for disk in coming {
         let attachment = attach(drivers, call, node, id, disk, &assignment.machine).await?;
         plug.attach_disk(call, id, &attachment).await?;
@@ -316,7 +318,7 @@ pub(crate) async fn adapt(
     for nic in coming_nics {
         plug.attach_nic(call, id, nic).await?;
     }
-    limit(plug, call, id, assignment, &domain.disks, since).await
+    Ok(())
 }
 
 /// Sets the limits that were changed after a generation, of the disks that the domain has.
@@ -328,7 +330,10 @@ async fn limit(
     present: &[VolumeId],
     since: u64,
 ) -> Result<()> {
-    let changed = assignment.disks.iter().filter(|disk| disk.limited > since);
+    let changed = assignment
+        .disks
+        .iter()
+        .filter(|disk| disk.limits_generation > since);
     for disk in changed.filter(|disk| present.contains(&disk.volume)) {
         let limits = assignment
             .machine

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Attachment, BlockExport, Call, MemorySnapshots, MigrationEndpoint};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    self, ClusterId, DiskLimits, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr,
+    self, ClusterId, CpuModel, DiskLimits, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr,
     NodeCapabilities, PortBinding, PortForward, PortId, SnapshotId, VmId, VolumeId,
 };
 
@@ -67,8 +67,9 @@ impl DomainSpec {
     /// # Errors
     /// [`ErrorKind::Invalid`] with every problem by its field; [`ErrorKind::Unsupported`] with what the host lacks.
     pub fn check(&self, operation: &'static str, host: &NodeCapabilities) -> Result<()> {
-        let hardware = self.hardware.problems().into_iter();
-        let mut problems: Vec<_> = hardware
+        let hardware = &self.hardware;
+        let of_hardware = hardware.problems().into_iter();
+        let mut problems: Vec<_> = of_hardware
             .map(|p| Problem {
                 field: format!("hardware.{}", p.field),
                 ..p
@@ -86,6 +87,15 @@ impl DomainSpec {
             "name".to_owned(),
             "must be 1 to 255 bytes without control characters",
         );
+        check(
+            hardware.cpu.model != CpuModel::Baseline,
+            "hardware.cpu.model".to_owned(),
+            "a baseline is chosen before a driver is asked",
+        );
+        let options = self.disks.iter().map(|disk| &disk.options);
+        if let Some(why) = DiskOptions::too_many(options) {
+            check(false, "disks".to_owned(), &why);
+        }
         let mut volumes = BTreeSet::new();
         for (i, disk) in self.disks.iter().enumerate() {
             let first = volumes.insert(disk.volume);
@@ -103,7 +113,7 @@ impl DomainSpec {
         if !problems.is_empty() {
             return Err(Error::invalid(operation, problems));
         }
-        let (hardware, id) = (&self.hardware, self.id);
+        let id = self.id;
         let mut needs = hardware.needs();
         needs.extend(self.disks.iter().flat_map(|disk| disk.options.needs()));
         let lacking = host.lacking(&hardware.cpu, &needs);

@@ -30,6 +30,13 @@ impl DiskOptions {
         *self == Self::default()
     }
 
+    /// What is wrong with all disks of a machine together.
+    pub(crate) fn too_many<'a>(all: impl Iterator<Item = &'a Self>) -> Option<String> {
+        let count = all.filter(|options| options.bus == DiskBus::Sata).count();
+        (count > SATA_PORTS)
+            .then(|| format!("{count} SATA disks; a machine has {SATA_PORTS} ports"))
+    }
+
     /// What is wrong with them, wherever the disk is to be, by their fields.
     pub fn problems(&self) -> Vec<Problem> {
         let direct = matches!(self.cache, DiskCache::None | DiskCache::DirectSync);
@@ -121,6 +128,9 @@ impl DiskOptions {
         }
     }
 }
+
+/// SATA ports of a q35 machine.
+const SATA_PORTS: usize = 6;
 
 /// The bus that a disk is on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

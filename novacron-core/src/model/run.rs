@@ -184,7 +184,7 @@ pub struct AssignedDisk {
     pub format: VolumeFormat,
     /// The generation in which its limits were last changed for this start; 0 if they are those of the start.
     #[serde(default)]
-    pub limited: u64,
+    pub limits_generation: u64,
 }
 
 /// A NIC, resolved.

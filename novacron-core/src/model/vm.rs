@@ -11,7 +11,7 @@ use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
 use super::node::Capability;
 use super::secret::SecretRef;
-use super::settings::FieldChange;
+use super::settings::{Effect, FieldChange};
 use super::units::{Bytes, MiB};
 
 /// A virtual machine's record.
@@ -70,7 +70,7 @@ impl Machine {
         self.hardware.needs().into_iter().chain(disks).collect()
     }
 
-    /// What of hardware and disks differs in `new`, by field, and when that takes effect for a guest that runs. Disks and
+    /// What of hardware, disks and seed differs in `new`, by field, and when that takes effect for a guest that runs. Disks and
     /// NICs that come and go do so while it runs.
     pub fn changes(&self, new: &Self) -> Vec<FieldChange> {
         let mut changes = FieldChange::under("hardware", self.hardware.changes(&new.hardware));
@@ -81,6 +81,8 @@ impl Machine {
                 changes.extend(FieldChange::under(&path, of_disk));
             }
         }
+        let seed = self.cloud_init != new.cloud_init;
+        changes.extend(FieldChange::of([("cloud_init", seed, Effect::Restart)]));
         changes
     }
 
@@ -94,6 +96,7 @@ impl Machine {
     #[must_use]
     pub fn with_live(&self, mut new: Self) -> Self {
         new.hardware = self.hardware.clone();
+        new.cloud_init = self.cloud_init.clone();
         for disk in &mut new.disks {
             if let Some(has) = self.disks.iter().find(|has| has.volume == disk.volume) {
                 disk.options = has.options.clone().with_live(&disk.options);

@@ -19,11 +19,11 @@ use uuid::Uuid;
 use super::host::MACHINE;
 use super::notes::{Identity, Metadata};
 use super::xml::{
-    Access, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count, Cpu,
-    CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty, Features,
-    Graphics, Interface, InterfaceModel, InterfaceSource, IoTune, Log, Mac, Model, Os, OsType,
-    QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed,
-    Video, WatchdogXml,
+    Access, Address, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count,
+    Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
+    Features, Graphics, Interface, InterfaceModel, InterfaceSource, IoTune, Log, Mac, Model, Os,
+    OsType, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml,
+    Typed, Video, WatchdogXml,
 };
 use crate::accel::Accel;
 use crate::qemu::{smbios, watchdog_action};
@@ -100,8 +100,7 @@ pub(super) fn describe(
         });
     }
     for (i, disk) in spec.disks.iter().enumerate() {
-        let name = free_target(&devices.disks, disk.options.bus);
-        let mut disk = describe_disk(disk, &name, operation)?;
+        let mut disk = describe_disk(disk, &devices.disks, operation)?;
         if spec.hardware.kernel.is_none() {
             let order = u32::try_from(i + 1).unwrap_or(u32::MAX);
             disk.boot = Some(Boot { order });
@@ -359,12 +358,13 @@ fn basic_devices(place: &Place) -> Devices {
     }
 }
 
-/// A disk under a target's name.
+/// A disk, beside these.
 pub(super) fn describe_disk(
     disk: &DiskAttachment,
-    target: &str,
+    others: &[Disk],
     operation: &'static str,
 ) -> Result<Disk> {
+    let target = &free_target(others, disk.options.bus);
     let (kind, source) = match &disk.attachment.source {
         AttachmentSource::File(file) => (
             "file",
@@ -444,8 +444,27 @@ pub(super) fn describe_disk(
         alias: Some(Alias {
             name: disk_alias(disk.volume),
         }),
+        address: (options.bus == DiskBus::Scsi).then(|| scsi_address(others)),
         ..plain
     })
+}
+
+/// The first place on our controller that none of these disks has. libvirt itself would put the eighth disk on a
+/// controller of another model.
+fn scsi_address(others: &[Disk]) -> Address {
+    let zero = || Some("0".to_owned());
+    let taken = |unit: &String| {
+        let mut addresses = others.iter().filter_map(|disk| disk.address.as_ref());
+        addresses.any(|a| a.kind == "drive" && a.unit.as_ref() == Some(unit))
+    };
+    let mut units = (0..=others.len()).map(|unit| unit.to_string());
+    Address {
+        kind: "drive".to_owned(),
+        controller: zero(),
+        bus: zero(),
+        target: zero(),
+        unit: units.find(|unit| !taken(unit)),
+    }
 }
 
 /// libvirt's word for a bus.

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::LibvirtHypervisor;
 use super::describe::{
-    describe_disk, describe_nic, disk_alias, free_target, nic_alias, path as xml_path, uuid_of,
+    describe_disk, describe_nic, disk_alias, nic_alias, path as xml_path, uuid_of,
 };
 use super::error::remaining;
 use super::look::{Found, Task};
@@ -38,10 +38,8 @@ impl HotPlug for LibvirtHypervisor {
             if has_disk(&devices, disk.volume) {
                 return Ok(());
             }
-            let bus = disk.options.bus;
-            place(&devices, bus, OPERATION)?;
-            let target = free_target(&devices.disks, bus);
-            let xml = describe_disk(&disk, &target, OPERATION)?;
+            place(&devices, disk.options.bus, OPERATION)?;
+            let xml = describe_disk(&disk, &devices.disks, OPERATION)?;
             attach(task, &found, quick_xml::se::to_string(&xml))
         };
         self.state

@@ -163,7 +163,12 @@ fn probe(task: &Task) -> Result<HostInfo> {
     } else {
         UNKNOWN_BOOT.to_owned()
     };
-    let capabilities = capabilities(task)?;
+    // A host whose QEMU cannot be asked, while it is replaced, still has guests to look after.
+    let guests = guests(task).unwrap_or_else(|error| {
+        tracing::debug!(%error, "libvirt does not tell what guests can be given");
+        GuestFacts::default()
+    });
+    let capabilities = capabilities(task, guests)?;
     Ok(HostInfo {
         host,
         boot_id,
@@ -171,25 +176,27 @@ fn probe(task: &Task) -> Result<HostInfo> {
     })
 }
 
+/// What its guests can be given, asked once per connection.
+pub(super) fn guests(task: &Task) -> Result<GuestFacts> {
+    let facts = &task.live.facts;
+    if facts.driver != "QEMU" {
+        return Ok(GuestFacts::default());
+    }
+    let known = &task.live.guests;
+    if let Some(guests) = known.get() {
+        return Ok(guests.clone());
+    }
+    let (arch, kind) = (facts.capabilities.arch(), kind_of(life::accel(task)?));
+    let asked = task.ok(GuestFacts::of(&task.conn, arch, kind))?;
+    Ok(known.get_or_init(|| asked).clone())
+}
+
 /// What the host can do now.
-pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
+pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabilities> {
     let facts = &task.live.facts;
     let accel = life::accel(task)?;
     let is_qemu = facts.driver == "QEMU";
     let arch = facts.capabilities.arch().to_owned();
-    let guests = if is_qemu {
-        let known = &task.live.guests;
-        let asked = || GuestFacts::of(&task.conn, &arch, kind_of(accel));
-        match known.get() {
-            Some(guests) => guests.clone(),
-            None => {
-                let asked = task.ok(asked())?;
-                known.get_or_init(|| asked).clone()
-            }
-        }
-    } else {
-        GuestFacts::default()
-    };
     // A session's libvirt makes no taps but by a helper, which it does not tell of.
     let is_local = uri::is_local(&task.state.config.uri);
     let may_raise = !is_local || privilege::is_within_bounds(privilege::SYS_RESOURCE);
@@ -202,7 +209,8 @@ pub(super) fn capabilities(task: &Task) -> Result<NodeCapabilities> {
         (Capability::LiveSnapshot, is_qemu),
         (Capability::ScsiDisks, guests.domain.disk_bus(DiskBus::Scsi)),
         (Capability::SataDisks, guests.domain.disk_bus(DiskBus::Sata)),
-        (Capability::NvmeDisks, guests.domain.disk_bus(DiskBus::Nvme)),
+        // libvirt 11.5 has a bus for them, which was never tried.
+        (Capability::NvmeDisks, false),
         (Capability::DiskLimits, is_qemu),
         // Of another host it is not known what it has set aside.
         (

@@ -25,7 +25,7 @@ use secrecy::ExposeSecret;
 
 use super::describe::{Place, SEED, describe, named};
 use super::error;
-use super::hypervisor::capabilities;
+use super::hypervisor::{capabilities, guests};
 use super::look::{Found, Seen, Task};
 use super::notes::{Asked, Ended, How, Started};
 use super::sys::{LvResult, Undefine, code};
@@ -56,7 +56,7 @@ pub(super) fn accel(task: &Task) -> Result<Accel> {
 
 pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
     let id = spec.id;
-    spec.check(task.operation, &capabilities(task)?)?;
+    spec.check(task.operation, &capabilities(task, guests(task)?)?)?;
     let place = Place {
         accel: accel(task)?,
         folder: task.state.folder(id),

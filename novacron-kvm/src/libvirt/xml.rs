@@ -289,6 +289,24 @@ pub(super) struct Disk {
     pub(super) boot: Option<Boot>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) alias: Option<Alias>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<Address>,
+}
+
+/// `<address>`, as far as SCSI disks have one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Address {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "@controller", skip_serializing_if = "Option::is_none")]
+    pub(super) controller: Option<String>,
+    #[serde(rename = "@bus", skip_serializing_if = "Option::is_none")]
+    pub(super) bus: Option<String>,
+    #[serde(rename = "@target", skip_serializing_if = "Option::is_none")]
+    pub(super) target: Option<String>,
+    #[serde(rename = "@unit", skip_serializing_if = "Option::is_none")]
+    pub(super) unit: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -21,8 +21,6 @@ use crate::accel::Accel;
 pub(super) const SPARE_PORTS: usize = 8;
 /// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and three ports are our own devices'.
 pub(super) const MAX_DEVICES: usize = 14 * 8 - 3;
-/// SATA ports of the machine.
-pub(super) const SATA_PORTS: usize = 6;
 const FIRST_PORT_SLOT: usize = 0x2;
 const FIRST_SPARE_SLOT: usize = 0x10;
 const WATCHDOG_SLOT: &str = "0x1e";
@@ -199,7 +197,7 @@ impl Machine<'_> {
     }
 
     fn disks(&self, line: &mut Line) {
-        let mut sata = 0..SATA_PORTS;
+        let mut sata = 0..;
         if self.spec.on_bus(DiskBus::Scsi).next().is_some() {
             let bus = line.next_port();
             line.add("-device", format!("virtio-scsi-pci,id={SCSI},bus={bus}"));
@@ -209,7 +207,7 @@ impl Machine<'_> {
             let bus = match disk.options.bus {
                 DiskBus::Virtio | DiskBus::Nvme => line.next_port(),
                 DiskBus::Scsi => SCSI_BUS.to_owned(),
-                DiskBus::Sata => format!("ide.{}", sata.next().unwrap_or_default()),
+                DiskBus::Sata => format!("ide.{}", sata.next().unwrap_or(0)),
             };
             let mut device = disk_device(disk, &bus);
             if self.spec.hardware.kernel.is_none() {

@@ -75,16 +75,7 @@ pub(super) fn base32(bits: u128) -> String {
 
 /// The block node of a disk.
 pub(super) fn blockdev(disk: &StoredDisk) -> Value {
-    let DiskOptions { io, discard, .. } = &disk.options;
-    let io = match io {
-        DiskIo::Threads => "threads",
-        DiskIo::Native => "native",
-    };
-    let discard = match discard {
-        Discard::Unmap => "unmap",
-        Discard::Ignore => "ignore",
-    };
-    let mut file = match &disk.source {
+    let file = match &disk.source {
         StoredSource::File(path) => file(path),
         StoredSource::BlockDevice(path) => {
             json!({ "driver": "host_device", "filename": path, "locking": "on" })
@@ -93,26 +84,11 @@ pub(super) fn blockdev(disk: &StoredDisk) -> Value {
             json!({ "driver": "nbd", "server": { "type": "unix", "path": socket }, "export": export })
         }
     };
-    if !matches!(disk.source, StoredSource::Nbd { .. }) {
-        file["aio"] = io.into();
-    }
-    let (direct, unsafe_) = (is_direct(disk), disk.options.cache == DiskCache::Unsafe);
-    let cache = json!({ "direct": direct, "no-flush": unsafe_ });
-    file["cache"] = cache.clone();
-    file["discard"] = discard.into();
-    json!({
-        "driver": driver(disk.format),
-        "node-name": volume_node(disk.volume),
-        "read-only": disk.options.read_only,
-        "cache": cache,
-        "discard": discard,
-        "file": file,
-    })
-}
-
-/// Whether reads and writes go past the host's cache.
-fn is_direct(disk: &StoredDisk) -> bool {
-    matches!(disk.options.cache, DiskCache::None | DiskCache::DirectSync)
+    let mut node = opened(file, &disk.options);
+    node["driver"] = driver(disk.format).into();
+    node["node-name"] = volume_node(disk.volume).into();
+    node["read-only"] = disk.options.read_only.into();
+    node
 }
 
 /// Whether the guest is told that it has to flush.
@@ -124,14 +100,33 @@ fn has_write_cache(disk: &StoredDisk) -> bool {
 }
 
 /// The block node of a layer that a pivot puts on top.
-pub(super) fn layer(snapshot: SnapshotId, path: &Path) -> Value {
-    json!({
-        "driver": "qcow2",
-        "node-name": layer_node(snapshot),
-        "discard": "unmap",
-        "file": file(path),
-        "backing": null,
-    })
+pub(super) fn layer(snapshot: SnapshotId, path: &Path, options: &DiskOptions) -> Value {
+    let mut layer = opened(file(path), options);
+    layer["driver"] = "qcow2".into();
+    layer["node-name"] = layer_node(snapshot).into();
+    layer["backing"] = Value::Null;
+    layer
+}
+
+/// A format's node on top of a file's, both opened as the options say.
+fn opened(mut file: Value, options: &DiskOptions) -> Value {
+    let discard = match options.discard {
+        Discard::Unmap => "unmap",
+        Discard::Ignore => "ignore",
+    };
+    let direct = matches!(options.cache, DiskCache::None | DiskCache::DirectSync);
+    let no_flush = options.cache == DiskCache::Unsafe;
+    let cache = json!({ "direct": direct, "no-flush": no_flush });
+    if file["driver"] != "nbd" {
+        file["aio"] = match options.io {
+            DiskIo::Threads => "threads",
+            DiskIo::Native => "native",
+        }
+        .into();
+    }
+    file["cache"] = cache.clone();
+    file["discard"] = discard.into();
+    json!({ "discard": discard, "cache": cache, "file": file })
 }
 
 fn file(path: &Path) -> Value {

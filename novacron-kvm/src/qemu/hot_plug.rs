@@ -27,8 +27,9 @@ impl HotPlug for QemuHypervisor {
         let disk = StoredDisk::of(disk, OPERATION)?;
         let turn = self.state.turn(call, id, OPERATION).await?;
         let monitor = turn.monitor();
+        let limits = &disk.options.limits;
         if monitor.devices().await?.contains(&disk_id(disk.volume)) {
-            return Ok(());
+            return set_limits(monitor, disk.volume, limits).await;
         }
         monitor.close_unused().await?;
         let port = place(monitor, disk.options.bus).await?;
@@ -36,17 +37,16 @@ impl HotPlug for QemuHypervisor {
         let plugged = monitor
             .tell("device_add", arguments(&disk_device(&disk, &port)))
             .await;
-        let limits = &disk.options.limits;
-        let limited = match plugged {
+        match plugged {
             Ok(()) if *limits != DiskLimits::default() => {
                 set_limits(monitor, disk.volume, limits).await
             }
-            plugged => plugged,
-        };
-        if limited.is_err() {
-            monitor.close_unused().await?;
+            Ok(()) => Ok(()),
+            Err(error) => {
+                monitor.close_unused().await?;
+                Err(error)
+            }
         }
-        limited
     }
 
     async fn set_disk_limits(
@@ -58,6 +58,8 @@ impl HotPlug for QemuHypervisor {
     ) -> Result<()> {
         const OPERATION: &str = "qemu.set_disk_limits";
         let turn = self.state.turn(call, id, OPERATION).await?;
+        // Those of the start must not come after these.
+        turn.prepare().await?;
         set_limits(turn.monitor(), volume, limits).await
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use novacron_core::driver::{Call, DomainState};
-use novacron_core::model::{PortId, VolumeId};
+use novacron_core::model::{DiskCache, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
@@ -138,11 +138,18 @@ impl Monitor<'_> {
             .find(|entry| is_of(entry, volume));
         let inserted = entry.and_then(|entry| entry.get("inserted"));
         Ok(inserted.and_then(|inserted| {
+            let cache =
+                |mode: &str| inserted.pointer(&format!("/cache/{mode}")) == Some(&true.into());
             Some(TopLayer {
                 node: inserted.get("node-name")?.as_str()?.to_owned(),
                 size: inserted
                     .pointer("/image/virtual-size")
                     .and_then(Value::as_u64),
+                cache: match (cache("direct"), cache("no-flush")) {
+                    (_, true) => DiskCache::Unsafe,
+                    (true, _) => DiskCache::None,
+                    (false, false) => DiskCache::WriteBack,
+                },
             })
         }))
     }
@@ -192,6 +199,8 @@ impl Monitor<'_> {
 pub(super) struct TopLayer {
     pub(super) node: String,
     pub(super) size: Option<u64>,
+    /// How it is cached, as far as the host is concerned.
+    pub(super) cache: DiskCache,
 }
 
 /// Whether an entry of `query-block` or `query-blockstats` is a volume's: QEMU names the device by its path.

@@ -34,7 +34,9 @@ impl DiskPivot for QemuHypervisor {
         if top.node == node || monitor.close_unused().await?.contains(&node) {
             return Ok(());
         }
-        monitor.tell("blockdev-add", layer(snapshot, &path)).await?;
+        let options = turn.options(volume, top.cache)?;
+        let layer = layer(snapshot, &path, &options);
+        monitor.tell("blockdev-add", layer).await?;
         let arguments = json!({ "node": top.node, "overlay": node });
         let pivoted = monitor.tell("blockdev-snapshot", arguments).await;
         if pivoted.is_err() {

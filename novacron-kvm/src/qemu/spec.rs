@@ -74,18 +74,13 @@ impl StoredSpec {
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
         };
-        let refused = |message: &str| {
+        if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
+            let message = "more disks and NICs than the machine has places for";
             let problem = Problem {
                 field: "disks".to_owned(),
                 message: message.to_owned(),
             };
-            Err(Error::invalid(operation, vec![problem]))
-        };
-        if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
-            return refused("more disks and NICs than the machine has places for");
-        }
-        if stored.on_bus(DiskBus::Sata).count() > super::args::SATA_PORTS {
-            return refused("more SATA disks than the machine has ports for, which are six");
+            return Err(Error::invalid(operation, vec![problem]));
         }
         Ok(stored)
     }

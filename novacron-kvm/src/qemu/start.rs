@@ -144,9 +144,13 @@ pub(super) async fn prepare(live: &Live, call: Call, operation: &'static str) ->
     }
     let monitor = live.monitor(call, operation);
     let spec = StoredSpec::read(&live.dir).map_err(failed)?;
-    for disk in spec.iter().flat_map(|spec| &spec.disks) {
-        if disk.options.limits != DiskLimits::default() {
-            set_limits(monitor, disk.volume, &disk.options.limits).await?;
+    let limited = (spec.iter().flat_map(|spec| &spec.disks))
+        .filter(|disk| disk.options.limits != DiskLimits::default());
+    for disk in limited {
+        match set_limits(monitor, disk.volume, &disk.options.limits).await {
+            // It was taken back since.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            set => set?,
         }
     }
     live.dir.write(PREPARED, &true).map_err(failed)

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use novacron_core::driver::{Call, DomainId, GuestEvent, HypervisorEvent};
-use novacron_core::model::{Epoch, Exit, HostId, VmId};
+use novacron_core::model::{DiskCache, DiskOptions, Epoch, Exit, HostId, VmId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use tokio::sync::{OnceCell, OwnedMutexGuard, broadcast};
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::live::Live;
 use super::monitor::{Monitor, Status};
 use super::spec::StoredSpec;
-use super::{error, host};
+use super::{error, host, start};
 use crate::accel::AccelChoice;
 use crate::probe::{Offer, QemuBinary};
 use crate::process::{
@@ -76,6 +76,26 @@ pub(super) struct Turn {
 impl Turn {
     pub(super) fn monitor(&self) -> Monitor<'_> {
         self.live.monitor(self.call, self.operation)
+    }
+
+    /// How a disk was opened, as far as it is known of one that was plugged in later: its cache's mode.
+    pub(super) fn options(&self, volume: VolumeId, cache: DiskCache) -> Result<DiskOptions> {
+        let spec = StoredSpec::read(&self.live.dir);
+        let spec = spec.map_err(|e| error::process(self.operation, e))?;
+        let disks = spec.iter().flat_map(|spec| &spec.disks);
+        let mut of_start = disks.filter(|disk| disk.volume == volume);
+        Ok(DiskOptions {
+            cache,
+            ..of_start
+                .next()
+                .map(|disk| disk.options.clone())
+                .unwrap_or_default()
+        })
+    }
+
+    /// Finishes the start, if that was cut short.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        start::prepare(&self.live, self.call, self.operation).await
     }
 }
 

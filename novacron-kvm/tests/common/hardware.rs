@@ -86,7 +86,9 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let free = DiskLimits::default();
     let set = plug.set_disk_limits(call(), spec.id, slow.volume, &free);
     set.await.unwrap();
+    let before = Instant::now();
     shell.run(&format!("{read} skip=48")).await;
+    assert!(before.elapsed() < took, "it is as slow as before: {took:?}");
 
     hypervisor
         .stop(call(), spec.id, StopMode::Kill)

@@ -156,6 +156,14 @@ impl VmHandle {
             }
             let found = if vm.machine.disks.iter().any(|d| d.volume == volume) {
                 Err(format!("volume {volume} is attached to this VM"))
+            } else if cache
+                .volume_claims
+                .get(&volume)
+                .is_some_and(|c| c.vm == self.id)
+            {
+                Err(format!(
+                    "volume {volume} is still being taken back from this VM"
+                ))
             } else {
                 attachable(cache, project, volume, Some(self.id))
             };
@@ -167,6 +175,9 @@ impl VmHandle {
                 }
             };
             problems.extend(check::disk_options("options", &options));
+            let all = vm.machine.disks.iter().map(|d| &d.options);
+            let too_many = DiskOptions::too_many(all.chain([&options]));
+            problems.extend(too_many.map(|why| problem("options.bus", why)));
             let place = running_on(vm.id, cache);
             let not_now = place.as_ref().and_then(|place| place.no_disk(&options));
             problems.extend(not_now.map(|why| problem("options", why)));
@@ -232,6 +243,12 @@ impl VmHandle {
                     return Err(no_such_disk(VERB, disk));
                 };
                 found.options = options;
+                let all = vm.machine.disks.iter().map(|d| &d.options);
+                let too_many = DiskOptions::too_many(all).into_iter();
+                refuse(
+                    VERB,
+                    too_many.map(|why| problem("options.bus", why)).collect(),
+                )?;
                 Ok((draft, next_generation(vm)))
             })
             .await
@@ -262,7 +279,8 @@ impl VmHandle {
             .await
     }
 
-    /// Changes its settings. [`VmSettings::changes`] says beforehand when each takes effect; nothing is powered off for
+    /// Replaces its settings, all of them: with [`RequestOptions::expected_version`](crate::RequestOptions) that of the
+    /// VM they were read from, nobody else's change in between is lost. [`VmSettings::changes`] says beforehand when each takes effect; nothing is powered off for
     /// one. A guest that runs keeps the hardware that it was started with ([`VmView::machine`](super::VmView)) until the
     /// VM's next start, for which a new place is looked for; a CPU's baseline is chosen anew.
     ///
