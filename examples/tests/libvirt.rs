@@ -26,6 +26,6 @@ fn a_vm_moves_from_qemu_to_a_libvirt_in_the_program() -> std::io::Result<()> {
     );
     assert!(output.status.success(), "{stdout}\n{stderr}");
     assert!(stdout.contains("(libvirt "), "{stdout}");
-    assert!(stdout.contains("16 of 16 steps passed"), "{stdout}");
+    assert!(stdout.contains("move the stopped VM to beta"), "{stdout}");
     Ok(())
 }

@@ -17,12 +17,12 @@ use novacron_core::{Error, ErrorKind};
 use novacron_kvm::QemuHypervisor;
 use uuid::Uuid;
 
-/// A QEMU of our own making, which tells its version right.
+/// A QEMU of our own making, which tells right what it is and has.
 fn script(bench: &Bench, name: &str, body: &str) -> PathBuf {
     let path = bench.path().join(name);
     let text = format!(
-        "#!/bin/sh\ncase $1 in -version|-machine|-netdev) [ -n \"$2\" ] || [ $1 = -version ] && \
-         [ $# -le 2 ] && exec qemu-system-x86_64 \"$@\";; esac\n{body}\n"
+        "#!/bin/sh\ncase \"$*\" in -version | \"-machine help\" | \"-netdev help\" | *\" -qmp stdio\")\n\
+         exec qemu-system-x86_64 \"$@\";; esac\n{body}\n"
     );
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -48,12 +48,11 @@ async fn a_qemu_that_is_missing_old_broken_or_hangs() {
     let bench = Bench::new();
     let with = |path: PathBuf| bench.hypervisor().qemu(path);
 
-    let (error, state) = failing(&with("/no/such/qemu".into()), &bench).await;
-    assert_eq!(
-        (error.kind(), state),
-        (ErrorKind::Unsupported, DomainState::Defined)
-    );
+    let missing = with("/no/such/qemu".into());
+    let error = missing.define(call(), &bench.guest()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("apt-get install"), "{error}");
+    assert_eq!(bench.left(), [""; 0]);
 
     let old = bench.path().join("old");
     std::fs::write(&old, "#!/bin/sh\necho QEMU emulator version 4.2.1\n").unwrap();

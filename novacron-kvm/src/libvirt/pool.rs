@@ -158,22 +158,29 @@ impl Pool {
             let message = format!("libvirt does not answer: {limit} calls hang in it");
             return Err(Error::new(ErrorKind::Unavailable, operation, message));
         }
-        queue.jobs.push_back(job);
-        if queue.idle < queue.jobs.len() && queue.threads < limit {
+        // What waits for an idle thread has that one's connection; a new thread opens one for the call that it is made for,
+        // which may hang where the daemon does.
+        let mut job = Some(job);
+        if queue.idle <= queue.jobs.len() && queue.threads < limit {
             let shared = Arc::clone(&self.0);
+            let first = Arc::new(Mutex::new(job));
+            let handed = Arc::clone(&first);
             let thread = std::thread::Builder::new().name("libvirt-call".to_owned());
-            match thread.spawn(move || shared.work()) {
-                Ok(_) => queue.threads += 1,
+            match thread.spawn(move || shared.work(lock(&handed).take())) {
+                Ok(_) => {
+                    queue.threads += 1;
+                    return Ok(());
+                }
                 Err(error) if queue.threads == 0 => {
-                    queue.jobs.pop_back();
                     let message = "no thread can be started to call libvirt";
                     let error =
                         Error::new(ErrorKind::Exhausted, operation, message).caused_by(error);
                     return Err(error);
                 }
-                Err(_) => {}
+                Err(_) => job = lock(&first).take(),
             }
         }
+        queue.jobs.extend(job);
         drop(queue);
         self.0.wake.notify_one();
         Ok(())
@@ -219,8 +226,11 @@ impl Shared {
         }
     }
 
-    fn work(&self) {
+    fn work(&self, first: Option<Job>) {
         let mut lane = Lane::default();
+        if let Some(job) = first {
+            job(&mut lane);
+        }
         let mut queue = lock(&self.queue);
         loop {
             if let Some(job) = queue.jobs.pop_front() {
