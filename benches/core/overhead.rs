@@ -310,11 +310,7 @@ impl Bench {
         let spec = VmSpec::new(format!("vm-{number}"))
             .memory(MiB(192))
             .image("guest")
-            .nic(NicSpec {
-                network: self.network,
-                mac: None,
-                forwards: Vec::new(),
-            })
+            .nic(NicSpec::new(self.network))
             .cloud_init(CloudInit {
                 hostname: Some("bench".to_owned()),
                 ..CloudInit::default()

@@ -168,11 +168,7 @@ impl App {
             .memory(MiB(192))
             .vcpus(1)
             .image("guest")
-            .nic(NicSpec {
-                network,
-                mac: None,
-                forwards: Vec::new(),
-            })
+            .nic(NicSpec::new(network))
             .cloud_init(CloudInit {
                 hostname: Some(HOSTNAME.to_owned()),
                 user_data,

@@ -186,11 +186,7 @@ async fn create(cluster: &Cluster, disk: &Path) -> VmHandle {
         size: Some(Bytes::mib(4096)),
         pool: None,
     };
-    let nic = NicSpec {
-        network,
-        mac: None,
-        forwards: Vec::new(),
-    };
+    let nic = NicSpec::new(network);
     let seed = CloudInit {
         hostname: Some("hello-debian".to_owned()),
         user_data: USER_DATA.replace("KEY", KEY),

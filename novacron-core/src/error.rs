@@ -87,6 +87,17 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// The same problem of a part that stands at this path, as `hardware`.
+    #[must_use]
+    pub fn under(self, path: &str) -> Self {
+        Self {
+            field: format!("{path}.{}", self.field),
+            ..self
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.message)

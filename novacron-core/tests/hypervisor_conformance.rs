@@ -13,8 +13,8 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, Hypervisor, NicAttachment,
 };
 use novacron_core::model::{
-    Bytes, DiskOptions, Epoch, Exit, Hardware, HostId, MacAddr, MiB, PortBinding, PortId,
-    SnapshotId, VolumeFormat, VolumeId,
+    Bytes, DiskOptions, Epoch, Exit, Hardware, HostId, MacAddr, MiB, NicOptions, PortBinding,
+    PortId, SnapshotId, VolumeFormat, VolumeId,
 };
 use novacron_core::sim::{Latency, SimHypervisor, SimWorld};
 use novacron_core::{SeededIds, Timestamp};
@@ -118,6 +118,7 @@ impl HypervisorFixture for Fixture {
             mac: MacAddr::from_bits(1),
             binding: PortBinding::User,
             forwards: Vec::new(),
+            options: NicOptions::default(),
         }
     }
 

@@ -2,28 +2,38 @@
 #![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
+#[path = "common/nics.rs"]
+mod nics;
 
 use std::path::Path;
-use std::process::Command;
 
 use common::*;
+use nics::{Bridge, ip};
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Hypervisor, StopMode};
 use novacron_core::model::{Capability, PortBinding};
 
-fn ip(arguments: &[&str]) -> bool {
-    Command::new("ip")
-        .args(arguments)
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-struct Bridge(String);
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        ip(&["link", "del", &self.0]);
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_sees_the_nic_that_was_asked_for_and_its_limits_hold() {
+    let bench = Bench::new();
+    let (bridge, made) = Bridge::up(1);
+    if !made {
+        eprintln!("no bridge can be made here");
+        return;
     }
+    // Of the network for documentation, others for each process.
+    let n = std::process::id() % 64 * 4;
+    let (host, guest) = (format!("192.0.2.{}", n + 1), format!("192.0.2.{}", n + 2));
+    assert!(ip(&[
+        "addr",
+        "add",
+        &format!("{host}/30"),
+        "dev",
+        &bridge.0
+    ]));
+    assert!(ip(&["link", "set", &bridge.0, "up"]));
+    let addresses = Some((host.as_str(), guest.as_str()));
+    nics::is_seen(&bench, &bench.hypervisor(), &bridge.0, addresses).await;
 }
 
 #[tokio::test]
@@ -32,8 +42,7 @@ async fn a_tap_is_put_on_its_bridge_and_goes_with_its_guest() {
     let hypervisor = bench.hypervisor();
     let can = hypervisor.probe(call()).await.unwrap().capabilities.can;
     let can = can.contains(&Capability::Bridge);
-    let bridge = Bridge(format!("nct{}", std::process::id()));
-    let made = ip(&["link", "add", &bridge.0, "type", "bridge"]);
+    let (bridge, made) = Bridge::up(0);
     let ports = || {
         let folder = Path::new("/sys/class/net").join(&bridge.0).join("brif");
         std::fs::read_dir(folder).into_iter().flatten().count()

@@ -55,8 +55,7 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
 pub(super) fn settings(settings: &VmSettings, is_diskless: bool) -> Vec<Problem> {
     let mut found = Problems::default();
     let hardware = settings.hardware.problems().into_iter();
-    let at = |p: Problem| problem(format!("hardware.{}", p.field), p.message);
-    found.0.extend(hardware.map(at));
+    found.0.extend(hardware.map(|p| p.under("hardware")));
     let grace = settings.stop_grace_secs;
     found.check(grace <= MAX_GRACE_SECS, "stop_grace_secs", || {
         format!("{grace} s; at most {MAX_GRACE_SECS}")
@@ -194,7 +193,8 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
             format!("{:?} is the name of two disks", disk.name)
         });
         let options = format!("disks[{i}].options");
-        found.0.extend(disk_options(&options, &disk.options));
+        let problems = disk.options.problems().into_iter();
+        found.0.extend(problems.map(|p| p.under(&options)));
         match &disk.source {
             DiskSource::Volume { volume } => found.check(
                 volumes.insert(*volume),
@@ -212,13 +212,6 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
             }
         }
     }
-}
-
-/// What is wrong with a disk's options, which stand in this field.
-pub(super) fn disk_options(field: &str, options: &DiskOptions) -> Vec<Problem> {
-    let problems = options.problems().into_iter();
-    let at = |p: Problem| problem(format!("{field}.{}", p.field), p.message);
-    problems.map(at).collect()
 }
 
 /// What is wrong with a VM's NICs.

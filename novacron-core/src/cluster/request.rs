@@ -98,7 +98,7 @@ fn default_project() -> Name {
 /// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
 /// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
 /// [`Audit`](crate::model::Audit) record says.
-pub const CHANGES: [&str; 39] = [
+pub const CHANGES: [&str; 40] = [
     "image.create",
     "image.delete",
     "image.set-annotations",
@@ -130,6 +130,7 @@ pub const CHANGES: [&str; 39] = [
     "vm.set-annotations",
     "vm.set-disk",
     "vm.set-labels",
+    "vm.set-nic",
     "vm.start",
     "vm.stop",
     "vm.update",

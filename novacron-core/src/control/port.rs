@@ -188,6 +188,11 @@ pub(crate) fn nics(
                 mac: port.mac,
                 binding: binding.clone(),
                 forwards: port.forwards.clone(),
+                options: assignment
+                    .machine
+                    .nic(port.port)
+                    .cloned()
+                    .unwrap_or_default(),
             }),
             Some(PortState::Failed { reason }) => {
                 Err(Unbound::Failed(format!("port {}: {reason}", port.port)))

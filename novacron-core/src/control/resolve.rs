@@ -54,7 +54,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
                     volume: disk.volume,
                     pool: volume.pool.clone(),
                     format: volume.format,
-                    limits_generation: 0,
+                    live_generation: 0,
                 });
             }
             (Some(_), Some(StorageState::Failed { reason })) => {
@@ -89,6 +89,7 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
             mac: port.mac,
             network: network.kind.clone(),
             forwards: port.forwards.clone(),
+            live_generation: 0,
         });
     }
     Ok(Assignment {
@@ -106,17 +107,23 @@ pub(crate) fn resolve(vm: &Vm, epoch: Epoch, cache: &Cache) -> Result<Assignment
 /// What of a newly resolved assignment a start that has begun can be told: an epoch keeps what it was granted room for, and
 /// what it was started with.
 pub(crate) fn within_start(mut resolved: Assignment, has: &Assignment) -> Assignment {
-    let limits = |machine: &Machine, disk: &AssignedDisk| machine.limits_of(disk.volume);
+    let generation = resolved.generation;
+    // A device that is new, too, for attaching it may take more than one try.
+    let live = |before: Option<u64>, is_same: bool| match before {
+        Some(before) if is_same => before,
+        _ => generation,
+    };
     for disk in &mut resolved.disks {
         let before = has.disks.iter().find(|before| before.volume == disk.volume);
-        disk.limits_generation = match before {
-            Some(_) if limits(&has.machine, disk) != limits(&resolved.machine, disk) => {
-                resolved.generation
-            }
-            Some(before) => before.limits_generation,
-            // Also if attaching it takes more than one try.
-            None => resolved.generation,
-        };
+        let limits = |machine: &Machine| machine.disk(disk.volume).map(|disk| disk.limits);
+        let is_same = limits(&has.machine) == limits(&resolved.machine);
+        disk.live_generation = live(before.map(|before| before.live_generation), is_same);
+    }
+    for port in &mut resolved.ports {
+        let before = has.ports.iter().find(|before| before.port == port.port);
+        let options = |machine: &Machine| machine.nic(port.port).map(|nic| (nic.link, nic.limits));
+        let is_same = options(&has.machine) == options(&resolved.machine);
+        port.live_generation = live(before.map(|before| before.live_generation), is_same);
     }
     resolved.machine = has.machine.with_live(resolved.machine);
     resolved

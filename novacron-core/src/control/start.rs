@@ -25,13 +25,13 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::executor::Drivers;
 use crate::driver::{
-    AttachRequest, Call, DiskAttachment, DomainId, DomainSpec, DomainState, HotPlug, Hypervisor,
-    NicAttachment, Seed, StopMode, StopReport,
+    AttachRequest, Call, DiskAttachment, Domain, DomainId, DomainSpec, DomainState, HotPlug,
+    Hypervisor, NicAttachment, Seed, StopMode, StopReport,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    AssignedDisk, Assignment, Claim, CloudInit, DiskOptions, HostBoot, Machine, NodeId, PoolId,
-    Power, StopProof, VolumeId,
+    AssignedDisk, Assignment, Claim, CloudInit, HostBoot, Machine, NodeId, PoolId, Power,
+    StopProof, VolumeId,
 };
 use crate::records::{self, NodeOwner, Stored};
 use crate::store::{Revision, Store};
@@ -129,13 +129,8 @@ async fn attach(
         name: disk.name.clone(),
         volume: disk.volume,
         attachment,
-        options: options_of(disk.volume, machine),
+        options: machine.disk(disk.volume).cloned().unwrap_or_default(),
     })
-}
-
-fn options_of(volume: VolumeId, machine: &Machine) -> DiskOptions {
-    let disk = machine.disks.iter().find(|disk| disk.volume == volume);
-    disk.map(|disk| disk.options.clone()).unwrap_or_default()
 }
 
 pub(super) async fn detach(
@@ -186,15 +181,16 @@ pub(crate) async fn start(
     // Before anything is made: a claim that is gone already costs nothing.
     right.holds().await?;
     let present = hypervisor.inspect(call, id).await?;
-    let (present, has) = present.map_or((None, Vec::new()), |d| (Some(d.state), d.disks));
-    if let Some(DomainState::Unknown(why)) = present {
+    let state = present.as_ref().map(|domain| &domain.state);
+    if let Some(DomainState::Unknown(why)) = state {
         let message = format!("nobody can tell whether it runs: {why}");
         return Err(Error::new(ErrorKind::OutcomeUnknown, "run.start", message));
     }
-    if matches!(present, Some(DomainState::Paused | DomainState::Running)) {
+    let is_started = matches!(state, Some(DomainState::Paused | DomainState::Running));
+    if let Some(domain) = present.filter(|_| is_started) {
         // Made for an earlier assignment of this epoch, perhaps.
         if let Some(plug) = hypervisor.hot_plug() {
-            limit(plug, call, id, assignment, &has, 0).await?;
+            set_live(plug, call, (id, &domain), assignment, 0).await?;
         }
     } else {
         let mut disks = Vec::with_capacity(assignment.disks.len());
@@ -286,8 +282,10 @@ pub(crate) async fn adapt(
     let nothing_leaves = leaving_disks.is_empty() && leaving_nics.is_empty();
     let nothing_comes = coming.is_empty() && coming_nics.is_empty();
     let Some(plug) = hypervisor.hot_plug() else {
-        let limits = assignment.disks.iter().any(|d| d.limits_generation > since);
-        if nothing_leaves && nothing_comes && !limits {
+        let disks = assignment.disks.iter().map(|disk| disk.live_generation);
+        let ports = assignment.ports.iter().map(|port| port.live_generation);
+        let is_set = disks.chain(ports).all(|generation| generation <= since);
+        if nothing_leaves && nothing_comes && is_set {
             return Ok(());
         }
         return Err(Error::new(
@@ -310,7 +308,7 @@ pub(crate) async fn adapt(
     if !(nothing_leaves || nothing_comes) {
         right.holds().await?;
     }
-    limit(plug, call, id, assignment, &domain.disks, since).await?;
+    set_live(plug, call, (id, &domain), assignment, since).await?;
     for disk in coming {
         let attachment = attach(drivers, call, node, id, disk, &assignment.machine).await?;
         plug.attach_disk(call, id, &attachment).await?;
@@ -321,25 +319,36 @@ pub(crate) async fn adapt(
     Ok(())
 }
 
-/// Sets the limits that were changed after a generation, of the disks that the domain has.
-async fn limit(
+/// Sets what was changed, after a generation, of how the domain is given the devices that it has.
+async fn set_live(
     plug: &dyn HotPlug,
     call: Call,
-    id: DomainId,
+    (id, domain): (DomainId, &Domain),
     assignment: &Assignment,
-    present: &[VolumeId],
     since: u64,
 ) -> Result<()> {
-    let changed = assignment
+    let machine = &assignment.machine;
+    for disk in assignment
         .disks
         .iter()
-        .filter(|disk| disk.limits_generation > since);
-    for disk in changed.filter(|disk| present.contains(&disk.volume)) {
-        let limits = assignment
-            .machine
-            .limits_of(disk.volume)
-            .unwrap_or_default();
-        plug.set_disk_limits(call, id, disk.volume, &limits).await?;
+        .filter(|d| d.live_generation > since)
+    {
+        if domain.disks.contains(&disk.volume) {
+            let limits = machine.disk(disk.volume).map(|disk| disk.limits);
+            plug.set_disk_limits(call, id, disk.volume, &limits.unwrap_or_default())
+                .await?;
+        }
+    }
+    for nic in assignment
+        .ports
+        .iter()
+        .filter(|p| p.live_generation > since)
+    {
+        if domain.nics.contains(&nic.port) {
+            let options = machine.nic(nic.port).cloned().unwrap_or_default();
+            plug.set_nic(call, id, nic.port, options.link, &options.limits)
+                .await?;
+        }
     }
     Ok(())
 }

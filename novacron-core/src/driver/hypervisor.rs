@@ -23,8 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Attachment, BlockExport, Call, MemorySnapshots, MigrationEndpoint};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    self, ClusterId, CpuModel, DiskLimits, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr,
-    NodeCapabilities, PortBinding, PortForward, PortId, SnapshotId, VmId, VolumeId,
+    self, ClusterId, CpuModel, DiskLimits, DiskOptions, Epoch, Exit, Hardware, HostInfo, LinkState,
+    MacAddr, NicLimits, NicOptions, NodeCapabilities, PortBinding, PortForward, PortId, SnapshotId,
+    VmId, VolumeId,
 };
 
 /// Names a domain: one start of one VM of one cluster.
@@ -69,12 +70,7 @@ impl DomainSpec {
     pub fn check(&self, operation: &'static str, host: &NodeCapabilities) -> Result<()> {
         let hardware = &self.hardware;
         let of_hardware = hardware.problems().into_iter();
-        let mut problems: Vec<_> = of_hardware
-            .map(|p| Problem {
-                field: format!("hardware.{}", p.field),
-                ..p
-            })
-            .collect();
+        let mut problems: Vec<_> = of_hardware.map(|p| p.under("hardware")).collect();
         let mut check = |good: bool, field: String, message: &str| {
             if !good {
                 let message = message.to_owned();
@@ -101,21 +97,25 @@ impl DomainSpec {
             let first = volumes.insert(disk.volume);
             check(first, format!("disks[{i}].volume"), "is attached twice");
             for problem in disk.options.problems() {
-                let field = format!("disks[{i}].options.{}", problem.field);
-                check(false, field, &problem.message);
+                let problem = problem.under(&format!("disks[{i}].options"));
+                check(false, problem.field, &problem.message);
             }
         }
         let mut ports = BTreeSet::new();
         for (i, nic) in self.nics.iter().enumerate() {
             let first = ports.insert(nic.port);
             check(first, format!("nics[{i}].port"), "is attached twice");
+            for problem in nic.problems() {
+                let problem = problem.under(&format!("nics[{i}].options"));
+                check(false, problem.field, &problem.message);
+            }
         }
         if !problems.is_empty() {
             return Err(Error::invalid(operation, problems));
         }
         let id = self.id;
-        let mut needs = hardware.needs();
-        needs.extend(self.disks.iter().flat_map(|disk| disk.options.needs()));
+        let disks = self.disks.iter().map(|disk| &disk.options);
+        let needs = hardware.needs(disks, self.nics.iter().map(|nic| &nic.options));
         let lacking = host.lacking(&hardware.cpu, &needs);
         let lacking = lacking.or_else(|| {
             let (wanted, most) = (hardware.vcpus, host.max_vcpus);
@@ -155,6 +155,29 @@ pub struct NicAttachment {
     pub binding: PortBinding,
     /// Port forwards (user-mode networks only).
     pub forwards: Vec<PortForward>,
+    /// How the guest is given it.
+    pub options: NicOptions,
+}
+
+impl NicAttachment {
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.options.problems();
+        if self.binding == PortBinding::User {
+            problems.extend(self.options.problems_without_device());
+        }
+        problems
+    }
+
+    /// Whether there can be such a NIC: what every driver's `attach_nic` looks at first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with every problem by its field.
+    pub fn check(&self, operation: &'static str) -> Result<()> {
+        match self.problems() {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(Error::invalid(operation, problems)),
+        }
+    }
 }
 
 /// The files of a NoCloud seed, its secrets filled in: it never leaves memory but into a file that only its owner reads.
@@ -424,6 +447,19 @@ pub trait HotPlug: Send + Sync {
         id: DomainId,
         volume: VolumeId,
         limits: &DiskLimits,
+    ) -> Result<()>;
+
+    /// Sets whether an attached NIC's cable is plugged in and how much the guest may send and receive, in place of what was
+    /// set before. *A second identical call* changes nothing. Where the host cannot limit
+    /// ([`Capability::NicLimits`](model::Capability)), it is called without limits only.
+    /// *Errors:* as [`HotPlug::set_disk_limits`]; `Unsupported` when the host's kernel cannot limit so.
+    async fn set_nic(
+        &self,
+        call: Call,
+        id: DomainId,
+        port: PortId,
+        link: LinkState,
+        limits: &NicLimits,
     ) -> Result<()>;
 
     /// Grows an attached disk and tells the guest. A disk that already has this size is no error.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
+use super::disk::DiskOptions;
+use super::nic::NicOptions;
 use super::node::Capability;
 use super::settings::{Effect, FieldChange};
 use super::units::MiB;
@@ -284,8 +286,12 @@ impl Hardware {
         FieldChange::of(fields).collect()
     }
 
-    /// What a host has to be able to do for it.
-    pub fn needs(&self) -> BTreeSet<Capability> {
+    /// What a host has to be able to do for it, with these disks and NICs, their networks aside.
+    pub fn needs<'a>(
+        &self,
+        disks: impl Iterator<Item = &'a DiskOptions>,
+        nics: impl Iterator<Item = &'a NicOptions>,
+    ) -> BTreeSet<Capability> {
         let backing = self.memory_backing;
         let needs = [
             (Capability::Uefi, self.firmware == Firmware::Uefi),
@@ -294,7 +300,10 @@ impl Hardware {
             (Capability::SharedMemory, backing.shared),
             (Capability::Watchdog, self.watchdog.is_some()),
         ];
-        Capability::those(needs)
+        let mut needs = Capability::those(needs);
+        needs.extend(disks.flat_map(DiskOptions::needs));
+        needs.extend(nics.flat_map(NicOptions::needs));
+        needs
     }
 }
 

@@ -8,6 +8,7 @@ mod ids;
 mod member;
 mod meta;
 mod network;
+mod nic;
 mod node;
 mod object;
 mod operation;
@@ -37,6 +38,7 @@ pub use meta::{Meta, Versioned};
 pub use network::{
     MacAddr, Network, NetworkKind, Port, PortBinding, PortForward, PortState, PortStatus, Protocol,
 };
+pub use nic::{LinkState, NicLimits, NicModel, NicOptions};
 pub use node::{
     Capability, Evacuation, HostInfo, Node, NodeCapabilities, NodeState, NodeStatus, Returning,
     Unexplained,

@@ -190,6 +190,10 @@ pub enum Capability {
     NvmeDisks,
     /// What a guest reads and writes of a disk can be limited.
     DiskLimits,
+    /// Guests can have NICs of the model e1000e.
+    E1000eNics,
+    /// What a guest sends and receives over a NIC can be limited.
+    NicLimits,
     /// Huge pages are set aside.
     HugePages,
     /// Guests' memory can be kept from being swapped out.
@@ -202,7 +206,7 @@ pub enum Capability {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Uefi,
         Self::Bridge,
         Self::UserNetwork,
@@ -212,6 +216,8 @@ impl Capability {
         Self::SataDisks,
         Self::NvmeDisks,
         Self::DiskLimits,
+        Self::E1000eNics,
+        Self::NicLimits,
         Self::HugePages,
         Self::LockedMemory,
         Self::SharedMemory,
@@ -237,6 +243,8 @@ impl fmt::Display for Capability {
             Self::SataDisks => "SATA disks",
             Self::NvmeDisks => "NVMe disks",
             Self::DiskLimits => "limits of disks",
+            Self::E1000eNics => "NICs of the model e1000e",
+            Self::NicLimits => "limits of NICs",
             Self::HugePages => "huge pages",
             Self::LockedMemory => "locked memory",
             Self::SharedMemory => "shared memory",

@@ -182,9 +182,9 @@ pub struct AssignedDisk {
     pub pool: PoolId,
     /// Its format.
     pub format: VolumeFormat,
-    /// The generation in which its limits were last changed for this start; 0 if they are those of the start.
+    /// The generation in which what of its options is live was last changed for this start; 0 if that is as the start had it.
     #[serde(default)]
-    pub limits_generation: u64,
+    pub live_generation: u64,
 }
 
 /// A NIC, resolved.
@@ -199,6 +199,9 @@ pub struct AssignedPort {
     pub network: NetworkKind,
     /// Port forwards.
     pub forwards: Vec<PortForward>,
+    /// As [`AssignedDisk::live_generation`].
+    #[serde(default)]
+    pub live_generation: u64,
 }
 
 /// One boot of one host.

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::cpu::CpuModel;
-use super::disk::{DiskLimits, DiskOptions};
+use super::disk::DiskOptions;
 use super::hardware::{Hardware, KernelBoot};
 use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
+use super::nic::NicOptions;
 use super::node::Capability;
 use super::secret::SecretRef;
 use super::settings::{Effect, FieldChange};
@@ -66,11 +67,12 @@ pub struct Machine {
 impl Machine {
     /// What a host has to be able to do for it, its networks aside.
     pub fn needs(&self) -> BTreeSet<Capability> {
-        let disks = self.disks.iter().flat_map(|disk| disk.options.needs());
-        self.hardware.needs().into_iter().chain(disks).collect()
+        let disks = self.disks.iter().map(|disk| &disk.options);
+        self.hardware
+            .needs(disks, self.nics.iter().map(|nic| &nic.options))
     }
 
-    /// What of hardware, disks and seed differs in `new`, by field, and when that takes effect for a guest that runs. Disks and
+    /// What of hardware, devices and seed differs in `new`, by field, and when that takes effect for a guest that runs. Disks and
     /// NICs that come and go do so while it runs.
     pub fn changes(&self, new: &Self) -> Vec<FieldChange> {
         let mut changes = FieldChange::under("hardware", self.hardware.changes(&new.hardware));
@@ -81,15 +83,28 @@ impl Machine {
                 changes.extend(FieldChange::under(&path, of_disk));
             }
         }
+        for nic in &self.nics {
+            if let Some(other) = new.nics.iter().find(|other| other.port == nic.port) {
+                let path = format!("nics[{}]", nic.port);
+                let of_nic = nic.options.changes(&other.options);
+                changes.extend(FieldChange::under(&path, of_nic));
+            }
+        }
         let seed = self.cloud_init != new.cloud_init;
         changes.extend(FieldChange::of([("cloud_init", seed, Effect::Restart)]));
         changes
     }
 
-    /// How much the guest may read and write of a volume; none if the machine does not have it.
-    pub(crate) fn limits_of(&self, volume: VolumeId) -> Option<DiskLimits> {
+    /// How the guest is given a volume; `None` if the machine does not have it.
+    pub(crate) fn disk(&self, volume: VolumeId) -> Option<&DiskOptions> {
         let disk = self.disks.iter().find(|disk| disk.volume == volume)?;
-        Some(disk.options.limits)
+        Some(&disk.options)
+    }
+
+    /// The same of a NIC.
+    pub(crate) fn nic(&self, port: PortId) -> Option<&NicOptions> {
+        let nic = self.nics.iter().find(|nic| nic.port == port)?;
+        Some(&nic.options)
     }
 
     /// What a guest that was started as this has of `new` before its next start.
@@ -98,8 +113,13 @@ impl Machine {
         new.hardware = self.hardware.clone();
         new.cloud_init = self.cloud_init.clone();
         for disk in &mut new.disks {
-            if let Some(has) = self.disks.iter().find(|has| has.volume == disk.volume) {
-                disk.options = has.options.clone().with_live(&disk.options);
+            if let Some(has) = self.disk(disk.volume) {
+                disk.options = has.clone().with_live(&disk.options);
+            }
+        }
+        for nic in &mut new.nics {
+            if let Some(has) = self.nic(nic.port) {
+                nic.options = has.clone().with_live(&nic.options);
             }
         }
         new
@@ -127,6 +147,9 @@ pub struct Disk {
 pub struct Nic {
     /// Its port, which carries MAC, network and forwards.
     pub port: PortId,
+    /// How the guest is given it.
+    #[serde(default, skip_serializing_if = "NicOptions::is_default")]
+    pub options: NicOptions,
 }
 
 /// The data of a cloud-init NoCloud seed.
@@ -312,6 +335,21 @@ pub struct NicSpec {
     /// Ports of the host that lead into the guest (user-mode networks only).
     #[serde(default)]
     pub forwards: Vec<super::network::PortForward>,
+    /// How the guest is given it.
+    #[serde(default)]
+    pub options: NicOptions,
+}
+
+impl NicSpec {
+    /// A plain NIC on this network.
+    pub fn new(network: NetworkId) -> Self {
+        Self {
+            network,
+            mac: None,
+            forwards: Vec::new(),
+            options: NicOptions::default(),
+        }
+    }
 }
 
 impl VmSpec {

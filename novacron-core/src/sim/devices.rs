@@ -6,13 +6,15 @@ use async_trait::async_trait;
 
 use super::guests::refused;
 use super::hypervisor::{SimHypervisor, started};
-use super::state::SimDisk;
+use super::state::{SimDisk, SimNic};
 use super::world::pool_of;
 use crate::driver::{
     AttachmentSource, Call, DiskAttachment, DiskPivot, DomainId, HotPlug, NicAttachment,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Bytes, DiskLimits, PortBinding, PortId, SnapshotId, VolumeId};
+use crate::model::{
+    Bytes, DiskLimits, LinkState, NicLimits, PortBinding, PortId, SnapshotId, VolumeId,
+};
 
 /// What has to be known of a disk.
 pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
@@ -28,9 +30,13 @@ pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
     }
 }
 
-/// Whether a NIC wants a device that the host's network driver has made.
-pub(super) fn needs_device(nic: &NicAttachment) -> bool {
-    matches!(nic.binding, PortBinding::Tap { .. })
+pub(super) fn nic(attachment: &NicAttachment) -> SimNic {
+    SimNic {
+        port: attachment.port,
+        needs_device: matches!(attachment.binding, PortBinding::Tap { .. }),
+        link: attachment.options.link,
+        limits: attachment.options.limits,
+    }
 }
 
 #[async_trait]
@@ -95,15 +101,38 @@ impl HotPlug for SimHypervisor {
 
     async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
         const OP: &str = "sim.attach_nic";
-        let (host, port, needs_device) = (self.host, nic.port, needs_device(nic));
+        nic.check(OP)?;
+        let (host, nic) = (self.host, self::nic(nic));
         self.run(OP, Some(id), call, move |state| {
-            if needs_device && !state.host(OP, host)?.ports.contains_key(&port) {
+            let port = nic.port;
+            if nic.needs_device && !state.host(OP, host)?.ports.contains_key(&port) {
                 let message = format!("port {port} has no device on this host");
                 return Err(Error::new(ErrorKind::FailedPrecondition, OP, message));
             }
             let domain = started(state, OP, host, id)?;
-            if !domain.nics.contains(&port) {
-                domain.nics.push(port);
+            if domain.nics.iter().all(|nic| nic.port != port) {
+                domain.nics.push(nic);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn set_nic(
+        &self,
+        call: Call,
+        id: DomainId,
+        port: PortId,
+        link: LinkState,
+        limits: &NicLimits,
+    ) -> Result<()> {
+        const OP: &str = "sim.set_nic";
+        let (host, limits) = (self.host, *limits);
+        self.run(OP, Some(id), call, move |state| {
+            let domain = started(state, OP, host, id)?;
+            match domain.nics.iter_mut().find(|nic| nic.port == port) {
+                Some(nic) => (nic.link, nic.limits) = (link, limits),
+                None => return Err(refused(OP, id, "the NIC is not attached")),
             }
             Ok(())
         })
@@ -114,7 +143,9 @@ impl HotPlug for SimHypervisor {
         const OP: &str = "sim.detach_nic";
         let host = self.host;
         self.run(OP, Some(id), call, move |state| {
-            started(state, OP, host, id)?.nics.retain(|p| *p != port);
+            started(state, OP, host, id)?
+                .nics
+                .retain(|nic| nic.port != port);
             Ok(())
         })
         .await

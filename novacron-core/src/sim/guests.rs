@@ -109,7 +109,7 @@ impl State {
             }
         }
         let (memory, disks) = (domain.memory, domain.disks.clone());
-        let taps = domain.taps.clone();
+        let nics = domain.nics.clone();
         let h = self.host(op, host)?;
         let of_vm = |epoch| DomainId { epoch, ..id };
         if let Some((other, _)) = h
@@ -124,7 +124,9 @@ impl State {
         if h.used.0 + memory.0 > h.memory.0 {
             return Err(Error::new(ErrorKind::Exhausted, op, "out of memory").with("domain", id));
         }
-        let no_port = taps.iter().find(|port| !h.ports.contains_key(port));
+        let taps = nics.iter().filter(|nic| nic.needs_device);
+        let mut taps = taps.map(|nic| nic.port);
+        let no_port = taps.find(|port| !h.ports.contains_key(port));
         let no_port = no_port.map(|port| format!("port {port} has no device on this host"));
         let no_disk = disks.iter().find(|d| !self.is_there(d));
         let no_disk = no_disk.map(|d| format!("cannot open volume {}: it is not there", d.volume));

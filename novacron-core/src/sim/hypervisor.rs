@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 
-use super::devices::{disk, needs_device};
+use super::devices::{disk, nic};
 use super::guests::refused;
 use super::state::{Place, SimDomain, State};
 use super::world::SimWorld;
@@ -60,7 +60,7 @@ fn describe(id: DomainId, domain: &SimDomain) -> Domain {
         owner: DomainOwner::NovaCron(id),
         state: domain.state.clone(),
         disks: domain.disks.iter().map(|d| d.volume).collect(),
-        nics: domain.nics.clone(),
+        nics: domain.nics.iter().map(|n| n.port).collect(),
     }
 }
 
@@ -130,13 +130,7 @@ impl Hypervisor for SimHypervisor {
             vcpus: spec.hardware.vcpus,
             memory: spec.hardware.memory,
             disks: spec.disks.iter().map(disk).collect(),
-            nics: spec.nics.iter().map(|n| n.port).collect(),
-            taps: spec
-                .nics
-                .iter()
-                .filter(|n| needs_device(n))
-                .map(|n| n.port)
-                .collect(),
+            nics: spec.nics.iter().map(nic).collect(),
             state: DomainState::Defined,
             pressed: false,
             ran: Duration::ZERO,
@@ -256,8 +250,8 @@ impl Hypervisor for SimHypervisor {
                 reads: 0,
                 writes: 0,
             });
-            let nics = domain.nics.iter().map(|port| NicStats {
-                port: *port,
+            let nics = domain.nics.iter().map(|nic| NicStats {
+                port: nic.port,
                 received_bytes: 0,
                 sent_bytes: 0,
             });

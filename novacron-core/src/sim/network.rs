@@ -83,10 +83,9 @@ impl NetworkDriver for SimNetwork {
                     epoch: held.artefact.epoch,
                 };
                 h.ports.remove(&port);
-                let used = h
-                    .domains
-                    .get(&id)
-                    .is_some_and(|d| d.since.is_some() && d.nics.contains(&port));
+                let used = h.domains.get(&id).is_some_and(|d| {
+                    d.since.is_some() && d.nics.iter().any(|nic| nic.port == port)
+                });
                 if used {
                     let user = (host, id);
                     state.violation(ViolationKind::PortCut { port, user });

@@ -17,8 +17,8 @@ use super::pool::{SimPool, SimSource};
 use crate::driver::{DomainId, DomainState, GuestEvent, HypervisorEvent, PortArtefact};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Capability, ClusterId, DiskLimits, Epoch, HostId, MiB, NodeCapabilities, PoolId, PortId,
-    SnapshotId, VmId, VolumeId,
+    Capability, ClusterId, DiskLimits, Epoch, HostId, LinkState, MiB, NicLimits, NodeCapabilities,
+    PoolId, PortId, SnapshotId, VmId, VolumeId,
 };
 
 /// A change of the world that somebody else carries out.
@@ -118,9 +118,7 @@ pub(super) struct SimDomain {
     pub(super) vcpus: u32,
     pub(super) memory: MiB,
     pub(super) disks: Vec<SimDisk>,
-    pub(super) nics: Vec<PortId>,
-    /// Those of them that need a device of the host.
-    pub(super) taps: Vec<PortId>,
+    pub(super) nics: Vec<SimNic>,
     pub(super) state: DomainState,
     /// The power button was pressed while the vCPUs were held.
     pub(super) pressed: bool,
@@ -134,6 +132,16 @@ pub(super) struct SimDomain {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SimPort {
     pub(super) artefact: PortArtefact,
+}
+
+/// An attached NIC.
+#[derive(Clone, Debug)]
+pub(super) struct SimNic {
+    pub(super) port: PortId,
+    /// Whether the host's network driver has to have made a device for it.
+    pub(super) needs_device: bool,
+    pub(super) link: LinkState,
+    pub(super) limits: NicLimits,
 }
 
 /// An attached disk.

@@ -16,7 +16,9 @@ use super::faults::{FaultPlan, Latency, chance, duration};
 use super::pool::{SimPool, SimSource, SimVolume};
 use super::state::{Place, SimHost, State};
 use crate::driver::{ArtefactId, DomainId, DomainState, GuestEvent};
-use crate::model::{Bytes, DiskLimits, Exit, HostId, MiB, PoolId, VolumeId};
+use crate::model::{
+    Bytes, DiskLimits, Exit, HostId, LinkState, MiB, NicLimits, PoolId, PortId, VolumeId,
+};
 
 /// A world. Clones share it. Made inside a tokio runtime, whose timer is its time.
 #[derive(Clone)]
@@ -123,6 +125,19 @@ impl SimWorld {
         let disks = &state.hosts.get(&host)?.domains.get(&id)?.disks;
         let disk = disks.iter().find(|disk| disk.volume == volume)?;
         Some(disk.limits)
+    }
+
+    /// Whether a NIC's cable is plugged in and how much the guest may send and receive, if the domain has it.
+    pub fn nic_state(
+        &self,
+        host: HostId,
+        id: DomainId,
+        port: PortId,
+    ) -> Option<(LinkState, NicLimits)> {
+        let state = self.lock();
+        let nics = &state.hosts.get(&host)?.domains.get(&id)?.nics;
+        let nic = nics.iter().find(|nic| nic.port == port)?;
+        Some((nic.link, nic.limits))
     }
 
     /// Adds a storage pool.

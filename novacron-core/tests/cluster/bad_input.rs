@@ -143,11 +143,7 @@ async fn every_problem_of_a_spec_is_named_at_once() {
         .disk("b", blank)
         .disk("c", DiskSource::Volume { volume })
         .disk("d", DiskSource::Volume { volume })
-        .nic(NicSpec {
-            network: NetworkId::from_uuid(Uuid::from_u128(8)),
-            mac: None,
-            forwards: Vec::new(),
-        })
+        .nic(NicSpec::new(NetworkId::from_uuid(Uuid::from_u128(8))))
         .node(NodeId::new("node-9").unwrap());
     let refused = cluster.vms().create(dangling).await.unwrap_err();
     let wanted = [

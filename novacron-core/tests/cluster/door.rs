@@ -8,9 +8,9 @@ use futures::future::LocalBoxFuture;
 use novacron_core::cluster::{Evidence, ImageSpec, OperationHandle, VolumeSpec};
 use novacron_core::driver::Call;
 use novacron_core::model::{
-    DiskLimits, DiskOptions, DiskSource, ImageId, ImageSource, Name, NetworkId, NetworkKind,
-    NicSpec, NodeId, OperationId, OperationState, PortId, Power, Returning, SnapshotId, VmId,
-    VmSettings, VolumeId,
+    DiskLimits, DiskOptions, DiskSource, ImageId, ImageSource, LinkState, Name, NetworkId,
+    NetworkKind, NicOptions, NicSpec, NodeId, OperationId, OperationState, PortId, Power,
+    Returning, SnapshotId, VmId, VmSettings, VolumeId,
 };
 use novacron_core::store::{Commit, Key, Op, Revision, Store as _, TxnId};
 use novacron_core::{Bytes, Cluster, Error, ErrorKind, Phase, RequestOptions, Result, VmSpec};
@@ -91,7 +91,7 @@ async fn furnish(site: &Site, cluster: &Cluster) -> Objects {
     let vm = spec("web")
         .power(Power::Off)
         .disk("data", DiskSource::Volume { volume: data.id() })
-        .nic(nic(network.id()));
+        .nic(NicSpec::new(network.id()));
     let vm = cluster.vms().create(vm).await.unwrap();
     vm.operation().unwrap().wait(soon()).await.unwrap();
     let other_network = networks.create("lan-2", NetworkKind::User).await.unwrap();
@@ -110,14 +110,6 @@ async fn furnish(site: &Site, cluster: &Cluster) -> Objects {
     }
 }
 
-fn nic(network: NetworkId) -> NicSpec {
-    NicSpec {
-        network,
-        mac: None,
-        forwards: Vec::new(),
-    }
-}
-
 fn labels() -> BTreeMap<String, String> {
     [("tier".to_owned(), "web".to_owned())].into()
 }
@@ -129,6 +121,13 @@ fn limited() -> DiskOptions {
             ..DiskLimits::default()
         },
         ..DiskOptions::default()
+    }
+}
+
+fn unplugged() -> NicOptions {
+    NicOptions {
+        link: LinkState::Down,
+        ..NicOptions::default()
     }
 }
 
@@ -187,7 +186,8 @@ fn every_change(o: Objects) -> Vec<Change> {
         "vm.attach" => attach("more", o.free, DiskOptions::default());
         "vm.set-disk" => set_disk("more", limited());
         "vm.detach" => detach("more");
-        "vm.attach-nic" => attach_nic(nic(o.other_network));
+        "vm.attach-nic" => attach_nic(NicSpec::new(o.other_network));
+        "vm.set-nic" => set_nic(o.port, unplugged());
         "vm.detach-nic" => detach_nic(o.port);
         "vm.restore" => restore(o.data, o.snapshot);
         "vm.start" => start();

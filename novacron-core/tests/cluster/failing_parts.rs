@@ -128,11 +128,7 @@ async fn a_driver_that_panics_is_asked_again() {
     let network = PanicNetwork(sim_network(&site), AtomicBool::new(false));
     let cluster = builder(&site, network).build().await.unwrap();
     let lan = cluster.networks().create("lan", NetworkKind::User).await;
-    let nic = NicSpec {
-        network: lan.unwrap().id(),
-        mac: None,
-        forwards: Vec::new(),
-    };
+    let nic = NicSpec::new(lan.unwrap().id());
     let vm = cluster.vms().create(spec("web").nic(nic)).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     assert_eq!(site.world.artefacts().ports.len(), 1);

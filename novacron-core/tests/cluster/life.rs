@@ -279,11 +279,7 @@ async fn ports_are_bound_for_a_start_follow_the_vm_and_are_released() {
     let cluster = site.start().await;
     let network = cluster.networks();
     let network = network.create("lan", NetworkKind::User).await.unwrap();
-    let nic = NicSpec {
-        network: network.id(),
-        mac: None,
-        forwards: Vec::new(),
-    };
+    let nic = NicSpec::new(network.id());
     let vm = cluster.vms().create(spec("web").nic(nic)).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     let port = vm.get().await.unwrap().vm.machine.nics[0].port;
@@ -321,9 +317,8 @@ async fn a_nic_is_attached_and_detached_while_its_vm_runs() {
     let networks = cluster.networks();
     let network = networks.create("lan", NetworkKind::User).await.unwrap();
     let nic = |mac: Option<&str>| NicSpec {
-        network: network.id(),
         mac: mac.map(|mac| mac.parse().unwrap()),
-        forwards: Vec::new(),
+        ..NicSpec::new(network.id())
     };
     let vm = cluster.vms().create(spec("web")).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();

@@ -240,11 +240,7 @@ async fn a_lost_hosts_vms_come_back_elsewhere_once_it_is_fenced() {
         .create("lan", NetworkKind::User)
         .await
         .unwrap();
-    let spec = spec("a").nic(NicSpec {
-        network: nic.id(),
-        mac: None,
-        forwards: Vec::new(),
-    });
+    let spec = spec("a").nic(NicSpec::new(nic.id()));
     first.nodes().wait_available(soon()).await.unwrap();
     second
         .nodes()

@@ -7,7 +7,8 @@ use novacron_core::cluster::VolumeSpec;
 use novacron_core::driver::DomainId;
 use novacron_core::model::{
     CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware, Hardware,
-    OperationState, RestartPolicy, VmSettings,
+    LinkState, NetworkKind, NicLimits, NicModel, NicOptions, NicSpec, OperationState, PortId,
+    RestartPolicy, VmSettings,
 };
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
 
@@ -216,6 +217,79 @@ async fn limits_of_a_disk_are_live_and_its_bus_waits() {
     };
     let refused = vm.set_disk("root", wrong).await.unwrap_err();
     assert_eq!(refused.problems()[0].field, "options.io");
+}
+
+#[tokio::test(start_paused = true)]
+async fn link_and_limits_of_a_nic_are_live_and_its_model_waits() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let bridge = NetworkKind::Bridge {
+        bridge: "br0".to_owned(),
+    };
+    let networks = cluster.networks();
+    let lan = networks.create("lan", bridge).await.unwrap().id();
+    let nat = networks.create("nat", NetworkKind::User).await.unwrap();
+    let vm = running(&cluster, spec("web").nic(NicSpec::new(lan))).await;
+    let has = async |n: usize| {
+        let view = vm.get().await.unwrap();
+        let id = DomainId {
+            cluster: cluster.id(),
+            vm: view.vm.id,
+            epoch: view.run.as_ref().unwrap().epoch,
+        };
+        let port = view.vm.machine.nics[n].port;
+        let state = site.world.nic_state(site.world.hosts()[0], id, port);
+        (port, state.unwrap(), view.pending())
+    };
+    let limits = NicLimits {
+        inbound_bytes_sec: Some(1 << 20),
+        ..NicLimits::default()
+    };
+    let options = NicOptions {
+        model: NicModel::E1000e,
+        link: LinkState::Down,
+        limits,
+        ..NicOptions::default()
+    };
+    let (port, before, _) = has(0).await;
+    assert_eq!(before, (LinkState::Up, NicLimits::default()));
+    let set = vm.set_nic(port, options.clone()).await.unwrap();
+    set.wait(soon()).await.unwrap();
+    let waiting = FieldChange {
+        field: format!("nics[{port}].model"),
+        effect: Effect::Restart,
+    };
+    let wanted = (LinkState::Down, limits);
+    assert_eq!(has(0).await, (port, wanted, vec![waiting]));
+    restart(&vm).await;
+    assert_eq!(has(0).await, (port, wanted, vec![]));
+    let plain = vm.set_nic(port, NicOptions::default()).await.unwrap();
+    plain.wait(soon()).await.unwrap();
+    assert_eq!(has(0).await.1, before);
+
+    // One that comes while it runs has its options from the start.
+    let spec = NicSpec {
+        options: options.clone(),
+        ..NicSpec::new(lan)
+    };
+    let attached = vm.attach_nic(spec).await.unwrap();
+    attached.wait(soon()).await.unwrap();
+    assert_eq!(has(1).await.1, wanted);
+
+    let refused = vm.set_nic(PortId::from_uuid(vm.id().uuid()), options.clone());
+    assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::NotFound);
+    let wrong = NicOptions {
+        queues: 0,
+        ..NicOptions::default()
+    };
+    let refused = vm.set_nic(port, wrong).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "options.queues");
+    let spec = NicSpec {
+        options,
+        ..NicSpec::new(nat.id())
+    };
+    let refused = vm.attach_nic(spec).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "nics[2].options.limits");
 }
 
 #[tokio::test(start_paused = true)]

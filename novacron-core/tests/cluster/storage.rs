@@ -300,11 +300,7 @@ async fn of_two_requests_that_exclude_each_other_one_is_let_in() {
 
     let networks = cluster.networks();
     let lan = networks.create("lan", NetworkKind::User).await.unwrap();
-    let nic = NicSpec {
-        network: lan.id(),
-        mac: None,
-        forwards: Vec::new(),
-    };
+    let nic = NicSpec::new(lan.id());
     let (delete, attach) = futures::join!(lan.delete(), a.attach_nic(nic.clone()));
     let delete = delete.unwrap();
     let late = b.attach_nic(nic).await.unwrap_err();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::{Evidence, ImageSpec, VolumeSpec};
 use novacron_core::model::{
-    DiskOptions, ImageSource, NetworkKind, NicSpec, NodeId, ObjectRef, OperationId, PortId,
-    Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskOptions, ImageSource, NetworkKind, NicOptions, NicSpec, NodeId, ObjectRef, OperationId,
+    PortId, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::{Bytes, Cluster, RequestOptions, Result, VmSpec};
 
@@ -26,6 +26,7 @@ pub(crate) enum Request {
     ConfirmStopped(VmId),
     Move(VmId, NodeId),
     SetDisk(VmId, String, DiskOptions),
+    SetNic(VmId, PortId, NicOptions),
     Update(VmId, Box<VmSettings>),
     Attach(VmId, String, VolumeId),
     Detach(VmId, String, VolumeId),
@@ -85,6 +86,7 @@ impl Request {
             Self::ConfirmStopped(_) => "vm.confirm-stopped",
             Self::Move(..) => "vm.move",
             Self::SetDisk(..) => "vm.set-disk",
+            Self::SetNic(..) => "vm.set-nic",
             Self::Update(..) => "vm.update",
             Self::Attach(..) => "vm.attach",
             Self::Detach(..) => "vm.detach",
@@ -148,6 +150,7 @@ impl Request {
             Self::ConfirmStopped(id) => vm(id).confirm_stopped().await?,
             Self::Move(id, node) => vm(id).move_to(node.clone()).await?,
             Self::SetDisk(id, disk, options) => vm(id).set_disk(disk, options.clone()).await?,
+            Self::SetNic(id, port, options) => vm(id).set_nic(*port, options.clone()).await?,
             Self::Update(id, settings) => vm(id).update((**settings).clone()).await?,
             Self::Attach(id, disk, volume) => {
                 vm(id).attach(disk, *volume, DiskOptions::default()).await?

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use novacron_core::model::{
-    DiskLimits, DiskOptions, DiskSource, Hardware, ImageId, NetworkId, NicSpec, NodeId, ObjectRef,
-    OperationId, PortId, Power, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskLimits, DiskOptions, DiskSource, Hardware, ImageId, LinkState, NetworkId, NicOptions,
+    NicSpec, NodeId, ObjectRef, OperationId, PortId, Power, Returning, SnapshotId, VmId,
+    VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::Latency;
 use novacron_core::store::{Commit, Key, Op, Store as _, TxnId};
@@ -16,7 +17,7 @@ use crate::requests::{Answer, Request};
 use crate::site::{RESYNC, Site, node};
 
 /// The request's verb, and on what.
-pub(crate) const STORIES: [&str; 74] = [
+pub(crate) const STORIES: [&str; 76] = [
     "vm.create/blank",
     "vm.create/image",
     "vm.create/volume",
@@ -34,6 +35,8 @@ pub(crate) const STORIES: [&str; 74] = [
     "vm.restore/off",
     "vm.set-disk/on",
     "vm.set-disk/off",
+    "vm.set-nic/on",
+    "vm.set-nic/off",
     "vm.update/on",
     "vm.update/off",
     "vm.confirm-stopped/lost",
@@ -124,6 +127,13 @@ pub(crate) fn blank(name: &str) -> VmSpec {
     VmSpec::new(name).disk("root", DiskSource::Blank { size, pool: None })
 }
 
+pub(crate) fn unplugged() -> NicOptions {
+    NicOptions {
+        link: LinkState::Down,
+        ..NicOptions::default()
+    }
+}
+
 pub(crate) fn limited(iops: u64) -> DiskOptions {
     DiskOptions {
         limits: DiskLimits {
@@ -131,14 +141,6 @@ pub(crate) fn limited(iops: u64) -> DiskOptions {
             ..DiskLimits::default()
         },
         ..DiskOptions::default()
-    }
-}
-
-fn nic(network: NetworkId) -> NicSpec {
-    NicSpec {
-        network,
-        mac: None,
-        forwards: Vec::new(),
     }
 }
 
@@ -200,11 +202,13 @@ pub(crate) async fn furnish(cluster: &Cluster) -> Result<Objects> {
     let of_cold = made!(Snapshot, snapshot("of-cold", cold));
     let of_kept = made!(Snapshot, snapshot("of-kept", kept));
     done(cluster, Request::Schedulable(node(1), false)).await?;
-    let spec = blank("on").nic(nic(network)).disk("data", with(data));
+    let spec = blank("on")
+        .nic(NicSpec::new(network))
+        .disk("data", with(data));
     let on = made!(Vm, vm(spec));
     let of_data = made!(Snapshot, snapshot("of-data", data));
     let spec = VmSpec::new("off").image("debian").power(Power::Off);
-    let spec = spec.disk("cold", with(cold)).nic(nic(network));
+    let spec = spec.disk("cold", with(cold)).nic(NicSpec::new(network));
     let off = made!(Vm, vm(spec));
     let held = made!(Vm, vm(blank("held").power(Power::Paused)));
     done(cluster, Request::Schedulable(node(0), false)).await?;
@@ -274,7 +278,7 @@ pub(crate) async fn stage(
                 _ => blank("new"),
             };
             // Bound to a node: where it is placed is not the story's.
-            Request::CreateVm(Box::new(spec.nic(nic(o.network)).node(node(0))))
+            Request::CreateVm(Box::new(spec.nic(NicSpec::new(o.network)).node(node(0))))
         }
         "vm.start" => Request::Start(named),
         "vm.stop" => Request::Stop(named),
@@ -286,6 +290,8 @@ pub(crate) async fn stage(
             let disk = if on_what == "on" { "data" } else { "cold" };
             Request::SetDisk(named, disk.to_owned(), limited(100))
         }
+        "vm.set-nic" if on_what == "on" => Request::SetNic(o.on, o.port_on, unplugged()),
+        "vm.set-nic" => Request::SetNic(o.off, o.port_off, unplugged()),
         "vm.update" => {
             let view = cluster.vms().by_id(named).get().await?;
             let mut settings = VmSettings::of(&view.vm);
@@ -308,7 +314,7 @@ pub(crate) async fn stage(
         "vm.attach" => Request::Attach(named, "more".to_owned(), o.free),
         "vm.detach" if on_what == "on" => Request::Detach(o.on, "data".to_owned(), o.data),
         "vm.detach" => Request::Detach(o.off, "cold".to_owned(), o.cold),
-        "vm.attach-nic" => Request::AttachNic(named, nic(o.network)),
+        "vm.attach-nic" => Request::AttachNic(named, NicSpec::new(o.network)),
         "vm.detach-nic" if on_what == "on" => Request::DetachNic(o.on, o.port_on),
         "vm.detach-nic" => Request::DetachNic(o.off, o.port_off),
         "vm.delete" => Request::Delete(ObjectRef::Vm(named)),
@@ -383,10 +389,12 @@ async fn begun(what: &str, site: &Site, cluster: &Cluster, o: &Objects) -> Resul
     let request = match what {
         // It waits for a place that no node has.
         "create-vm" => {
-            let big = blank("big").memory(MiB(1024 * 1024)).nic(nic(o.network));
+            let big = blank("big")
+                .memory(MiB(1024 * 1024))
+                .nic(NicSpec::new(o.network));
             Request::CreateVm(Box::new(big))
         }
-        "create-running" => Request::CreateVm(Box::new(blank("new").nic(nic(o.network)))),
+        "create-running" => Request::CreateVm(Box::new(blank("new").nic(NicSpec::new(o.network)))),
         "create-volume" => Request::CreateVolume(new(), VolumeSource::Blank),
         "create-image" => Request::CreateImage(new()),
         "create-snapshot" => Request::CreateSnapshot(new(), o.data),

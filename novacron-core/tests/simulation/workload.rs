@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
-    DiskSource, Hardware, ImageId, NetworkId, NicSpec, ObjectRef, OperationId, Power, Returning,
-    SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskSource, Hardware, ImageId, NetworkId, NicOptions, NicSpec, ObjectRef, OperationId, Power,
+    Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -16,7 +16,7 @@ use rand::seq::IteratorRandom;
 
 use crate::requests::{Answer, Request};
 use crate::site::node;
-use crate::stories::limited;
+use crate::stories::{limited, unplugged};
 
 /// What the user knows of an object.
 #[derive(Debug)]
@@ -240,7 +240,7 @@ impl Ledger {
             _ => {}
         }
         match self.network(rng) {
-            Some(network) if rng.random_bool(0.6) => spec.nic(nic(network)),
+            Some(network) if rng.random_bool(0.6) => spec.nic(NicSpec::new(network)),
             _ => spec,
         }
     }
@@ -293,7 +293,7 @@ impl Ledger {
                 let (disk, volume) = disk(view.as_ref(), rng)?;
                 Request::Detach(vm, disk, volume)
             }
-            53..57 => Request::AttachNic(vm, nic(self.network(rng)?)),
+            53..57 => Request::AttachNic(vm, NicSpec::new(self.network(rng)?)),
             57..60 => {
                 let view = view?;
                 let nic = view.vm.machine.nics.iter().choose(rng)?;
@@ -307,6 +307,17 @@ impl Ledger {
             68..69 if rng.random_bool(0.5) => {
                 let (name, _) = disk(view.as_ref(), rng)?;
                 Request::SetDisk(vm, name, limited(rng.random_range(1..1000)))
+            }
+            68..69 if rng.random_bool(0.5) => {
+                let view = view?;
+                let nic = view.vm.machine.nics.iter().choose(rng)?;
+                let pulled = nic.options == unplugged();
+                let options = if pulled {
+                    NicOptions::default()
+                } else {
+                    unplugged()
+                };
+                Request::SetNic(vm, nic.port, options)
             }
             68..69 => Request::Reset(vm),
             69..70 => {
@@ -338,14 +349,6 @@ impl Ledger {
                 Request::ConfirmStopped(vm)
             }
         })
-    }
-}
-
-fn nic(network: NetworkId) -> NicSpec {
-    NicSpec {
-        network,
-        mac: None,
-        forwards: Vec::new(),
     }
 }
 

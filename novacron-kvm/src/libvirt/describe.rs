@@ -10,8 +10,8 @@ use novacron_core::driver::{
     AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, Firmware, MemoryBacking,
-    PortBinding, PortId, Smbios, VmId, VolumeFormat, VolumeId,
+    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, Firmware, LinkState,
+    MemoryBacking, NicLimits, NicModel, PortBinding, PortId, Smbios, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
@@ -19,11 +19,11 @@ use uuid::Uuid;
 use super::host::MACHINE;
 use super::notes::{Identity, Metadata};
 use super::xml::{
-    Access, Address, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count,
-    Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
-    Features, Graphics, Interface, InterfaceModel, InterfaceSource, IoTune, Log, Mac, Model, Os,
-    OsType, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml,
-    Typed, Video, WatchdogXml,
+    Access, Address, Alias, Amount, Average, Backend, Backing, Bandwidth, Boot, Character, Clock,
+    Controller, Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource,
+    DomainXml, Empty, Features, Graphics, Interface, InterfaceDriver, InterfaceModel,
+    InterfaceSource, IoTune, Link, Log, Mac, Model, Mtu, Os, OsType, QEMU_NAMESPACE, QemuArgument,
+    QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed, Video, WatchdogXml,
 };
 use crate::accel::Accel;
 use crate::qemu::{smbios, watchdog_action};
@@ -513,6 +513,7 @@ fn virtio_disk(kind: &str, format: &str, target: &str) -> Disk {
 
 /// A NIC. Without its boot ROM: a guest boots from disks.
 pub(super) fn describe_nic(nic: &NicAttachment, operation: &'static str) -> Result<Interface> {
+    let options = &nic.options;
     if !nic.forwards.is_empty() {
         let message = "libvirt's user-mode networks forward no ports here";
         return Err(Error::new(ErrorKind::Unsupported, operation, message).with("port", nic.port));
@@ -540,8 +541,18 @@ pub(super) fn describe_nic(nic: &NicAttachment, operation: &'static str) -> Resu
         source,
         target,
         model: Some(InterfaceModel {
-            kind: "virtio".to_owned(),
+            kind: match options.model {
+                NicModel::Virtio => "virtio",
+                NicModel::E1000e => "e1000e",
+            }
+            .to_owned(),
         }),
+        driver: (options.queues > 1).then_some(InterfaceDriver {
+            queues: options.queues,
+        }),
+        mtu: options.mtu.map(|size| Mtu { size }),
+        link: Some(Link::of(options.link)),
+        bandwidth: bandwidth(&options.limits),
         rom: Some(Rom {
             enabled: Some("no".to_owned()),
         }),
@@ -549,6 +560,35 @@ pub(super) fn describe_nic(nic: &NicAttachment, operation: &'static str) -> Resu
             name: nic_alias(nic.port),
         }),
     })
+}
+
+impl Link {
+    pub(super) fn of(link: LinkState) -> Self {
+        let state = match link {
+            LinkState::Up => "up",
+            LinkState::Down => "down",
+        };
+        Self {
+            state: state.to_owned(),
+        }
+    }
+}
+
+pub(super) fn bandwidth(limits: &NicLimits) -> Option<Bandwidth> {
+    let average = |limit: Option<u64>| {
+        limit.map(|limit| Average {
+            average: kib(limit),
+        })
+    };
+    (*limits != NicLimits::default()).then(|| Bandwidth {
+        inbound: average(limits.inbound_bytes_sec),
+        outbound: average(limits.outbound_bytes_sec),
+    })
+}
+
+/// As libvirt counts a NIC's rate: no more than was said.
+pub(super) fn kib(bytes: u64) -> u64 {
+    bytes / 1024
 }
 
 /// The name of the n-th disk on a bus: `vda`, …, `vdz`, `vdaa`, … on virtio, `sda`, … on the others.

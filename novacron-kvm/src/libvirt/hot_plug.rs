@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use novacron_core::driver::{Call, DiskAttachment, DiskPivot, DomainId, HotPlug, NicAttachment};
-use novacron_core::model::{Bytes, DiskBus, DiskLimits, PortId, SnapshotId, VolumeId};
+use novacron_core::model::{
+    Bytes, DiskBus, DiskLimits, LinkState, NicLimits, PortId, SnapshotId, VolumeId,
+};
 use novacron_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
 use super::LibvirtHypervisor;
 use super::describe::{
-    describe_disk, describe_nic, disk_alias, nic_alias, path as xml_path, uuid_of,
+    bandwidth, describe_disk, describe_nic, disk_alias, nic_alias, path as xml_path, uuid_of,
 };
 use super::error::remaining;
 use super::look::{Found, Task};
@@ -22,7 +24,8 @@ use super::pool::Effect;
 use super::state::Right;
 use super::sys::code;
 use super::xml::{
-    Devices, Disk, DiskSource, SnapshotDisk, SnapshotDisks, SnapshotDriver, SnapshotXml,
+    Bandwidth, Devices, Disk, DiskSource, Link, SnapshotDisk, SnapshotDisks, SnapshotDriver,
+    SnapshotXml,
 };
 
 /// How long a detach waits for an event before it looks again.
@@ -76,6 +79,7 @@ impl HotPlug for LibvirtHypervisor {
 
     async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
         const OPERATION: &str = "libvirt.attach_nic";
+        nic.check(OPERATION)?;
         let nic = nic.clone();
         let attach = move |task: &Task| {
             let (found, devices) = attached(task, id)?;
@@ -87,6 +91,53 @@ impl HotPlug for LibvirtHypervisor {
         };
         self.state
             .change(call, id, Right::Devices, OPERATION, attach)
+            .await
+    }
+
+    async fn set_nic(
+        &self,
+        call: Call,
+        id: DomainId,
+        port: PortId,
+        link: LinkState,
+        limits: &NicLimits,
+    ) -> Result<()> {
+        const OPERATION: &str = "libvirt.set_nic";
+        let limits = *limits;
+        let set = move |task: &Task| {
+            let (found, devices) = attached(task, id)?;
+            let interfaces = devices.interfaces.into_iter();
+            let nic = interfaces.filter(|nic| nic.port() == Some(port)).next();
+            let Some(mut nic) = nic else {
+                let message = "the NIC is not attached";
+                let error = Error::new(ErrorKind::FailedPrecondition, OPERATION, message);
+                return Err(error.with("port", port));
+            };
+            let device = nic.target.as_ref().and_then(|target| target.device.clone());
+            let shown = nic.bandwidth.take();
+            let (wanted, shown) = (bandwidth(&limits), shown.unwrap_or_default());
+            let link = Link::of(link);
+            if nic.link.as_ref().unwrap_or(&Link::of(LinkState::Up)) != &link {
+                nic.link = Some(link);
+                nic.bandwidth = Some(shown.clone()).filter(|shown| *shown != Bandwidth::default());
+                let xml = quick_xml::se::to_string(&nic).map_err(|e| not_xml(OPERATION, e))?;
+                task.in_time()?;
+                task.ok(found.dom.update(&xml))?;
+            }
+            match device {
+                _ if wanted.unwrap_or_default() == shown => Ok(()),
+                Some(device) => {
+                    task.in_time()?;
+                    task.ok(found.dom.set_nic_limits(&device, &limits))
+                }
+                None => {
+                    let message = "the NIC has no device on the host that could be limited";
+                    Err(Error::new(ErrorKind::Unsupported, OPERATION, message).with("port", port))
+                }
+            }
+        };
+        self.state
+            .change(call, id, Right::Devices, OPERATION, set)
             .await
     }
 

@@ -412,6 +412,14 @@ pub(super) struct Interface {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<InterfaceModel>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) driver: Option<InterfaceDriver>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bandwidth: Option<Bandwidth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mtu: Option<Mtu>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) link: Option<Link>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rom: Option<Rom>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) alias: Option<Alias>,
@@ -436,6 +444,46 @@ pub(super) struct InterfaceSource {
 pub(super) struct InterfaceModel {
     #[serde(rename = "@type")]
     pub(super) kind: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct InterfaceDriver {
+    #[serde(rename = "@queues")]
+    pub(super) queues: u16,
+}
+
+/// A NIC's limits, each side from the guest's point of view.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Bandwidth {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) inbound: Option<Average>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) outbound: Option<Average>,
+}
+
+/// In KiB per second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Average {
+    #[serde(rename = "@average")]
+    pub(super) average: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Mtu {
+    #[serde(rename = "@size")]
+    pub(super) size: u16,
+}
+
+/// Whether a NIC's cable is plugged in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Link {
+    #[serde(rename = "@state")]
+    pub(super) state: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -292,8 +292,8 @@ fn root_port(id: String, chassis: usize, address: String, first_of_slot: bool) -
 mod tests {
     use novacron_core::driver::DomainId;
     use novacron_core::model::{
-        ClusterId, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortId,
-        VmId, VolumeFormat, VolumeId,
+        ClusterId, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB, NicModel, NicOptions,
+        PortBinding, PortId, VmId, VolumeFormat, VolumeId,
     };
     use uuid::Uuid;
 
@@ -323,6 +323,7 @@ mod tests {
                 mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
                 binding: PortBinding::User,
                 forwards: vec![],
+                options: NicOptions::default(),
             }],
             seed: true,
         }
@@ -330,12 +331,16 @@ mod tests {
 
     fn shown(spec: &StoredSpec, firmware: Option<&Ovmf>) -> String {
         let links = [Link::User(vec!["tcp:127.0.0.1:2222-:22".into()])];
+        shown_with(spec, firmware, &links)
+    }
+
+    fn shown_with(spec: &StoredSpec, firmware: Option<&Ovmf>, links: &[Link]) -> String {
         let machine = Machine {
             spec,
             accel: Accel::Tcg,
             cpu: "max",
             firmware,
-            links: &links,
+            links,
             sockets: [10, 11, 12],
         };
         let arguments = machine.arguments();
@@ -410,6 +415,29 @@ mod tests {
         ] {
             assert!(line.contains(wanted), "{line}");
         }
+    }
+
+    #[test]
+    fn a_nic_has_its_model_its_queues_and_its_mtu() {
+        let mut spec = spec();
+        spec.nics[0].options.queues = 4;
+        spec.nics[0].options.mtu = Some(9000);
+        let links = [Link::Tap {
+            device: "tap0".into(),
+            queues: 4,
+        }];
+        let line = shown_with(&spec, None, &links);
+        let queues = "tap,id=net-00000000-0000-0000-0000-000000000005,ifname=tap0,\
+                      script=no,downscript=no,queues=4\n";
+        assert!(line.contains(queues), "{line}");
+        let device = "romfile=,mq=on,vectors=10,host_mtu=9000";
+        assert!(line.contains(device), "{line}");
+        spec.nics[0].options = NicOptions {
+            model: NicModel::E1000e,
+            ..NicOptions::default()
+        };
+        let line = shown(&spec, None);
+        assert!(line.contains("-device e1000e,id=nic-"), "{line}");
     }
 
     #[test]

@@ -13,8 +13,8 @@
 use std::path::Path;
 
 use novacron_core::model::{
-    Discard, DiskBus, DiskCache, DiskIo, DiskLimits, DiskOptions, PortId, SnapshotId, VolumeFormat,
-    VolumeId,
+    Discard, DiskBus, DiskCache, DiskIo, DiskLimits, DiskOptions, NicModel, NicOptions, PortId,
+    SnapshotId, VolumeFormat, VolumeId,
 };
 use serde_json::{Value, json};
 
@@ -168,14 +168,28 @@ pub(super) const SCSI: &str = "scsi";
 
 /// A NIC's device. Without its boot ROM: a guest boots from disks.
 pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
-    vec![
-        ("driver", "virtio-net-pci".into()),
+    let NicOptions {
+        model, queues, mtu, ..
+    } = nic.options;
+    let driver = match model {
+        NicModel::Virtio => "virtio-net-pci",
+        NicModel::E1000e => "e1000e",
+    };
+    let mut properties = vec![
+        ("driver", driver.into()),
         ("id", nic_id(nic.port)),
         ("bus", bus.into()),
         ("netdev", link_id(nic.port)),
         ("mac", nic.mac.to_string()),
         ("romfile", String::new()),
-    ]
+    ];
+    if queues > 1 {
+        // Two of each pair, one for the configuration and one for the control queue.
+        let vectors = 2 * u32::from(queues) + 2;
+        properties.extend([("mq", "on".into()), ("vectors", vectors.to_string())]);
+    }
+    properties.extend(mtu.map(|mtu| ("host_mtu", mtu.to_string())));
+    properties
 }
 
 /// The arguments of `block_set_io_throttle`, for the device of this name.

@@ -134,6 +134,11 @@ impl State {
             (Capability::SataDisks, has(&["ide-hd"])),
             (Capability::NvmeDisks, has(&["nvme"])),
             (Capability::DiskLimits, true),
+            (Capability::E1000eNics, has(&["e1000e"])),
+            (
+                Capability::NicLimits,
+                privilege::is_effective(privilege::NET_ADMIN),
+            ),
             (Capability::HugePages, huge_pages() > 0),
             (Capability::LockedMemory, privilege::may_lock_memory()),
             (Capability::SharedMemory, true),

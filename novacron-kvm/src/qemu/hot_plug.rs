@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 use novacron_core::driver::{Call, DiskAttachment, DomainId, HotPlug, NicAttachment};
-use novacron_core::model::{Bytes, DiskBus, DiskLimits, PortId, VolumeId};
+use novacron_core::model::{Bytes, DiskBus, DiskLimits, LinkState, NicLimits, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
@@ -16,9 +16,9 @@ use super::devices::{
     throttle, volume_node,
 };
 use super::monitor::Monitor;
-use super::net::Link;
+use super::net::{Link, connect};
 use super::spec::{StoredDisk, StoredNic};
-use super::{QemuHypervisor, error};
+use super::{QemuHypervisor, error, shaping};
 
 #[async_trait]
 impl HotPlug for QemuHypervisor {
@@ -78,17 +78,18 @@ impl HotPlug for QemuHypervisor {
 
     async fn attach_nic(&self, call: Call, id: DomainId, nic: &NicAttachment) -> Result<()> {
         const OPERATION: &str = "qemu.attach_nic";
+        nic.check(OPERATION)?;
         let nic = StoredNic::of(nic);
         let turn = self.state.turn(call, id, OPERATION).await?;
         let monitor = turn.monitor();
         if monitor.devices().await?.contains(&nic_id(nic.port)) {
-            return Ok(());
+            return set_link(monitor, nic.port, nic.options.link).await;
         }
         drop_link(monitor, nic.port).await?;
         let link = Link::plan(&nic, OPERATION)?;
         let port = monitor.free_port().await?;
         monitor.tell("netdev_add", link.arguments(nic.port)).await?;
-        let plugged = match link.connect(OPERATION).await {
+        let plugged = match connect(&nic, call, OPERATION).await {
             Ok(()) => {
                 monitor
                     .tell("device_add", arguments(&nic_device(&nic, &port)))
@@ -99,7 +100,35 @@ impl HotPlug for QemuHypervisor {
         if plugged.is_err() {
             drop_link(monitor, nic.port).await?;
         }
-        plugged
+        plugged?;
+        match nic.options.link {
+            LinkState::Up => Ok(()),
+            LinkState::Down => set_link(monitor, nic.port, LinkState::Down).await,
+        }
+    }
+
+    async fn set_nic(
+        &self,
+        call: Call,
+        id: DomainId,
+        port: PortId,
+        link: LinkState,
+        limits: &NicLimits,
+    ) -> Result<()> {
+        const OPERATION: &str = "qemu.set_nic";
+        let turn = self.state.turn(call, id, OPERATION).await?;
+        // Those of the start must not come after these.
+        turn.prepare().await?;
+        let monitor = turn.monitor();
+        set_link(monitor, port, link).await?;
+        match monitor.links().await?.tap(port) {
+            Some(device) => shaping::limit(device, limits, call, OPERATION).await,
+            None if *limits == NicLimits::default() => Ok(()),
+            None => {
+                let message = "the NIC has no device on the host that could be limited";
+                Err(Error::new(ErrorKind::Unsupported, OPERATION, message).with("port", port))
+            }
+        }
     }
 
     async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()> {
@@ -167,6 +196,21 @@ pub(super) async fn set_limits(
     let device = device.ok_or_else(|| not_attached(monitor.operation, volume))?;
     let throttle = throttle(&device, limits);
     monitor.tell("block_set_io_throttle", throttle).await
+}
+
+/// Plugs a NIC's cable in, or pulls it.
+pub(super) async fn set_link(monitor: Monitor<'_>, port: PortId, link: LinkState) -> Result<()> {
+    let up = link == LinkState::Up;
+    let limit = error::remaining(monitor.call, monitor.operation)?;
+    let arguments = json!({ "name": nic_id(port), "up": up });
+    match monitor.qmp.execute("set_link", arguments, limit).await {
+        Ok(_) => Ok(()),
+        Err(e) if e.class() == Some("DeviceNotFound") => {
+            let message = "the NIC is not attached to the domain";
+            Err(Error::new(ErrorKind::NotFound, monitor.operation, message).with("port", port))
+        }
+        Err(e) => Err(error::qmp(monitor.operation, e, true)),
+    }
 }
 
 pub(super) fn not_attached(operation: &'static str, volume: VolumeId) -> Error {

@@ -36,6 +36,7 @@ mod monitor;
 mod net;
 mod pivot;
 mod screens;
+mod shaping;
 mod spec;
 mod start;
 mod state;

@@ -7,7 +7,7 @@ use novacron_core::model::{DiskCache, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
-use super::devices::{disk_id, is_our_node, port_of, volume_of};
+use super::devices::{disk_id, is_our_node, link_id, port_of, volume_of};
 use super::error;
 use crate::qmp::{Qmp, QmpError};
 
@@ -101,6 +101,14 @@ impl Monitor<'_> {
         Ok((disks, devices.iter().filter_map(|id| port_of(id)).collect()))
     }
 
+    /// The ways of its NICs to their networks. Only the monitor for people tells which tap one has; it may be somebody
+    /// else's, with a name of their own.
+    pub(super) async fn links(&self) -> Result<Links> {
+        let command = json!({ "command-line": "info network" });
+        let text = self.ask("human-monitor-command", command).await?;
+        Ok(Links(text.as_str().unwrap_or_default().to_owned()))
+    }
+
     /// A root port for hot-plug with nothing in it.
     pub(super) async fn free_port(&self) -> Result<String> {
         for spare in 0..super::args::SPARE_PORTS {
@@ -119,24 +127,24 @@ impl Monitor<'_> {
         Err(Error::new(ErrorKind::Exhausted, self.operation, message))
     }
 
-    /// QEMU's name of the block device that a volume is behind.
-    pub(super) async fn block_device(&self, volume: VolumeId) -> Result<Option<String>> {
+    /// What is told of the block device that a volume is behind.
+    async fn block_entry(&self, volume: VolumeId) -> Result<Option<Value>> {
         let list = self.ask("query-block", json!({})).await?;
         let mut entries = list.as_array().into_iter().flatten();
-        let entry = entries.find(|entry| is_of(entry, volume));
-        let name = entry.and_then(|entry| entry.get("qdev")?.as_str());
-        Ok(name.map(str::to_owned))
+        Ok(entries.find(|entry| is_of(entry, volume)).cloned())
+    }
+
+    /// QEMU's name of the block device that a volume is behind.
+    pub(super) async fn block_device(&self, volume: VolumeId) -> Result<Option<String>> {
+        let entry = self.block_entry(volume).await?;
+        let name = entry.and_then(|entry| Some(entry.get("qdev")?.as_str()?.to_owned()));
+        Ok(name)
     }
 
     /// What a volume's device has at the top now.
     pub(super) async fn top_layer(&self, volume: VolumeId) -> Result<Option<TopLayer>> {
-        let list = self.ask("query-block", json!({})).await?;
-        let entry = list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|entry| is_of(entry, volume));
-        let inserted = entry.and_then(|entry| entry.get("inserted"));
+        let entry = self.block_entry(volume).await?;
+        let inserted = entry.as_ref().and_then(|entry| entry.get("inserted"));
         Ok(inserted.and_then(|inserted| {
             let cache =
                 |mode: &str| inserted.pointer(&format!("/cache/{mode}")) == Some(&true.into());
@@ -191,6 +199,19 @@ impl Monitor<'_> {
                 return Ok(nodes);
             }
         }
+    }
+}
+
+/// What `info network` shows.
+pub(super) struct Links(String);
+
+impl Links {
+    /// The tap of a port's link, from a line such as `net-<port>: index=0,type=tap,ifname=tap0,script=no`.
+    pub(super) fn tap(&self, port: PortId) -> Option<&str> {
+        let id = format!("{}:", link_id(port));
+        let line = self.0.lines().find(|line| line.contains(&id))?;
+        let (_, name) = line.split_once("ifname=")?;
+        name.split(',').next()
     }
 }
 

@@ -1,22 +1,26 @@
 //! How a NIC reaches its network, settled on this host before QEMU is asked.
 //!
-//! A tap device that a network driver has made is taken as it is. User-mode networks need nothing; their forwarded ports are tried first, so that a taken one is named. A bridge needs
-//! a tap device: with `CAP_NET_ADMIN` QEMU makes it (it goes with QEMU, so nothing is left behind) and `ip` puts it on the
-//! bridge; without, QEMU's own set-uid helper does if its administrator allowed the bridge; else it is refused, with the
-//! reason.
+//! A tap device that a network driver has made is taken as it is. User-mode networks need nothing; their forwarded ports
+//! are tried first, so that a taken one is named. A bridge needs a tap device: with `CAP_NET_ADMIN` QEMU makes it (it goes
+//! with QEMU, so nothing is left behind) and `ip` puts it on the bridge; without, QEMU's own set-uid helper does if its
+//! administrator allowed the bridge; else it is refused, with the reason. The device's MTU and limits are set by `ip` and
+//! by `tc` ([`super::shaping`]), and go with it.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use novacron_core::model::{PortBinding, PortForward, PortId, Protocol};
+use novacron_core::driver::Call;
+use novacron_core::model::{NicLimits, PortBinding, PortForward, PortId, Protocol};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::devices::{base32, link_id};
 use super::spec::StoredNic;
+use super::{error, shaping};
 use crate::privilege;
 
 const HELPERS: [&str; 3] = [
@@ -25,15 +29,14 @@ const HELPERS: [&str; 3] = [
     "/usr/lib/qemu-bridge-helper",
 ];
 const HELPER_RULES: &str = "/etc/qemu/bridge.conf";
+
 /// A NIC's way to its network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Link {
     /// User mode, with these forwards.
     User(Vec<String>),
-    /// A tap device that QEMU makes and we put on the bridge.
-    Tap { device: String, bridge: String },
-    /// A tap device that somebody else made and connected.
-    ReadyMade { device: String },
+    /// A tap device with so many queues that QEMU makes and we put on the bridge, or that somebody else made and connected.
+    Tap { device: String, queues: u16 },
     /// A tap device that QEMU's helper makes and puts on the bridge.
     Helper { helper: String, bridge: String },
 }
@@ -41,6 +44,7 @@ pub(super) enum Link {
 impl Link {
     /// Settles it.
     pub(super) fn plan(nic: &StoredNic, operation: &'static str) -> Result<Self> {
+        let queues = nic.options.queues;
         match &nic.binding {
             PortBinding::User => {
                 let rules = nic.forwards.iter().map(|forward| rule(forward, operation));
@@ -50,12 +54,12 @@ impl Link {
                 let message = "ports can be forwarded on user-mode networks only";
                 Err(Error::new(ErrorKind::Unsupported, operation, message).with("port", nic.port))
             }
-            PortBinding::Tap { device } => Self::ready_made(device).map_err(|reason| {
+            PortBinding::Tap { device } => Self::ready_made(device, queues).map_err(|reason| {
                 let message = format!("no tap device {device}: {reason}");
                 Error::new(ErrorKind::FailedPrecondition, operation, message).with("port", nic.port)
             }),
             PortBinding::Bridge { bridge } => {
-                Self::on_bridge(bridge, nic.port).map_err(|(kind, reason)| {
+                Self::on_bridge(bridge, nic).map_err(|(kind, reason)| {
                     Error::new(
                         kind,
                         operation,
@@ -68,21 +72,22 @@ impl Link {
     }
 
     /// A device that is there: QEMU would silently make a new one under a name that is not.
-    fn ready_made(device: &str) -> Result<Self, &'static str> {
+    fn ready_made(device: &str, queues: u16) -> Result<Self, &'static str> {
         if !is_interface_name(device) {
             return Err("that is no interface's name");
         }
         let flags = Path::new("/sys/class/net").join(device).join("tun_flags");
         if flags.exists() {
-            Ok(Self::ReadyMade {
+            Ok(Self::Tap {
                 device: device.to_owned(),
+                queues,
             })
         } else {
             Err("this host has no such tap device")
         }
     }
 
-    fn on_bridge(bridge: &str, port: PortId) -> Result<Self, (ErrorKind, String)> {
+    fn on_bridge(bridge: &str, nic: &StoredNic) -> Result<Self, (ErrorKind, String)> {
         if !is_interface_name(bridge)
             || !Path::new("/sys/class/net")
                 .join(bridge)
@@ -94,16 +99,22 @@ impl Link {
                 "this host has no such bridge".to_owned(),
             ));
         }
-        may_make_taps(bridge).map(|way| match way {
-            Way::Ourselves => Self::Tap {
-                device: tap_name(port),
-                bridge: bridge.to_owned(),
-            },
-            Way::Helper(helper) => Self::Helper {
+        let (way, wanted) = (may_make_taps(bridge)?, &nic.options);
+        match way {
+            Way::Ourselves => Ok(Self::Tap {
+                device: tap_name(nic.port),
+                queues: wanted.queues,
+            }),
+            Way::Helper(_) if !wanted.problems_without_device().is_empty() => Err((
+                ErrorKind::PermissionDenied,
+                "queues, an MTU and limits of a NIC take CAP_NET_ADMIN, which this process lacks"
+                    .to_owned(),
+            )),
+            Way::Helper(helper) => Ok(Self::Helper {
                 helper: helper.to_owned(),
                 bridge: bridge.to_owned(),
-            },
-        })
+            }),
+        }
     }
 
     /// As the command line takes it.
@@ -117,8 +128,12 @@ impl Link {
                     .collect();
                 format!("user,id={id}{rules}")
             }
-            Self::Tap { device, .. } | Self::ReadyMade { device } => {
-                format!("tap,id={id},ifname={device},script=no,downscript=no")
+            Self::Tap { device, queues } => {
+                let tap = format!("tap,id={id},ifname={device},script=no,downscript=no");
+                match queues {
+                    1 => tap,
+                    _ => format!("{tap},queues={queues}"),
+                }
             }
             Self::Helper { helper, bridge } => {
                 format!("bridge,id={id},br={bridge},helper={helper}")
@@ -134,43 +149,92 @@ impl Link {
                 let rules: Vec<Value> = rules.iter().map(|rule| json!({ "str": rule })).collect();
                 json!({ "type": "user", "id": id, "hostfwd": rules })
             }
-            Self::Tap { device, .. } | Self::ReadyMade { device } => {
-                json!({ "type": "tap", "id": id, "ifname": device, "script": "no", "downscript": "no" })
+            Self::Tap { device, queues } => {
+                let mut tap = json!({ "type": "tap", "id": id, "ifname": device, "script": "no", "downscript": "no" });
+                if *queues > 1 {
+                    tap["queues"] = (*queues).into();
+                }
+                tap
             }
             Self::Helper { helper, bridge } => {
                 json!({ "type": "bridge", "id": id, "br": bridge, "helper": helper })
             }
         }
     }
+}
 
-    /// Finishes it, once QEMU has it: a tap device goes onto its bridge.
-    pub(super) async fn connect(&self, operation: &'static str) -> Result<()> {
-        let Self::Tap { device, bridge } = self else {
-            return Ok(());
-        };
-        let mut command = Command::new("ip");
-        command
-            .args(["link", "set", "dev", device, "master", bridge, "up"])
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let failed = |reason: String| {
-            Error::new(
-                ErrorKind::PermissionDenied,
-                operation,
-                format!("cannot put {device} on {bridge}: {reason}"),
-            )
-        };
-        let output = command
-            .output()
-            .await
-            .map_err(|error| failed(format!("ip (iproute2): {error}")))?;
-        let words = String::from_utf8_lossy(&output.stderr);
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(failed(words.trim().to_owned()))
+/// Finishes a NIC's way, once QEMU has its device: it goes onto its bridge, with its MTU and its limits.
+pub(super) async fn connect(nic: &StoredNic, call: Call, operation: &'static str) -> Result<()> {
+    let Some(device) = device_of(nic) else {
+        return Ok(());
+    };
+    let mut words = vec!["link", "set", "dev", &device];
+    if let PortBinding::Bridge { bridge } = &nic.binding {
+        words.extend(["master", bridge, "up"]);
+    }
+    let mtu = nic.options.mtu.map(|mtu| mtu.to_string());
+    words.extend(mtu.iter().flat_map(|mtu| ["mtu", mtu]));
+    if words.len() > 4 {
+        run("ip", &words, call, operation).await?;
+    }
+    if nic.options.limits != NicLimits::default() {
+        shaping::limit(&device, &nic.options.limits, call, operation).await?;
+    }
+    Ok(())
+}
+
+/// The tap device of a NIC on this host; none on a user-mode network, or where QEMU's helper made one.
+pub(super) fn device_of(nic: &StoredNic) -> Option<String> {
+    match &nic.binding {
+        PortBinding::User => None,
+        PortBinding::Tap { device } => Some(device.clone()),
+        PortBinding::Bridge { .. } => {
+            let device = tap_name(nic.port);
+            Path::new("/sys/class/net")
+                .join(&device)
+                .exists()
+                .then_some(device)
         }
     }
+}
+
+/// Runs a program of iproute2's, and returns what it printed.
+pub(super) async fn run(
+    program: &str,
+    words: &[&str],
+    call: Call,
+    operation: &'static str,
+) -> Result<Vec<u8>> {
+    let failed = |kind, reason: &str| {
+        let message = format!("`{program} {}` failed: {reason}", words.join(" "));
+        Error::new(kind, operation, message)
+    };
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(error::remaining(call, operation)?, command.output()).await;
+    let output = match output {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) => {
+            let reason = format!("{error}; it is a program of iproute2");
+            return Err(failed(ErrorKind::Unsupported, &reason));
+        }
+        Err(_) => {
+            return Err(failed(
+                ErrorKind::OutcomeUnknown,
+                "it has not ended in time",
+            ));
+        }
+    };
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let kind = if words.contains("not permitted") {
+        ErrorKind::PermissionDenied
+    } else {
+        ErrorKind::Unsupported
+    };
+    Err(failed(kind, words.trim()))
 }
 
 /// Whether the kernel, a path and QEMU's command line take it as an interface's name (`IFNAMSIZ`).

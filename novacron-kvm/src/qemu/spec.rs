@@ -8,8 +8,8 @@ use novacron_core::driver::{
     Attachment, AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    DiskBus, DiskOptions, Epoch, Hardware, MacAddr, PortBinding, PortForward, PortId, VolumeFormat,
-    VolumeId,
+    DiskBus, DiskOptions, Epoch, Hardware, MacAddr, NicOptions, PortBinding, PortForward, PortId,
+    VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,8 @@ pub(super) struct StoredNic {
     pub(super) mac: MacAddr,
     pub(super) binding: PortBinding,
     pub(super) forwards: Vec<PortForward>,
+    #[serde(default)]
+    pub(super) options: NicOptions,
 }
 
 impl StoredSpec {
@@ -145,12 +147,14 @@ impl StoredNic {
             mac,
             binding,
             forwards,
+            options,
         } = nic;
         Self {
             port: *port,
             mac: *mac,
             binding: binding.clone(),
             forwards: forwards.clone(),
+            options: options.clone(),
         }
     }
 }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use novacron_core::driver::{Call, DomainId, DomainSpec, GuestEvent};
-use novacron_core::model::{DiskLimits, Firmware};
+use novacron_core::model::{DiskLimits, Firmware, LinkState};
 use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 
 use super::args::Machine;
 use super::error;
 use super::firmware::Ovmf;
-use super::hot_plug::set_limits;
+use super::hot_plug::{set_limits, set_link};
 use super::live::Live;
-use super::net::Link;
+use super::net::{Link, connect};
 use super::spec::StoredSpec;
 use super::state::{Seen, State};
 use crate::accel::Accel;
@@ -105,7 +105,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         accel,
         cpu,
         firmware,
-        links: links.clone(),
+        links,
     };
     let process = blocking(OPERATION, move || plan.launch()).await?;
 
@@ -119,15 +119,12 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         Err(reason) => return Err(give_up(id, &dir, process, &reason.to_string()).await),
     };
     let live = state.take_up(id, &dir, process, qmp).await;
-    for link in &links {
-        if let Err(refused) = link.connect(OPERATION).await {
-            note(&dir, EndCause::StartFailed);
-            super::live::quit(&live.qmp, &live.process).await;
-            live.over().await;
-            return Err(refused);
-        }
+    if let Err(refused) = prepare(&live, call, OPERATION).await {
+        note(&dir, EndCause::StartFailed);
+        super::live::quit(&live.qmp, &live.process).await;
+        live.over().await;
+        return Err(refused);
     }
-    prepare(&live, call, OPERATION).await?;
     state.push(id, GuestEvent::StateChanged);
     Ok(())
 }
@@ -144,6 +141,16 @@ pub(super) async fn prepare(live: &Live, call: Call, operation: &'static str) ->
     }
     let monitor = live.monitor(call, operation);
     let spec = StoredSpec::read(&live.dir).map_err(failed)?;
+    for nic in spec.iter().flat_map(|spec| &spec.nics) {
+        connect(nic, call, operation).await?;
+        if nic.options.link == LinkState::Down {
+            match set_link(monitor, nic.port, LinkState::Down).await {
+                // It was taken back since.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                set => set?,
+            }
+        }
+    }
     let limited = (spec.iter().flat_map(|spec| &spec.disks))
         .filter(|disk| disk.options.limits != DiskLimits::default());
     for disk in limited {

@@ -2,10 +2,10 @@
 
 use novacron_core::Result;
 use novacron_core::driver::{DiskStats, DomainStats, NicStats};
-use novacron_core::model::{Bytes, PortId};
+use novacron_core::model::Bytes;
 use serde_json::{Value, json};
 
-use super::devices::{link_id, volume_of};
+use super::devices::volume_of;
 use super::host::{device_counter, resident, thread_ns};
 use super::monitor::{Monitor, device_of};
 
@@ -20,12 +20,10 @@ pub(super) async fn read(monitor: Monitor<'_>, pid: u32) -> Result<DomainStats> 
     let blocks = monitor.ask("query-blockstats", json!({})).await?;
     let disks = blocks.as_array().into_iter().flatten().filter_map(disk);
     let (_, ports) = monitor.attached().await?;
-    // Only the monitor for people tells which tap a link has; it may be somebody else's, with a name of their own.
-    let links = json!({ "command-line": "info network" });
-    let links = monitor.ask("human-monitor-command", links).await?;
+    let links = monitor.links().await?;
     // The tap is the host's end: what it receives, the guest has sent. A user-mode network does not count.
     let nics = ports.into_iter().filter_map(|port| {
-        let tap = tap_of(links.as_str()?, port)?;
+        let tap = links.tap(port)?;
         let (received_bytes, sent_bytes) = (
             device_counter(tap, "tx_bytes")?,
             device_counter(tap, "rx_bytes")?,
@@ -42,14 +40,6 @@ pub(super) async fn read(monitor: Monitor<'_>, pid: u32) -> Result<DomainStats> 
         disks: disks.collect(),
         nics: nics.collect(),
     })
-}
-
-/// The tap of a port's link, from a line such as `net-<port>: index=0,type=tap,ifname=tap0,script=no`.
-fn tap_of(links: &str, port: PortId) -> Option<&str> {
-    let id = format!("{}:", link_id(port));
-    let line = links.lines().find(|line| line.contains(&id))?;
-    let (_, name) = line.split_once("ifname=")?;
-    name.split(',').next()
 }
 
 fn disk(entry: &Value) -> Option<DiskStats> {

@@ -18,8 +18,8 @@ use novacron_core::driver::{
     DomainId, DomainSpec, DomainState, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment,
 };
 use novacron_core::model::{
-    ClusterId, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB, PortBinding, PortForward,
-    PortId, Protocol, SnapshotId, VmId, VolumeFormat, VolumeId,
+    ClusterId, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB, NicOptions, PortBinding,
+    PortForward, PortId, Protocol, SnapshotId, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Clock, IdSource, SeededIds, SystemClock, Timestamp};
 use novacron_kvm::QemuHypervisor;
@@ -224,6 +224,7 @@ impl Bench {
             mac: MacAddr::from_bits(self.ids.bits()),
             binding: PortBinding::User,
             forwards: forward.map(rule).into_iter().collect(),
+            options: NicOptions::default(),
         }
     }
 

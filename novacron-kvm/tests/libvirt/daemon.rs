@@ -174,7 +174,8 @@ impl Daemon {
         });
     }
 
-    fn does(&self, command: &str) -> bool {
+    /// Runs a command of the shell's where the daemon runs, in its namespaces.
+    pub(crate) fn does(&self, command: &str) -> bool {
         self.shell.lock().unwrap().does(command)
     }
 

@@ -10,7 +10,17 @@ mod faults;
 mod hardware;
 #[path = "../common/initramfs.rs"]
 mod initramfs;
+#[path = "../common/nics.rs"]
+mod nics;
 mod remote;
+
+// No limits here: libvirt makes them of a queue (sfq) that not every kernel has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_sees_the_nic_that_was_asked_for() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    assert!(daemon.does("ip link add br0 type bridge && ip link set br0 up"));
+    nics::is_seen(&bench, &daemon.hypervisor(), "br0", None).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_sees_the_hardware_that_was_asked_for() {

@@ -13,8 +13,8 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
-    Bytes, CpuModel, Disk, DiskSource, Hardware, Image, ImageId, Machine, Meta, Name, PoolId,
-    PowerRequest, Versioned, Vm, VmId, VmSettings, VmSpec, Volume, VolumeFormat, VolumeId,
+    Bytes, CpuModel, Disk, DiskSource, Hardware, Image, ImageId, Machine, Meta, Name, NodeId,
+    PoolId, PowerRequest, Versioned, Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId,
     VolumeSource,
 };
 use crate::store::Revision;
@@ -81,7 +81,8 @@ impl Vms {
                     };
                     let disks = look.disks(&mut problems);
                     let networks = look.networks(&mut problems);
-                    let hardware = resolved(&VmSettings::of_spec(&spec), cache, &mut problems);
+                    let node = spec.node.as_ref();
+                    let hardware = resolved(&spec.hardware, node, cache, &mut problems);
                     refuse(VERB, problems)?;
                     draft(&self.0, &spec, hardware, disks, networks)
                 })
@@ -92,18 +93,18 @@ impl Vms {
     }
 }
 
-/// The hardware of these settings, its CPU's baseline replaced by the name of a model. What the settings refer to and is
-/// not there is a problem.
+/// The hardware, its CPU's baseline replaced by the name of a model: that of the node, if the VM is to be on one. One that
+/// is not there is a problem.
 pub(super) fn resolved(
-    settings: &VmSettings,
+    hardware: &Hardware,
+    node: Option<&NodeId>,
     cache: &Cache,
     problems: &mut Vec<Problem>,
 ) -> Hardware {
-    let node = settings.node.as_ref();
     if let Some(node) = node.filter(|node| !cache.nodes.contains_key(*node)) {
         problems.push(problem("node", format!("there is no node {node}")));
     }
-    let mut hardware = settings.hardware.clone();
+    let mut hardware = hardware.clone();
     if hardware.cpu.model == CpuModel::Baseline {
         match cpu_baseline(cache, |of| node.is_none_or(|node| node == of)).model {
             Some(model) => hardware.cpu.model = CpuModel::Named(model),
@@ -205,9 +206,11 @@ impl Look<'_> {
     fn networks(&self, problems: &mut Vec<Problem>) -> Vec<Revision> {
         let mut versions = Vec::with_capacity(self.spec.nics.len());
         for (i, nic) in self.spec.nics.iter().enumerate() {
-            match joinable(self.cache, self.options, nic.network) {
+            match joinable(self.cache, self.options, nic) {
                 Ok(version) => versions.push(version),
-                Err(why) => problems.push(problem(format!("nics[{i}].network"), why)),
+                Err(wrong) => {
+                    problems.extend(wrong.into_iter().map(|p| p.under(&format!("nics[{i}]"))))
+                }
             }
         }
         versions

@@ -30,13 +30,13 @@ pub(super) fn next_generation(vm: &mut Vm) -> OperationKind {
 }
 
 /// Where a VM is started, and as what.
-struct Place<'c> {
+pub(super) struct Place<'c> {
     node: &'c NodeId,
     can: &'c BTreeSet<Capability>,
     machine: &'c Machine,
 }
 
-fn running_on(vm: VmId, cache: &Cache) -> Option<Place<'_>> {
+pub(super) fn running_on(vm: VmId, cache: &Cache) -> Option<Place<'_>> {
     let machine = started_with(vm, cache)?;
     let node = cache.claims.get(&vm)?.place.node()?;
     let host = cache.node_status.get(node)?.host.as_ref()?;
@@ -48,7 +48,7 @@ fn running_on(vm: VmId, cache: &Cache) -> Option<Place<'_>> {
 }
 
 impl Place<'_> {
-    fn lacking(&self, needs: impl IntoIterator<Item = Capability>) -> Option<String> {
+    pub(super) fn lacking(&self, needs: impl IntoIterator<Item = Capability>) -> Option<String> {
         let mut needs = needs.into_iter();
         let lacking = needs.find(|need| !self.can.contains(need))?;
         Some(format!(
@@ -174,7 +174,7 @@ impl VmHandle {
                     draft
                 }
             };
-            problems.extend(check::disk_options("options", &options));
+            problems.extend(options.problems().into_iter().map(|p| p.under("options")));
             let all = vm.machine.disks.iter().map(|d| &d.options);
             let too_many = DiskOptions::too_many(all.chain([&options]));
             problems.extend(too_many.map(|why| problem("options.bus", why)));
@@ -233,7 +233,8 @@ impl VmHandle {
         let request = (disk, options.clone());
         self.cluster
             .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
-                let mut problems = check::disk_options("options", &options);
+                let wrong = options.problems().into_iter();
+                let mut problems: Vec<_> = wrong.map(|p| p.under("options")).collect();
                 let place = running_on(vm.id, cache);
                 let lacking = place.and_then(|place| place.lacking(options.live_needs()));
                 problems.extend(lacking.map(|why| problem("options.limits", why)));
@@ -316,7 +317,12 @@ impl VmHandle {
                     let message = "cannot be changed for this VM: create another";
                     problem(change.field, message.to_owned())
                 }));
-                let hardware = resolved(&settings, cache, &mut problems);
+                let hardware = resolved(
+                    &settings.hardware,
+                    settings.node.as_ref(),
+                    cache,
+                    &mut problems,
+                );
                 refuse(VERB, problems)?;
                 vm.machine.hardware = hardware;
                 vm.machine.cloud_init = settings.cloud_init;

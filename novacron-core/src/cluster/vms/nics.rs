@@ -5,11 +5,13 @@ use super::super::operations::OperationHandle;
 use super::super::request::{problem, refuse};
 use super::super::{RequestOptions, check};
 use super::VmHandle;
-use super::handle::next_generation;
+use super::handle::{next_generation, running_on};
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
-use crate::error::{Error, ErrorKind, Result};
-use crate::model::{MacAddr, Network, NetworkId, Nic, NicSpec, Port, PortId, Vm, VmId};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::model::{
+    MacAddr, Network, NetworkKind, Nic, NicOptions, NicSpec, Port, PortId, Vm, VmId,
+};
 use crate::store::Revision;
 use crate::time::{IdSource, Timestamp};
 
@@ -32,30 +34,51 @@ pub(super) fn new_port(
     let draft = draft
         .unchanged::<Network>(&nic.network, Some(network))
         .put(&port.id, &port)?;
-    Ok((draft, Nic { port: port.id }))
+    let options = nic.options.clone();
+    let port = port.id;
+    Ok((draft, Nic { port, options }))
 }
 
-/// The version of a network that a new port can be on, or why there can be none.
+/// The version of the network that a new NIC is on, or what is wrong with its network, or with its options there.
 pub(super) fn joinable(
     cache: &Cache,
     options: &RequestOptions,
-    network: NetworkId,
-) -> Result<Revision, String> {
-    match find::<Network>(cache, options, "network.get", network) {
-        Err(_) => Err(format!("the project has no network {network}")),
+    nic: &NicSpec,
+) -> Result<Revision, Vec<Problem>> {
+    let network = nic.network;
+    let why = match find::<Network>(cache, options, "network.get", network) {
+        Err(_) => format!("the project has no network {network}"),
         Ok(found) if found.meta.deleted_at.is_some() => {
-            Err(format!("network {network} is being deleted"))
+            format!("network {network} is being deleted")
         }
-        Ok(found) => Ok(found.version),
-    }
+        Ok(found) => {
+            let problems = problems_of(&nic.options, &found.kind);
+            return match problems.is_empty() {
+                true => Ok(found.version),
+                false => Err(problems),
+            };
+        }
+    };
+    Err(vec![problem("network", why)])
 }
 
-fn as_spec(port: &Port) -> NicSpec {
+/// What is wrong with a NIC's options on a network.
+fn problems_of(options: &NicOptions, network: &NetworkKind) -> Vec<Problem> {
+    let problems = options.problems_on(network).into_iter();
+    problems.map(|p| p.under("options")).collect()
+}
+
+fn as_spec(port: &Port, options: &NicOptions) -> NicSpec {
     NicSpec {
         network: port.network,
         mac: Some(port.mac),
         forwards: port.forwards.clone(),
+        options: options.clone(),
     }
+}
+
+fn no_such_nic(verb: &'static str, port: PortId) -> Error {
+    Error::new(ErrorKind::NotFound, verb, "the VM has no such NIC").with("port", port)
 }
 
 impl VmHandle {
@@ -71,14 +94,19 @@ impl VmHandle {
         self.cluster
             .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
                 let present = vm.machine.nics.iter();
-                let present = present.filter_map(|nic| cache.ports.get(&nic.port));
-                let mut all: Vec<NicSpec> = present.map(|port| as_spec(port)).collect();
+                let mut all: Vec<NicSpec> = present
+                    .filter_map(|nic| Some(as_spec(cache.ports.get(&nic.port)?, &nic.options)))
+                    .collect();
                 all.push(nic.clone());
                 let mut problems = check::nics(&all);
-                let version = joinable(cache, options, nic.network).unwrap_or_else(|why| {
-                    problems.push(problem(format!("nics[{}].network", all.len() - 1), why));
+                let at = format!("nics[{}]", all.len() - 1);
+                let version = joinable(cache, options, &nic).unwrap_or_else(|wrong| {
+                    problems.extend(wrong.into_iter().map(|p| p.under(&at)));
                     Revision::default()
                 });
+                let place = running_on(vm.id, cache);
+                let lacking = place.and_then(|place| place.lacking(nic.options.needs()));
+                problems.extend(lacking.map(|why| problem(format!("{at}.options"), why)));
                 refuse(VERB, problems)?;
                 let (draft, nic) = new_port(draft, vm.id, &nic, version, now, &*inner.ids)?;
                 vm.machine.nics.push(nic);
@@ -98,9 +126,36 @@ impl VmHandle {
                 let before = vm.machine.nics.len();
                 vm.machine.nics.retain(|nic| nic.port != port);
                 if vm.machine.nics.len() == before {
-                    let message = "the VM has no such NIC";
-                    return Err(Error::new(ErrorKind::NotFound, VERB, message).with("port", port));
+                    return Err(no_such_nic(VERB, port));
                 }
+                Ok((draft, next_generation(vm)))
+            })
+            .await
+    }
+
+    /// Changes how it is given a NIC. [`NicOptions::changes`] says beforehand what a running guest is given at once (its
+    /// link and its limits) and what waits for the next start.
+    ///
+    /// # Errors
+    /// As [`VmHandle::start`]; [`ErrorKind::NotFound`] also when the VM has no such NIC; [`ErrorKind::Invalid`] with
+    /// every problem.
+    pub async fn set_nic(&self, port: PortId, options: NicOptions) -> Result<OperationHandle> {
+        const VERB: &str = "vm.set-nic";
+        let request = (port, options.clone());
+        self.cluster
+            .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
+                let found = vm.machine.nics.iter_mut().find(|nic| nic.port == port);
+                let known = cache.ports.get(&port);
+                let network = known.and_then(|port| cache.networks.get(&port.network));
+                let (Some(found), Some(network)) = (found, network) else {
+                    return Err(no_such_nic(VERB, port));
+                };
+                let mut problems = problems_of(&options, &network.kind);
+                let place = running_on(vm.id, cache);
+                let lacking = place.and_then(|place| place.lacking(options.live_needs()));
+                problems.extend(lacking.map(|why| problem("options.limits", why)));
+                refuse(VERB, problems)?;
+                found.options = options;
                 Ok((draft, next_generation(vm)))
             })
             .await

@@ -5,7 +5,8 @@ use crate::ErrorKind;
 use crate::driver::{DomainSpec, DomainState};
 use crate::model::{
     Capability, ClockOffset, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache, DiskIo,
-    DiskLimits, DiskOptions, Firmware, Hardware, WatchdogAction, newest_cpu_model,
+    DiskLimits, DiskOptions, Firmware, Hardware, LinkState, NicLimits, NicModel, PortBinding,
+    WatchdogAction, newest_cpu_model,
 };
 
 /// Hardware that no host can have is refused with its fields, and nothing is defined.
@@ -193,6 +194,72 @@ pub async fn disk_limits_are_set_while_it_runs(fixture: &dyn HypervisorFixture) 
         .await
         .unwrap();
     let set = plug.set_disk_limits(s.call(), spec.id, more.volume, &limits);
+    let refused = set.await.unwrap_err().kind();
+    let kinds = [ErrorKind::NotFound, ErrorKind::FailedPrecondition];
+    assert!(kinds.contains(&refused), "{refused:?}");
+    assert_eq!(s.state(spec.id).await, DomainState::Running);
+}
+
+/// A domain starts with every NIC that the host tells of, and is refused those that it has not; what cannot be is refused
+/// with its fields.
+pub async fn nics_start_as_far_as_the_host_has_them(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let can = s.hypervisor.probe(s.call()).await.unwrap().capabilities.can;
+    let mut spec = fixture.spec(s.fresh()).await;
+    let mut nic = fixture.nic().await;
+    nic.options.model = NicModel::E1000e;
+    spec.nics.push(nic);
+    if can.contains(&Capability::E1000eNics) {
+        s.define_as(&spec).await;
+        s.start(spec.id).await;
+        let nics = s.inspect(spec.id).await.unwrap().nics;
+        let wanted: Vec<_> = spec.nics.iter().map(|nic| nic.port).collect();
+        assert_eq!(nics, wanted);
+        s.kill(spec.id).await;
+    } else {
+        let refused = s.hypervisor.define(s.call(), &spec).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        let word = Capability::E1000eNics.to_string();
+        assert!(refused.to_string().contains(&word), "{refused}");
+    }
+    let mut spec = fixture.spec(s.fresh()).await;
+    let mut nic = fixture.nic().await;
+    nic.binding = PortBinding::User;
+    nic.options.limits.inbound_bytes_sec = Some(1 << 20);
+    nic.options.queues = 0;
+    let at = spec.nics.len();
+    spec.nics.push(nic);
+    let refused = s.hypervisor.define(s.call(), &spec).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+    let fields: Vec<_> = refused.problems().iter().map(|p| p.field.clone()).collect();
+    let wanted = ["queues", "limits"].map(|field| format!("nics[{at}].options.{field}"));
+    assert_eq!(fields, wanted, "{refused}");
+    assert_eq!(s.inspect(spec.id).await, None);
+}
+
+/// A NIC's link is pulled and plugged in while the domain runs, also of one that was attached later without.
+pub async fn link_is_set_while_it_runs(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let Some(plug) = s.hot_plug() else { return };
+    let mut spec = fixture.spec(s.fresh()).await;
+    let first = fixture.nic().await;
+    spec.nics.push(first.clone());
+    s.define_as(&spec).await;
+    s.start(spec.id).await;
+    s.resume(spec.id).await;
+    fixture.booted(spec.id).await;
+    let mut more = fixture.nic().await;
+    more.options.link = LinkState::Down;
+    plug.attach_nic(s.call(), spec.id, &more).await.unwrap();
+    let none = NicLimits::default();
+    for port in [first.port, more.port] {
+        for link in [LinkState::Down, LinkState::Down, LinkState::Up] {
+            let set = plug.set_nic(s.call(), spec.id, port, link, &none);
+            set.await.unwrap();
+        }
+    }
+    plug.detach_nic(s.call(), spec.id, more.port).await.unwrap();
+    let set = plug.set_nic(s.call(), spec.id, more.port, LinkState::Up, &none);
     let refused = set.await.unwrap_err().kind();
     let kinds = [ErrorKind::NotFound, ErrorKind::FailedPrecondition];
     assert!(kinds.contains(&refused), "{refused:?}");

@@ -1,4 +1,4 @@
-//! After healing, desired equals observed.
+//! After healing, desired equals observed: what runs, and what of its devices is changed while it runs.
 
 use novacron_core::model::Power;
 use novacron_core::sim::SimWorld;
@@ -19,12 +19,28 @@ pub(crate) async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), Str
                 view.vm.id, view.phase, view.reason, view.run
             ));
         }
-        let running = world.running(view.vm.id).len();
-        if running != usize::from(wanted == Phase::Running) {
+        let running = world.running(view.vm.id);
+        if running.len() != usize::from(wanted == Phase::Running) {
             return Err(format!(
-                "VM {} is {wanted} by the records, and runs {running} times",
-                view.vm.id
+                "VM {} is {wanted} by the records, and runs {} times",
+                view.vm.id,
+                running.len()
             ));
+        }
+        for (host, id) in running {
+            let machine = &view.vm.machine;
+            for disk in &machine.disks {
+                let limits = world.disk_limits(host, id, disk.volume);
+                if limits != Some(disk.options.limits) {
+                    return Err(format!("{id}: {disk:?} has the limits {limits:?}"));
+                }
+            }
+            for nic in &machine.nics {
+                let state = world.nic_state(host, id, nic.port);
+                if state != Some((nic.options.link, nic.options.limits)) {
+                    return Err(format!("{id}: {nic:?} is {state:?}"));
+                }
+            }
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::process::Command;
 use novacron_core::driver::Attachment;
 use novacron_core::model::{
     ClusterId, CpuTopology, DiskLimits, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB,
-    VmId,
+    NicOptions, VmId,
 };
 
 use super::*;
@@ -57,6 +57,7 @@ fn nic(n: u128, binding: PortBinding) -> NicAttachment {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, n as u8]),
         binding,
         forwards: vec![],
+        options: NicOptions::default(),
     }
 }
 
@@ -108,12 +109,24 @@ fn spec() -> DomainSpec {
         ],
         nics: vec![
             nic(20, PortBinding::User),
-            nic(
-                21,
-                PortBinding::Bridge {
-                    bridge: "br0".into(),
+            NicAttachment {
+                options: NicOptions {
+                    queues: 4,
+                    mtu: Some(9000),
+                    link: LinkState::Down,
+                    limits: NicLimits {
+                        inbound_bytes_sec: Some(10 << 20),
+                        outbound_bytes_sec: Some((1 << 20) + 1),
+                    },
+                    ..NicOptions::default()
                 },
-            ),
+                ..nic(
+                    21,
+                    PortBinding::Bridge {
+                        bridge: "br0".into(),
+                    },
+                )
+            },
             nic(
                 22,
                 PortBinding::Tap {

@@ -4,9 +4,10 @@ use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-use novacron_core::model::DiskLimits;
+use novacron_core::model::{DiskLimits, NicLimits};
 use virt_sys as sys;
 
+use super::super::describe::kib;
 use super::{LvError, LvResult, done, taken, text};
 
 /// A domain, by a reference that keeps its connection open. It stays on the thread that has the connection.
@@ -25,6 +26,17 @@ impl Drop for Dom {
 pub(in super::super) struct State {
     pub(in super::super) state: u32,
     pub(in super::super) reason: u32,
+}
+
+/// A parameter of this name, whose type and value are to be set.
+fn named(name: &std::ffi::CStr) -> sys::virTypedParameter {
+    // SAFETY: a plain C struct of numbers, for which zero is valid.
+    let mut parameter: sys::virTypedParameter = unsafe { std::mem::zeroed() };
+    let bytes = name.to_bytes_with_nul();
+    for (to, from) in parameter.field.iter_mut().zip(bytes) {
+        *to = *from as _;
+    }
+    parameter
 }
 
 /// How much goes with a domain that is undefined.
@@ -229,12 +241,7 @@ impl Dom {
             ),
         ];
         let mut parameters = all.map(|(name, limit)| {
-            // SAFETY: a plain C struct of numbers, for which zero is valid.
-            let mut parameter: sys::virTypedParameter = unsafe { std::mem::zeroed() };
-            let bytes = name.to_bytes_with_nul();
-            for (to, from) in parameter.field.iter_mut().zip(bytes) {
-                *to = *from as _;
-            }
+            let mut parameter = named(name);
             parameter.type_ = sys::VIR_TYPED_PARAM_ULLONG as _;
             parameter.value.ul = limit.unwrap_or(0);
             parameter
@@ -247,6 +254,56 @@ impl Dom {
                 target.as_ptr(),
                 parameters.as_mut_ptr(),
                 count,
+                sys::VIR_DOMAIN_AFFECT_LIVE,
+            )
+        })
+    }
+
+    /// Sets how much a running guest may send and receive over the NIC of this device, whole KiB per second; no limit where
+    /// there is none.
+    pub(in super::super) fn set_nic_limits(
+        &self,
+        device: &str,
+        limits: &NicLimits,
+    ) -> LvResult<()> {
+        let device = text(device)?;
+        let all = [
+            (
+                sys::VIR_DOMAIN_BANDWIDTH_IN_AVERAGE,
+                limits.inbound_bytes_sec,
+            ),
+            (
+                sys::VIR_DOMAIN_BANDWIDTH_OUT_AVERAGE,
+                limits.outbound_bytes_sec,
+            ),
+        ];
+        let mut parameters = all.map(|(name, limit)| {
+            let mut parameter = named(name);
+            parameter.type_ = sys::VIR_TYPED_PARAM_UINT as _;
+            parameter.value.ui = kib(limit.unwrap_or(0)).try_into().unwrap_or(u32::MAX);
+            parameter
+        });
+        let count = c_int::try_from(parameters.len()).unwrap_or(c_int::MAX);
+        // SAFETY: a valid domain; the string and the array of that many parameters outlive the call.
+        done(unsafe {
+            sys::virDomainSetInterfaceParameters(
+                self.pointer(),
+                device.as_ptr(),
+                parameters.as_mut_ptr(),
+                count,
+                sys::VIR_DOMAIN_AFFECT_LIVE,
+            )
+        })
+    }
+
+    /// Changes a device of a running guest to what this XML says of it.
+    pub(in super::super) fn update(&self, xml: &str) -> LvResult<()> {
+        let xml = text(xml)?;
+        // SAFETY: a valid domain; the string outlives the call.
+        done(unsafe {
+            sys::virDomainUpdateDeviceFlags(
+                self.pointer(),
+                xml.as_ptr(),
                 sys::VIR_DOMAIN_AFFECT_LIVE,
             )
         })
