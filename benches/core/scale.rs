@@ -200,6 +200,7 @@ pub(crate) async fn sim_alone() -> Result<()> {
             hardware: Hardware::new(1, MiB(512)),
             disks: vec![disk],
             nics: Vec::new(),
+            nvram: None,
             seed: None,
         };
         let hypervisor = &hypervisors[i % hypervisors.len()];

@@ -52,6 +52,7 @@ impl Site {
             hardware: Hardware::new(1, MiB(32)),
             disks: Vec::new(),
             nics: Vec::new(),
+            nvram: None,
             seed: None,
         }
     }

@@ -31,6 +31,7 @@ modules='
     virtio_mmio virtio_blk failover net_failover virtio_net virtio_console
     virtio_balloon virtio-rng evdev button pvpanic pvpanic-mmio
     scsi_common scsi_mod cdrom sr_mod sd_mod virtio_scsi libata ata_piix isofs
+    efivarfs
 '
 
 die() {
@@ -97,7 +98,7 @@ program_packages() {
 resolve() {
     names=$(
         kernel_packages
-        known busybox-static syslinux systemd-boot-efi
+        known busybox-static syslinux shim-signed grub-efi-amd64-signed
         [ -n "${NOVACRON_GUEST_MINIMAL-}" ] || program_packages
     )
     # From an empty directory: apt leaves out what it finds in the current one.

@@ -1,12 +1,13 @@
 # Sourced by build.sh and debian.sh: a raw disk whose first partition boots Linux by
-# BIOS (syslinux) and by UEFI (systemd-boot), written as a file, never mounted.
+# BIOS (syslinux) and by UEFI, written as a file, never mounted. With the loaders that
+# Microsoft and the distribution have signed (shim, GRUB) it boots under Secure Boot, too.
 #
 #   sectors   0        2048 ...             boot_mib          ... disk_mib
 #             MBR      FAT: boot loaders,   | ext4 or nothing: the caller's
 #                      vmlinuz, initrd.img
 #
-# The caller sets $parts, a folder in which the packages syslinux and systemd-boot-efi
-# lie unpacked, and $work, a scratch folder.
+# The caller sets $parts, a folder in which the packages syslinux and either shim-signed
+# with grub-efi-amd64-signed or systemd-boot-efi lie unpacked, and $work, a scratch folder.
 # shellcheck shell=sh disable=SC2154 # parts and work are the caller's
 
 partition_start=2048 # in sectors of 512 bytes
@@ -61,6 +62,18 @@ boot_disk() {
     mcopy -i "$fat" "$5" ::/initrd.img
     mcopy -i "$fat" "$work/syslinux.cfg" ::
 
+    shim=$(part '*/shimx64.efi.signed')
+    grub=$(part '*/grubx64.efi.signed')
+    if [ -n "$shim" ] && [ -n "$grub" ]; then
+        mmd -i "$fat" ::/EFI ::/EFI/BOOT ::/EFI/debian ::/EFI/ubuntu
+        mcopy -i "$fat" "$shim" ::/EFI/BOOT/BOOTX64.EFI
+        mcopy -i "$fat" "$grub" ::/EFI/BOOT/grubx64.efi
+        printf 'linux /vmlinuz %s\ninitrd /initrd.img\nboot\n' "$6" >"$work/grub.cfg"
+        # Where the distribution's GRUB looks.
+        mcopy -i "$fat" "$work/grub.cfg" ::/EFI/debian/
+        mcopy -i "$fat" "$work/grub.cfg" ::/EFI/ubuntu/
+        return 0
+    fi
     loader=$(part '*/systemd-bootx64.efi')
     [ -n "$loader" ] || return 0
     printf 'timeout 0\ndefault linux.conf\n' >"$work/loader.conf"

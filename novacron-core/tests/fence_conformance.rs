@@ -68,6 +68,7 @@ impl FenceFixture for Fixture {
             hardware: Hardware::new(1, MiB(512)),
             disks: vec![],
             nics: vec![],
+            nvram: None,
             seed: None,
         };
         let (call, hypervisor) = (Call::within(self.patience()), self.hypervisor());

@@ -91,6 +91,7 @@ impl HypervisorFixture for Fixture {
             hardware: Hardware::new(2, MiB(256)),
             disks: vec![self.disk("root").await, self.disk("data").await],
             nics: vec![self.nic().await],
+            nvram: None,
             seed: None,
         }
     }

@@ -26,6 +26,7 @@ mod console;
 mod cpu;
 mod events;
 pub mod fence;
+mod firmware;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod lines;

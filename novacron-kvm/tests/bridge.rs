@@ -6,12 +6,37 @@ mod common;
 mod nics;
 
 use std::path::Path;
+use std::process::Command;
 
 use common::*;
-use nics::{Bridge, ip};
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Hypervisor, StopMode};
 use novacron_core::model::{Capability, PortBinding};
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip")
+        .args(arguments)
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// A bridge of the host, removed with it.
+struct Bridge(String);
+
+impl Bridge {
+    /// Of the n-th test of this process; and whether this process may make one.
+    fn up(n: u32) -> (Self, bool) {
+        let bridge = Self(format!("nct{n}-{}", std::process::id()));
+        let made = ip(&["link", "add", &bridge.0, "type", "bridge"]);
+        (bridge, made)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        ip(&["link", "del", &self.0]);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_sees_the_nic_that_was_asked_for_and_its_limits_hold() {

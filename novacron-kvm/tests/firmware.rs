@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
 mod common;
+#[path = "common/firmware.rs"]
+mod variables;
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -20,6 +22,12 @@ async fn uefi_boots_from_the_disk() {
     from_its_disk(Firmware::Uefi).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secure_boot_is_on_and_variables_stay_with_the_vm() {
+    let bench = Bench::new();
+    variables::variables_stay(&bench, &bench.hypervisor()).await;
+}
+
 async fn from_its_disk(firmware: Firmware) {
     let bench = Bench::new();
     let hypervisor: QemuHypervisor = bench.hypervisor();
@@ -33,7 +41,7 @@ async fn from_its_disk(firmware: Firmware) {
     let mut spec = bench.guest();
     spec.hardware.firmware = firmware;
     spec.hardware.kernel = None;
-    spec.hardware.memory = MiB(256);
+    spec.hardware.memory = MiB(384);
     spec.disks = vec![bench.boot_disk("root")];
     let mut events = hypervisor.events();
 

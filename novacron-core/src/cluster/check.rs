@@ -7,7 +7,7 @@ use super::request::problem;
 use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
-    Bytes, CloudInit, DiskOptions, DiskSource, ImageSource, NetworkKind, NicSpec, VmSettings,
+    Bytes, CloudInit, Disk, DiskOptions, DiskSource, ImageSource, NetworkKind, NicSpec, VmSettings,
     VmSpec, VolumeSource, is_path, name_problem, path_rule,
 };
 
@@ -139,6 +139,9 @@ pub(super) fn disk_name(name: &str) -> Option<String> {
             "{} bytes; at most 20, for it is the disk's serial number",
             name.len()
         ));
+    }
+    if name == Disk::NVRAM {
+        return Some("the name of the volume of a firmware's variables; choose another".to_owned());
     }
     name_problem(name)
 }

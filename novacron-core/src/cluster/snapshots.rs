@@ -63,6 +63,11 @@ impl Snapshots {
                         let message = "the volume is being deleted";
                         return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                     }
+                    let vm = found.made_with.and_then(|vm| cache.vms.get(&vm));
+                    if vm.is_some_and(|vm| vm.machine.nvram() == Some(volume)) {
+                        let message = "it holds the variables of a VM's firmware, of which there are no snapshots";
+                        return Err(Error::new(ErrorKind::Unsupported, VERB, message));
+                    }
                     Ok(found.version)
                 })
                 .await??;

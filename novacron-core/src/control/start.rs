@@ -193,11 +193,17 @@ pub(crate) async fn start(
             set_live(plug, call, (id, &domain), assignment, 0).await?;
         }
     } else {
-        let mut disks = Vec::with_capacity(assignment.disks.len());
-        for disk in &assignment.disks {
-            disks.push(attach(drivers, call, node, id, disk, &assignment.machine).await?);
-        }
         let machine = &assignment.machine;
+        let mut disks = Vec::with_capacity(assignment.disks.len());
+        let mut nvram = None;
+        for disk in &assignment.disks {
+            let attachment = attach(drivers, call, node, id, disk, machine).await?;
+            if machine.nvram() == Some(disk.volume) {
+                nvram = Some(attachment);
+            } else {
+                disks.push(attachment);
+            }
+        }
         let seed = match &machine.cloud_init {
             Some(init) => Some(seed(drivers, call, id, &assignment.name, init).await?),
             None => None,
@@ -208,6 +214,7 @@ pub(crate) async fn start(
             hardware: machine.hardware.clone(),
             disks,
             nics: nics.to_vec(),
+            nvram,
             seed,
         };
         hypervisor.define(call, &spec).await?;
@@ -262,6 +269,7 @@ pub(crate) async fn adapt(
         .disks
         .iter()
         .filter(|d| !domain.disks.contains(&d.volume))
+        .filter(|d| assignment.machine.nvram() != Some(d.volume))
         .collect();
     // What the domain shows, also if it is of no pool any more, and what may be half attached.
     let mut leaving_disks: BTreeSet<_> = leaving.iter().map(|(_, volume)| *volume).collect();

@@ -58,6 +58,9 @@ pub struct DomainSpec {
     pub disks: Vec<DiskAttachment>,
     /// NICs, in order.
     pub nics: Vec<NicAttachment>,
+    /// Where its firmware's variables are kept: all zeros at first, then what a driver put there for the firmware. Without it
+    /// they are the start's own, and end with it.
+    pub nvram: Option<DiskAttachment>,
     /// The NoCloud seed, if there is one.
     pub seed: Option<Seed>,
 }
@@ -88,11 +91,16 @@ impl DomainSpec {
             "hardware.cpu.model".to_owned(),
             "a baseline is chosen before a driver is asked",
         );
+        check(
+            self.nvram.is_none() || hardware.firmware.has_variables(),
+            "nvram".to_owned(),
+            "the firmware has no variables",
+        );
         let options = self.disks.iter().map(|disk| &disk.options);
         if let Some(why) = DiskOptions::too_many(options) {
             check(false, "disks".to_owned(), &why);
         }
-        let mut volumes = BTreeSet::new();
+        let mut volumes: BTreeSet<_> = self.nvram.iter().map(|disk| disk.volume).collect();
         for (i, disk) in self.disks.iter().enumerate() {
             let first = volumes.insert(disk.volume);
             check(first, format!("disks[{i}].volume"), "is attached twice");
@@ -198,7 +206,7 @@ pub struct Domain {
     pub owner: DomainOwner,
     /// What it does.
     pub state: DomainState,
-    /// The volumes that are attached to it now.
+    /// The volumes that are attached to it as disks now.
     pub disks: Vec<VolumeId>,
     /// The ports that are attached to it now.
     pub nics: Vec<PortId>,

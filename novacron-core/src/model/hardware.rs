@@ -295,6 +295,10 @@ impl Hardware {
         let backing = self.memory_backing;
         let needs = [
             (Capability::Uefi, self.firmware == Firmware::Uefi),
+            (
+                Capability::SecureBoot,
+                self.firmware == Firmware::UefiSecureBoot,
+            ),
             (Capability::HugePages, backing.hugepages),
             (Capability::LockedMemory, backing.locked),
             (Capability::SharedMemory, backing.shared),
@@ -316,6 +320,19 @@ pub enum Firmware {
     Bios,
     /// OVMF.
     Uefi,
+    /// OVMF that starts what is signed only, by the keys that are enrolled in a new VM's variables (Microsoft's, who signs
+    /// the distributions' loaders, too).
+    UefiSecureBoot,
+}
+
+impl Firmware {
+    /// Whether it has variables of its own: boot entries and keys, which stay with the VM.
+    pub fn has_variables(self) -> bool {
+        match self {
+            Self::Bios => false,
+            Self::Uefi | Self::UefiSecureBoot => true,
+        }
+    }
 }
 
 /// A kernel that the hypervisor loads by itself. The files lie on the node.

@@ -60,6 +60,6 @@ pub use storage::{
 };
 pub use units::{Bandwidth, Bytes, MiB, Money};
 pub use vm::{
-    CloudInit, Disk, DiskSource, DiskSpec, Machine, Nic, NicSpec, Power, PowerRequest,
+    CloudInit, Disk, DiskRole, DiskSource, DiskSpec, Machine, Nic, NicSpec, Power, PowerRequest,
     RestartPolicy, Vm, VmSpec,
 };

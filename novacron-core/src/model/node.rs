@@ -174,6 +174,8 @@ impl NodeCapabilities {
 pub enum Capability {
     /// UEFI firmware is there.
     Uefi,
+    /// UEFI firmware that starts what is signed only is there, with variables in which keys are enrolled.
+    SecureBoot,
     /// Tap devices on bridges can be made.
     Bridge,
     /// User-mode networking is there.
@@ -206,8 +208,9 @@ pub enum Capability {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Uefi,
+        Self::SecureBoot,
         Self::Bridge,
         Self::UserNetwork,
         Self::HotPlug,
@@ -235,6 +238,7 @@ impl fmt::Display for Capability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Uefi => "UEFI firmware",
+            Self::SecureBoot => "Secure Boot",
             Self::Bridge => "bridged networks",
             Self::UserNetwork => "user-mode networks",
             Self::HotPlug => "hot-plug",

@@ -53,7 +53,7 @@ fn is_zero(n: &i32) -> bool {
 pub struct Machine {
     /// What it has of its own.
     pub hardware: Hardware,
-    /// Disks, in the order of booting.
+    /// Disks, in the order of booting, and what else of it is kept in volumes.
     pub disks: Vec<Disk>,
     /// Network interfaces, in order.
     pub nics: Vec<Nic>,
@@ -101,6 +101,18 @@ impl Machine {
         Some(&disk.options)
     }
 
+    /// The volume of its firmware's variables.
+    pub fn nvram(&self) -> Option<VolumeId> {
+        let is_nvram = |disk: &&Disk| disk.role == DiskRole::Nvram;
+        self.disks.iter().find(is_nvram).map(|disk| disk.volume)
+    }
+
+    /// The disks that the guest sees.
+    pub fn guest_disks(&self) -> impl Iterator<Item = &Disk> {
+        let is_disk = |disk: &&Disk| disk.role == DiskRole::Disk;
+        self.disks.iter().filter(is_disk)
+    }
+
     /// The same of a NIC.
     pub(crate) fn nic(&self, port: PortId) -> Option<&NicOptions> {
         let nic = self.nics.iter().find(|nic| nic.port == port)?;
@@ -139,6 +151,33 @@ pub struct Disk {
     /// How the guest is given it.
     #[serde(default, skip_serializing_if = "DiskOptions::is_default")]
     pub options: DiskOptions,
+    /// What it is to the machine.
+    #[serde(default, skip_serializing_if = "DiskRole::is_disk")]
+    pub role: DiskRole,
+}
+
+/// What a volume is to its VM's machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskRole {
+    /// A disk of the guest.
+    #[default]
+    Disk,
+    /// What its UEFI firmware remembers: boot entries and keys. The guest sees no disk.
+    Nvram,
+}
+
+impl DiskRole {
+    fn is_disk(&self) -> bool {
+        *self == Self::Disk
+    }
+}
+
+impl Disk {
+    /// The name of the one that holds the firmware's variables.
+    pub const NVRAM: &str = "nvram";
+    /// Its size: that of the variables of OVMF's builds of 4 MiB, the largest.
+    pub(crate) const NVRAM_SIZE: Bytes = Bytes(528 * 1024);
 }
 
 /// A network interface.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::devices::{disk, nic};
 use super::guests::refused;
+use super::state::SimDisk;
 use super::state::{Place, SimDomain, State};
 use super::world::SimWorld;
 use crate::driver::{
@@ -59,7 +60,7 @@ fn describe(id: DomainId, domain: &SimDomain) -> Domain {
     Domain {
         owner: DomainOwner::NovaCron(id),
         state: domain.state.clone(),
-        disks: domain.disks.iter().map(|d| d.volume).collect(),
+        disks: domain.guest_disks().map(|d| d.volume).collect(),
         nics: domain.nics.iter().map(|n| n.port).collect(),
     }
 }
@@ -126,10 +127,14 @@ impl Hypervisor for SimHypervisor {
         const OP: &str = "sim.define";
         let (host, id) = (self.host, spec.id);
         let checked = spec.clone();
+        let nvram = spec.nvram.as_ref().map(|attachment| SimDisk {
+            is_nvram: true,
+            ..disk(attachment)
+        });
         let domain = SimDomain {
             vcpus: spec.hardware.vcpus,
             memory: spec.hardware.memory,
-            disks: spec.disks.iter().map(disk).collect(),
+            disks: spec.disks.iter().map(disk).chain(nvram).collect(),
             nics: spec.nics.iter().map(nic).collect(),
             state: DomainState::Defined,
             pressed: false,
@@ -243,7 +248,7 @@ impl Hypervisor for SimHypervisor {
             let domain = started(state, OP, host, id)?;
             let ran = domain.ran + domain.since.map_or(Duration::ZERO, |s| s.elapsed());
             let ns = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX);
-            let disks = domain.disks.iter().map(|d| DiskStats {
+            let disks = domain.guest_disks().map(|d| DiskStats {
                 volume: d.volume,
                 read_bytes: 0,
                 written_bytes: 0,

@@ -153,9 +153,16 @@ pub(super) struct SimDisk {
     /// The last snapshot that the domain pivoted for.
     pub(super) pivoted: Option<SnapshotId>,
     pub(super) limits: DiskLimits,
+    /// Whether it holds the firmware's variables.
+    pub(super) is_nvram: bool,
 }
 
 impl SimDomain {
+    /// The disks that its guest sees.
+    pub(super) fn guest_disks(&self) -> impl Iterator<Item = &SimDisk> {
+        self.disks.iter().filter(|disk| !disk.is_nvram)
+    }
+
     /// Whether it is in memory.
     pub(super) fn is_started(&self) -> bool {
         matches!(self.state, DomainState::Paused | DomainState::Running)

@@ -28,6 +28,7 @@ fn spec(vm: u64, epoch: u64) -> DomainSpec {
         hardware: Hardware::new(1, MiB(64)),
         disks: Vec::new(),
         nics: Vec::new(),
+        nvram: None,
         seed: None,
     }
 }

@@ -10,8 +10,8 @@ use novacron_core::driver::{
     AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
 };
 use novacron_core::model::{
-    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, Firmware, LinkState,
-    MemoryBacking, NicLimits, NicModel, PortBinding, PortId, Smbios, VmId, VolumeFormat, VolumeId,
+    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, LinkState, MemoryBacking,
+    NicLimits, NicModel, PortBinding, PortId, Smbios, VmId, VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
@@ -22,10 +22,12 @@ use super::xml::{
     Access, Address, Alias, Amount, Average, Backend, Backing, Bandwidth, Boot, Character, Clock,
     Controller, Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource,
     DomainXml, Empty, Features, Graphics, Interface, InterfaceDriver, InterfaceModel,
-    InterfaceSource, IoTune, Link, Log, Mac, Model, Mtu, Os, OsType, QEMU_NAMESPACE, QemuArgument,
-    QemuArguments, Rng, Rom, SourceHost, Target, TopologyXml, Typed, Video, WatchdogXml,
+    InterfaceSource, IoTune, Link, Loader, Log, Mac, Model, Mtu, Os, OsType, QEMU_NAMESPACE,
+    QemuArgument, QemuArguments, Rng, Rom, SourceHost, Switch, Target, TopologyXml, Typed, Video,
+    WatchdogXml,
 };
 use crate::accel::Accel;
+use crate::firmware::Ovmf;
 use crate::qemu::{smbios, watchdog_action};
 
 /// Root ports that stay empty for what is plugged in later.
@@ -38,6 +40,7 @@ const NAME: usize = 60;
 /// The names, in a domain's folder, of what is kept there.
 pub(super) const SEED: &str = "seed.iso";
 pub(super) const CONSOLE_LOG: &str = "console.log";
+pub(super) const VARIABLES: &str = "variables.fd";
 const SEED_ALIAS: &str = "ua-seed";
 
 /// What is not in the spec and decides the description.
@@ -47,6 +50,8 @@ pub(super) struct Place {
     pub(super) accel: Accel,
     /// The domain's own folder on the host, if this process can reach it.
     pub(super) folder: Option<PathBuf>,
+    /// Its UEFI firmware, if it has one, and where the variables are.
+    pub(super) flash: Option<(Ovmf, PathBuf)>,
 }
 
 /// The domain's UUID for libvirt: another one for each start, which the guest does not see.
@@ -131,6 +136,7 @@ pub(super) fn describe(
         id.vm, id.epoch, id.cluster
     );
     let word = |word: &str| Some(word.to_owned());
+    let is_secure = place.flash.as_ref().is_some_and(|(ovmf, _)| ovmf.is_secure);
     Ok(DomainXml {
         kind: kind_of(place.accel).to_owned(),
         name: name_of(spec),
@@ -150,10 +156,13 @@ pub(super) fn describe(
         vcpu: Some(Count {
             value: hardware.vcpus,
         }),
-        os: Some(boot(spec, operation)?),
+        os: Some(boot(spec, place, operation)?),
         features: Some(Features {
             acpi: Some(Empty {}),
             apic: Some(Empty {}),
+            smm: is_secure.then(|| Switch {
+                state: "on".to_owned(),
+            }),
         }),
         cpu: Some(cpu(&hardware.cpu, hardware.vcpus, place.accel)),
         clock: Some(Clock {
@@ -271,9 +280,8 @@ pub(super) fn named(name: &str) -> Option<VmId> {
     vm.get(id..)?.parse().ok()
 }
 
-fn boot(spec: &DomainSpec, operation: &'static str) -> Result<Os> {
+fn boot(spec: &DomainSpec, place: &Place, operation: &'static str) -> Result<Os> {
     let mut os = Os {
-        firmware: (spec.hardware.firmware == Firmware::Uefi).then(|| "efi".to_owned()),
         kind: OsType {
             arch: "x86_64".to_owned(),
             machine: Some(MACHINE.to_owned()),
@@ -281,6 +289,16 @@ fn boot(spec: &DomainSpec, operation: &'static str) -> Result<Os> {
         },
         ..Os::default()
     };
+    if let Some((ovmf, variables)) = &place.flash {
+        let yes = |is| if is { "yes" } else { "no" }.to_owned();
+        os.loader = Some(Loader {
+            readonly: yes(true),
+            secure: yes(ovmf.is_secure),
+            kind: "pflash".to_owned(),
+            path: path(&ovmf.code, operation)?,
+        });
+        os.nvram = Some(path(variables, operation)?);
+    }
     if let Some(kernel) = &spec.hardware.kernel {
         os.kernel = Some(path(&kernel.kernel, operation)?);
         let initrd = kernel.initrd.as_ref();

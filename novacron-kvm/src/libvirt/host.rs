@@ -170,7 +170,6 @@ impl GuestFacts {
 #[serde(default)]
 pub(super) struct DomainCapabilities {
     vcpu: MaxVcpus,
-    os: Choices,
     cpu: CpuCapabilities,
     devices: DeviceCapabilities,
 }
@@ -265,11 +264,6 @@ impl DomainCapabilities {
     /// The most vCPUs of a guest.
     pub(super) fn max_vcpus(&self) -> u32 {
         self.vcpu.max
-    }
-
-    /// Whether libvirt finds UEFI firmware by itself.
-    pub(super) fn uefi(&self) -> bool {
-        self.os.has("firmware", "efi")
     }
 
     /// Whether disks can be on this bus.

@@ -8,7 +8,7 @@ use novacron_core::driver::{
     Call, Consoles, Diagnostics, DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState,
     DomainStats, GuestAgent, HotPlug, Hypervisor, HypervisorEvent, Screens, StopMode, StopReport,
 };
-use novacron_core::model::{Capability, DiskBus, HostInfo, MiB, NodeCapabilities};
+use novacron_core::model::{Capability, DiskBus, Firmware, HostInfo, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
 
 use super::describe::{kind_of, named, uuid_of};
@@ -20,6 +20,7 @@ use super::state::Right;
 use super::sys::{Stats, code};
 use super::{LibvirtHypervisor, life, stats, uri};
 use crate::events::pushed;
+use crate::firmware::Ovmf;
 use crate::privilege;
 use crate::process::boot_id;
 use crate::qemu::huge_pages;
@@ -200,9 +201,18 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
     // A session's libvirt makes no taps but by a helper, which it does not tell of.
     let is_local = uri::is_local(&task.state.config.uri);
     let may_raise = !is_local || privilege::is_within_bounds(privilege::SYS_RESOURCE);
+    // The variables are put there by this process.
+    let has_firmware = |firmware| {
+        let folder = &task.state.config.folder;
+        is_qemu && folder.is_some() && Ovmf::find(firmware).is_some()
+    };
     let is_system = !task.state.config.uri.contains("/session");
     let can = [
-        (Capability::Uefi, guests.domain.uefi()),
+        (Capability::Uefi, has_firmware(Firmware::Uefi)),
+        (
+            Capability::SecureBoot,
+            has_firmware(Firmware::UefiSecureBoot),
+        ),
         (Capability::Bridge, is_qemu && is_system),
         (Capability::UserNetwork, is_qemu),
         (Capability::HotPlug, is_qemu),

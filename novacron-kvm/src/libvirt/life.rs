@@ -16,20 +16,21 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use novacron_core::driver::{DomainId, DomainSpec, DomainState, Seed, StopReport};
 use novacron_core::model::Exit;
 use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 
-use super::describe::{Place, SEED, describe, named};
+use super::describe::{Place, SEED, VARIABLES, describe, named};
 use super::error;
 use super::hypervisor::{capabilities, guests};
 use super::look::{Found, Seen, Task};
 use super::notes::{Asked, Ended, How, Started};
 use super::sys::{LvResult, Undefine, code};
 use crate::accel::{Accel, AccelChoice};
+use crate::firmware::{Ovmf, nvram_path};
 
 /// QEMU, perhaps as another user, has to get through to its files; nobody has to list them.
 const FOLDER_MODE: u32 = 0o711;
@@ -57,9 +58,15 @@ pub(super) fn accel(task: &Task) -> Result<Accel> {
 pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
     let id = spec.id;
     spec.check(task.operation, &capabilities(task, guests(task)?)?)?;
+    let folder = task.state.folder(id);
+    let flash = match Ovmf::of(spec.hardware.firmware, task.operation)? {
+        Some(ovmf) => Some((ovmf, variables(task, spec, folder.as_deref())?)),
+        None => None,
+    };
     let place = Place {
         accel: accel(task)?,
-        folder: task.state.folder(id),
+        folder,
+        flash,
     };
     let described = describe(spec, &place, task.operation)?;
     if let Some((_, seen)) = task.look(id)?
@@ -73,15 +80,33 @@ pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
     })?;
     task.in_time()?;
     if let Some(folder) = &place.folder {
-        write_files(folder, spec.seed.as_ref())
+        let own = place.flash.as_ref().filter(|_| spec.nvram.is_none());
+        write_files(folder, spec.seed.as_ref(), own.map(|(ovmf, _)| ovmf))
             .map_err(|error| files(task, "make", folder, error))?;
+    }
+    if let (Some((ovmf, variables)), Some(_)) = (&place.flash, &spec.nvram) {
+        ovmf.prepare(variables, task.operation)?;
     }
     task.ok(task.conn.define(&xml)).map(drop)
 }
 
-fn write_files(folder: &Path, seed: Option<&Seed>) -> std::io::Result<()> {
+/// Where the firmware's variables are: in the volume, or the start's own.
+fn variables(task: &Task, spec: &DomainSpec, folder: Option<&Path>) -> Result<PathBuf> {
+    if let Some(nvram) = &spec.nvram {
+        return nvram_path(nvram, task.operation).map(Path::to_owned);
+    }
+    folder.map(|folder| folder.join(VARIABLES)).ok_or_else(|| {
+        let message = "there is no folder of this host for the firmware's variables";
+        Error::new(ErrorKind::Unsupported, task.operation, message).with("domain", spec.id)
+    })
+}
+
+fn write_files(folder: &Path, seed: Option<&Seed>, ovmf: Option<&Ovmf>) -> std::io::Result<()> {
     let mut make = fs::DirBuilder::new();
     make.recursive(true).mode(FOLDER_MODE).create(folder)?;
+    if let Some(ovmf) = ovmf {
+        fs::copy(&ovmf.variables, folder.join(VARIABLES))?;
+    }
     let file = folder.join(SEED);
     let Some(seed) = seed else {
         return absent(fs::remove_file(file));

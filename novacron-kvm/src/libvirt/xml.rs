@@ -138,16 +138,32 @@ pub(super) struct Count {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Os {
-    #[serde(rename = "@firmware", skip_serializing_if = "Option::is_none")]
-    pub(super) firmware: Option<String>,
     #[serde(rename = "type")]
     pub(super) kind: OsType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) loader: Option<Loader>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) nvram: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) kernel: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) initrd: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cmdline: Option<String>,
+}
+
+/// The firmware's code.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Loader {
+    #[serde(rename = "@readonly")]
+    pub(super) readonly: String,
+    #[serde(rename = "@secure")]
+    pub(super) secure: String,
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "$text")]
+    pub(super) path: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -168,6 +184,15 @@ pub(super) struct Features {
     pub(super) acpi: Option<Empty>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) apic: Option<Empty>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) smm: Option<Switch>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Switch {
+    #[serde(rename = "@state")]
+    pub(super) state: String,
 }
 
 /// An element that says something by being there.

@@ -6,16 +6,17 @@
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use novacron_core::model::{ClockOffset, DiskBus, MemoryBacking, Smbios, WatchdogAction};
 use serde_json::json;
 
 use super::devices::{Properties, SCSI, SCSI_BUS, blockdev, disk_device, key_value, nic_device};
-use super::firmware::Ovmf;
 use super::net::Link;
 use super::screens;
 use super::spec::StoredSpec;
 use crate::accel::Accel;
+use crate::firmware::Ovmf;
 
 /// Root ports for hot-plug.
 pub(super) const SPARE_PORTS: usize = 8;
@@ -35,11 +36,21 @@ pub(super) struct Machine<'a> {
     pub(super) accel: Accel,
     /// QEMU's `-cpu`.
     pub(super) cpu: &'a str,
-    pub(super) firmware: Option<&'a Ovmf>,
+    pub(super) flash: Option<&'a Flash>,
     /// One for each NIC.
     pub(super) links: &'a [Link],
     /// Listening sockets of the monitor, the console and the agent.
     pub(super) sockets: [RawFd; 3],
+}
+
+/// What the firmware is started from.
+#[derive(Debug)]
+pub(super) struct Flash {
+    pub(super) ovmf: Ovmf,
+    /// Where its variables are.
+    pub(super) variables: PathBuf,
+    /// How long they are, bytes: a volume may be longer, and the firmware would look in the wrong place then.
+    pub(super) length: u64,
 }
 
 impl Machine<'_> {
@@ -85,8 +96,11 @@ impl Machine<'_> {
             shared,
         } = hardware.memory_backing;
         let mut machine = "q35".to_owned();
-        if self.firmware.is_some() {
+        if let Some(flash) = self.flash {
             machine += ",pflash0=firmware,pflash1=variables";
+            if flash.ovmf.is_secure {
+                machine += ",smm=on";
+            }
         }
         let size = format!("{}M", hardware.memory.0);
         if hugepages || shared {
@@ -144,18 +158,24 @@ impl Machine<'_> {
     }
 
     fn boot(&self, line: &mut Line) {
-        if let Some(Ovmf { code, .. }) = self.firmware {
-            let flash = |name: &str, path: &std::path::Path, read_only: bool| {
-                json!({
-                    "driver": "raw", "node-name": name, "read-only": read_only,
-                    "file": { "driver": "file", "filename": path },
-                })
+        if let Some(flash) = self.flash {
+            let code = json!({
+                "driver": "raw", "node-name": "firmware", "read-only": true,
+                "file": { "driver": "file", "filename": flash.ovmf.code },
+            });
+            let driver = match flash.variables.starts_with("/dev") {
+                true => "host_device",
+                false => "file",
             };
-            line.add("-blockdev", flash("firmware", code, true).to_string());
-            line.add(
-                "-blockdev",
-                flash("variables", "variables.fd".as_ref(), false).to_string(),
-            );
+            let variables = json!({
+                "driver": "raw", "node-name": "variables", "size": flash.length,
+                "file": { "driver": driver, "filename": flash.variables, "locking": "on" },
+            });
+            line.add("-blockdev", code.to_string());
+            line.add("-blockdev", variables.to_string());
+            if flash.ovmf.is_secure {
+                line.add("-global", "driver=cfi.pflash01,property=secure,value=on");
+            }
         }
         let Some(kernel) = &self.spec.hardware.kernel else {
             line.add("-boot", "strict=on");
@@ -326,20 +346,21 @@ mod tests {
                 options: NicOptions::default(),
             }],
             seed: true,
+            nvram: None,
         }
     }
 
-    fn shown(spec: &StoredSpec, firmware: Option<&Ovmf>) -> String {
+    fn shown(spec: &StoredSpec, flash: Option<&Flash>) -> String {
         let links = [Link::User(vec!["tcp:127.0.0.1:2222-:22".into()])];
-        shown_with(spec, firmware, &links)
+        shown_with(spec, flash, &links)
     }
 
-    fn shown_with(spec: &StoredSpec, firmware: Option<&Ovmf>, links: &[Link]) -> String {
+    fn shown_with(spec: &StoredSpec, flash: Option<&Flash>, links: &[Link]) -> String {
         let machine = Machine {
             spec,
             accel: Accel::Tcg,
             cpu: "max",
-            firmware,
+            flash,
             links,
             sockets: [10, 11, 12],
         };
@@ -373,10 +394,16 @@ mod tests {
         let ovmf = Ovmf {
             code: "/c.fd".into(),
             variables: "/v.fd".into(),
+            is_secure: true,
+        };
+        let flash = Flash {
+            ovmf,
+            variables: "/pool/v".into(),
+            length: 540_672,
         };
         let mut spec = spec();
         spec.hardware.kernel = Some(kernel);
-        let line = shown(&spec, Some(&ovmf));
+        let line = shown(&spec, Some(&flash));
         assert!(
             line.contains("-kernel /k,1\n-initrd /i\n-append console=ttyS0\n"),
             "{line}"
@@ -386,9 +413,13 @@ mod tests {
             "{line}"
         );
         assert!(
-            line.contains("q35,pflash0=firmware,pflash1=variables"),
+            line.contains("q35,pflash0=firmware,pflash1=variables,smm=on"),
             "{line}"
         );
+        let variables =
+            r#""filename":"/pool/v","locking":"on"},"node-name":"variables","size":540672}"#;
+        assert!(line.contains(variables), "{line}");
+        assert!(line.contains("property=secure,value=on"), "{line}");
     }
 
     #[test]

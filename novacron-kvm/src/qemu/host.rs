@@ -5,14 +5,14 @@ use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
-use novacron_core::model::{Capability, HostId, MiB, NodeCapabilities};
+use novacron_core::model::{Capability, Firmware, HostId, MiB, NodeCapabilities};
 use novacron_core::{Error, ErrorKind, Result};
 use uuid::Uuid;
 
-use super::firmware::Ovmf;
 use super::state::State;
 use super::{MAX_VCPUS, error, net};
 use crate::accel::Accel;
+use crate::firmware::Ovmf;
 use crate::privilege;
 use crate::probe::{self, Offer};
 
@@ -125,7 +125,11 @@ impl State {
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
         let has = |types: &[&str]| types.iter().all(|name| devices.contains(*name));
         let can = [
-            (Capability::Uefi, Ovmf::find().is_some()),
+            (Capability::Uefi, Ovmf::find(Firmware::Uefi).is_some()),
+            (
+                Capability::SecureBoot,
+                Ovmf::find(Firmware::UefiSecureBoot).is_some(),
+            ),
             (Capability::Bridge, net::bridges_work()),
             (Capability::UserNetwork, qemu.user_network),
             (Capability::HotPlug, true),

@@ -27,7 +27,6 @@ mod consoles;
 mod devices;
 mod diagnostics;
 pub(crate) mod error;
-mod firmware;
 mod host;
 mod hot_plug;
 mod hypervisor;

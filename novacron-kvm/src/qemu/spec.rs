@@ -14,6 +14,7 @@ use novacron_core::model::{
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::firmware::nvram_path;
 use crate::process::{ProcessError, RunDir};
 
 const FILE: &str = "spec.json";
@@ -27,6 +28,9 @@ pub(super) struct StoredSpec {
     pub(super) disks: Vec<StoredDisk>,
     pub(super) nics: Vec<StoredNic>,
     pub(super) seed: bool,
+    /// The volume of its firmware's variables.
+    #[serde(default)]
+    pub(super) nvram: Option<PathBuf>,
 }
 
 /// A disk.
@@ -75,6 +79,10 @@ impl StoredSpec {
                 .collect::<Result<_>>()?,
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
+            nvram: match &spec.nvram {
+                Some(nvram) => Some(text(nvram_path(nvram, operation)?, operation)?),
+                None => None,
+            },
         };
         if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
             let message = "more disks and NICs than the machine has places for";

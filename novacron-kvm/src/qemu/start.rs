@@ -1,22 +1,23 @@
 //! `define` and `start`: from a spec to a QEMU whose vCPUs are held.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use novacron_core::driver::{Call, DomainId, DomainSpec, GuestEvent};
-use novacron_core::model::{DiskLimits, Firmware, LinkState};
+use novacron_core::model::{DiskLimits, LinkState};
 use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 
-use super::args::Machine;
+use super::args::{Flash, Machine};
 use super::error;
-use super::firmware::Ovmf;
 use super::hot_plug::{set_limits, set_link};
 use super::live::Live;
 use super::net::{Link, connect};
 use super::spec::StoredSpec;
 use super::state::{Seen, State};
 use crate::accel::Accel;
+use crate::firmware::Ovmf;
 use crate::process::{EndCause, Launch, Listener, Process, ProcessError, RunDir, launch};
 use crate::qmp::Qmp;
 use crate::seed::Seed;
@@ -89,7 +90,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     let accel = state.accel(OPERATION)?;
     let cpus = &state.offer(OPERATION).await?.cpus;
     let cpu = cpus.argument(&spec.hardware.cpu, accel);
-    let firmware = firmware(spec.hardware.firmware)?;
+    let firmware = Ovmf::of(spec.hardware.firmware, OPERATION)?;
     let links = spec
         .nics
         .iter()
@@ -98,13 +99,20 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     error::remaining(call, OPERATION)?;
 
     let dir = state.dir(id, OPERATION)?;
+    let flash = match firmware {
+        Some(ovmf) => {
+            let (dir, volume) = (dir.clone(), spec.nvram.clone());
+            Some(aside(OPERATION, move || flash(&dir, ovmf, volume)).await?)
+        }
+        None => None,
+    };
     let plan = Plan {
         dir: dir.clone(),
         spec,
         binary,
         accel,
         cpu,
-        firmware,
+        flash,
         links,
     };
     let process = blocking(OPERATION, move || plan.launch()).await?;
@@ -163,24 +171,13 @@ pub(super) async fn prepare(live: &Live, call: Call, operation: &'static str) ->
     live.dir.write(PREPARED, &true).map_err(failed)
 }
 
-fn firmware(firmware: Firmware) -> Result<Option<Ovmf>> {
-    match firmware {
-        Firmware::Bios => Ok(None),
-        Firmware::Uefi => Ovmf::find().map(Some).ok_or_else(|| {
-            let message =
-                "no UEFI firmware on this host; on Debian and Ubuntu: apt-get install ovmf";
-            Error::new(ErrorKind::Unsupported, "qemu.start", message)
-        }),
-    }
-}
-
 struct Plan {
     dir: RunDir,
     spec: StoredSpec,
-    binary: std::path::PathBuf,
+    binary: PathBuf,
     accel: Accel,
     cpu: String,
-    firmware: Option<Ovmf>,
+    flash: Option<Flash>,
     links: Vec<Link>,
 }
 
@@ -192,15 +189,10 @@ impl Plan {
             binary,
             accel,
             cpu,
-            firmware,
+            flash,
             links,
         } = self;
         let lock = dir.lock()?;
-        if let Some(ovmf) = &firmware {
-            let template = std::fs::read(&ovmf.variables)
-                .map_err(ProcessError::io("read", &ovmf.variables))?;
-            dir.write_bytes("variables.fd", &template)?;
-        }
         let listeners = ["qmp", "con", "ga"].map(|name| Listener::bind(&dir, name));
         let [qmp, console, agent] = listeners;
         let listeners = vec![qmp?, console?, agent?];
@@ -213,7 +205,7 @@ impl Plan {
             spec: &spec,
             accel,
             cpu: &cpu,
-            firmware: firmware.as_ref(),
+            flash: flash.as_ref(),
             links: &links,
             sockets,
         };
@@ -228,6 +220,28 @@ impl Plan {
             },
         )
     }
+}
+
+/// The firmware with its variables: those in the volume, or the start's own.
+fn flash(dir: &RunDir, ovmf: Ovmf, volume: Option<PathBuf>) -> Result<Flash> {
+    const OPERATION: &str = "qemu.start";
+    if let Some(variables) = volume {
+        let length = ovmf.prepare(&variables, OPERATION)?;
+        return Ok(Flash {
+            ovmf,
+            variables,
+            length,
+        });
+    }
+    let failed = |e| error::process(OPERATION, e);
+    let template = std::fs::read(&ovmf.variables)
+        .map_err(|e| failed(ProcessError::io("read", &ovmf.variables)(e)))?;
+    dir.write_bytes("variables.fd", &template).map_err(failed)?;
+    Ok(Flash {
+        ovmf,
+        length: template.len() as u64,
+        variables: "variables.fd".into(),
+    })
 }
 
 /// Ends a QEMU that did not come up, and says why.
@@ -274,8 +288,18 @@ pub(super) async fn blocking<T: Send + 'static>(
     operation: &'static str,
     work: impl FnOnce() -> Result<T, ProcessError> + Send + 'static,
 ) -> Result<T> {
+    aside(operation, move || {
+        work().map_err(|e| error::process(operation, e))
+    })
+    .await
+}
+
+async fn aside<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|e| error::process(operation, e)),
+        Ok(done) => done,
         Err(error) => {
             Err(Error::new(ErrorKind::Internal, operation, "a worker ended early").caused_by(error))
         }

@@ -140,6 +140,7 @@ impl Bench {
             hardware,
             disks: vec![],
             nics: vec![],
+            nvram: None,
             seed: None,
         }
     }

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use novacron_core::driver::{Hypervisor, StopMode};
@@ -10,31 +9,6 @@ use novacron_core::model::{LinkState, NicLimits, PortBinding};
 use novacron_core::{ErrorKind, Result};
 
 use crate::common::*;
-
-pub(crate) fn ip(arguments: &[&str]) -> bool {
-    Command::new("ip")
-        .args(arguments)
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-/// A bridge of the host, removed with it.
-pub(crate) struct Bridge(pub(crate) String);
-
-impl Bridge {
-    /// Of the n-th test of this process; and whether this process may make one.
-    pub(crate) fn up(n: u32) -> (Self, bool) {
-        let bridge = Self(format!("nct{n}-{}", std::process::id()));
-        let made = ip(&["link", "add", &bridge.0, "type", "bridge"]);
-        (bridge, made)
-    }
-}
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        ip(&["link", "del", &self.0]);
-    }
-}
 
 const BYTES: usize = 3 << 20;
 const RATE: NicLimits = NicLimits {

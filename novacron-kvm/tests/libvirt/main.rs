@@ -6,6 +6,8 @@ mod common;
 mod conformance;
 mod daemon;
 mod faults;
+#[path = "../common/firmware.rs"]
+mod firmware;
 #[path = "../common/hardware.rs"]
 mod hardware;
 #[path = "../common/initramfs.rs"]
@@ -26,6 +28,12 @@ async fn a_guest_sees_the_nic_that_was_asked_for() {
 async fn a_guest_sees_the_hardware_that_was_asked_for() {
     let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
     hardware::is_seen(&bench, &daemon.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secure_boot_is_on_and_variables_stay_with_the_vm() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    firmware::variables_stay(&bench, &daemon.hypervisor()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,9 +13,9 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
-    Bytes, CpuModel, Disk, DiskSource, Hardware, Image, ImageId, Machine, Meta, Name, NodeId,
-    PoolId, PowerRequest, Versioned, Vm, VmId, VmSpec, Volume, VolumeFormat, VolumeId,
-    VolumeSource,
+    Bytes, CpuModel, Disk, DiskOptions, DiskRole, DiskSource, Hardware, Image, ImageId, Machine,
+    Meta, Name, NodeId, PoolId, PowerRequest, Versioned, Vm, VmId, VmSpec, Volume, VolumeFormat,
+    VolumeId, VolumeSource,
 };
 use crate::store::Revision;
 
@@ -80,11 +80,12 @@ impl Vms {
                         images: &images,
                     };
                     let disks = look.disks(&mut problems);
+                    let nvram = look.nvram(&disks, &mut problems);
                     let networks = look.networks(&mut problems);
                     let node = spec.node.as_ref();
                     let hardware = resolved(&spec.hardware, node, cache, &mut problems);
                     refuse(VERB, problems)?;
-                    draft(&self.0, &spec, hardware, disks, networks)
+                    draft(&self.0, &spec, hardware, (disks, nvram), networks)
                 })
                 .await?
         };
@@ -175,6 +176,23 @@ impl Look<'_> {
         disks
     }
 
+    /// The pool of the firmware's variables, if it has some: that of the first disk.
+    fn nvram(&self, disks: &[Resolved], problems: &mut Vec<Problem>) -> Option<PoolId> {
+        if !self.spec.hardware.firmware.has_variables() {
+            return None;
+        }
+        let pool = match disks.first() {
+            Some(Resolved::Made { pool, .. }) => Ok(pool.clone()),
+            Some(Resolved::Existing(volume)) => Ok(volume.pool.clone()),
+            None => pick_pool(self.cache, None),
+        };
+        let pool = pool.map_err(|why| {
+            let why = format!("its variables are kept in the pool of the first disk; {why}");
+            problems.push(problem("hardware.firmware", why));
+        });
+        pool.ok()
+    }
+
     fn clone_of(
         &self,
         name: &str,
@@ -222,7 +240,7 @@ fn draft(
     cluster: &Cluster,
     spec: &VmSpec,
     hardware: Hardware,
-    disks: Vec<Resolved>,
+    (disks, nvram): (Vec<Resolved>, Option<PoolId>),
     networks: Vec<Revision>,
 ) -> Result<(VmId, Draft)> {
     let (inner, options) = (&cluster.inner, cluster.options());
@@ -268,6 +286,27 @@ fn draft(
             volume,
             delete_with_vm,
             options: disk.options.clone(),
+            role: DiskRole::Disk,
+        });
+    }
+    if let Some(pool) = nvram {
+        let volume = Volume {
+            id: VolumeId::generate(now, &*inner.ids),
+            meta: meta(Name::new(Disk::NVRAM)?),
+            pool,
+            source: VolumeSource::Blank,
+            size: Disk::NVRAM_SIZE,
+            // libvirt takes no other for it before 9.2.
+            format: VolumeFormat::Raw,
+            made_with: Some(id),
+        };
+        draft = draft.put(&volume.id, &volume)?;
+        machine_disks.push(Disk {
+            name: Disk::NVRAM.to_owned(),
+            volume: volume.id,
+            delete_with_vm: true,
+            options: DiskOptions::default(),
+            role: DiskRole::Nvram,
         });
     }
     let mut nics = Vec::with_capacity(networks.len());

@@ -16,9 +16,9 @@ use crate::control::resolve::started_with;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Phase, RunEvent, RunPhase};
 use crate::model::{
-    Action, ActionId, Capability, Claim, Disk, DiskBus, DiskOptions, Effect, Exit, Machine, Name,
-    NodeId, OperationKind, Power, PowerRequest, Run, Snapshot, SnapshotId, StopProof, Verb, Vm,
-    VmId, VmSettings, Volume, VolumeId,
+    Action, ActionId, Capability, Claim, Disk, DiskBus, DiskOptions, DiskRole, Effect, Exit,
+    Machine, Name, NodeId, OperationKind, Power, PowerRequest, Run, Snapshot, SnapshotId,
+    StopProof, Verb, Vm, VmId, VmSettings, Volume, VolumeId,
 };
 
 /// The next generation of the spec, for an operation to follow.
@@ -64,7 +64,7 @@ impl Place<'_> {
             DiskBus::Sata => {
                 Some("the VM is started, and takes SATA disks with a start only".to_owned())
             }
-            DiskBus::Scsi if !self.machine.disks.iter().any(on_scsi) => Some(
+            DiskBus::Scsi if !self.machine.guest_disks().any(on_scsi) => Some(
                 "the VM was started without a SCSI disk, so it has no controller for one"
                     .to_owned(),
             ),
@@ -150,7 +150,7 @@ impl VmHandle {
             } else if vm.machine.disks.iter().any(|d| d.name == disk) {
                 problems.push(problem("disk", format!("the VM has a disk {disk:?}")));
             }
-            if vm.machine.disks.len() >= check::MAX_DISKS {
+            if vm.machine.guest_disks().count() >= check::MAX_DISKS {
                 let message = format!("the VM has {} disks, the most it can", check::MAX_DISKS);
                 problems.push(problem("disk", message));
             }
@@ -195,6 +195,7 @@ impl VmHandle {
                 volume,
                 delete_with_vm: false,
                 options: options.clone(),
+                role: DiskRole::Disk,
             });
             Ok((draft, next_generation(vm)))
         };
@@ -213,7 +214,8 @@ impl VmHandle {
         self.cluster
             .change::<Vm>(VERB, self.id, &disk, |vm, draft, _| {
                 let before = vm.machine.disks.len();
-                vm.machine.disks.retain(|d| d.name != disk);
+                let is_it = |d: &Disk| d.name == disk && d.role == DiskRole::Disk;
+                vm.machine.disks.retain(|d| !is_it(d));
                 if vm.machine.disks.len() == before {
                     return Err(no_such_disk(VERB, disk));
                 }
@@ -239,7 +241,8 @@ impl VmHandle {
                 let lacking = place.and_then(|place| place.lacking(options.live_needs()));
                 problems.extend(lacking.map(|why| problem("options.limits", why)));
                 refuse(VERB, problems)?;
-                let found = vm.machine.disks.iter_mut().find(|d| d.name == disk);
+                let is_it = |d: &&mut Disk| d.name == disk && d.role == DiskRole::Disk;
+                let found = vm.machine.disks.iter_mut().find(is_it);
                 let Some(found) = found else {
                     return Err(no_such_disk(VERB, disk));
                 };
@@ -309,7 +312,7 @@ impl VmHandle {
         let request = settings.clone();
         self.cluster
             .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
-                let is_diskless = vm.machine.disks.is_empty();
+                let is_diskless = vm.machine.guest_disks().next().is_none();
                 let mut problems = check::settings(&settings, is_diskless);
                 let changes = VmSettings::of(vm).changes(&settings).into_iter();
                 let never = changes.filter(|change| change.effect == Effect::Replacement);

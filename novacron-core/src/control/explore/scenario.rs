@@ -11,9 +11,9 @@ use super::steps::put_member;
 use crate::control::cache::Cache;
 use crate::control::plan::ObjectKey;
 use crate::model::{
-    Bytes, Disk, Hardware, Machine as Devices, MemberId, Meta, MiB, Name, Node, NodeId, NodeState,
-    NodeStatus, Ownership, Pool, PoolId, PoolScope, Power, PowerRequest, RestartPolicy, Role,
-    StorageState, StorageStatus, Unexplained, Vm, VmId, Volume, VolumeFormat, VolumeId,
+    Bytes, Disk, DiskRole, Hardware, Machine as Devices, MemberId, Meta, MiB, Name, Node, NodeId,
+    NodeState, NodeStatus, Ownership, Pool, PoolId, PoolScope, Power, PowerRequest, RestartPolicy,
+    Role, StorageState, StorageStatus, Unexplained, Vm, VmId, Volume, VolumeFormat, VolumeId,
     VolumeSource,
 };
 use crate::records::{self, NodeOwner, PoolOwner, VolumeStatus};
@@ -189,6 +189,7 @@ impl Scenario {
                 volume: VOLUME,
                 delete_with_vm: false,
                 options: crate::model::DiskOptions::default(),
+                role: DiskRole::Disk,
             });
         }
         let vm = Vm {

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use novacron_core::driver::Attachment;
 use novacron_core::model::{
-    ClusterId, CpuTopology, DiskLimits, DiskOptions, Epoch, Hardware, KernelBoot, MacAddr, MiB,
-    NicOptions, VmId,
+    ClusterId, CpuTopology, DiskLimits, DiskOptions, Epoch, Firmware, Hardware, KernelBoot,
+    MacAddr, MiB, NicOptions, VmId,
 };
 
 use super::*;
@@ -71,7 +71,7 @@ fn spec() -> DomainSpec {
         },
         name: "web & <shop> 1".into(),
         hardware: Hardware {
-            firmware: Firmware::Uefi,
+            firmware: Firmware::UefiSecureBoot,
             memory_backing: MemoryBacking {
                 hugepages: true,
                 locked: true,
@@ -134,6 +134,7 @@ fn spec() -> DomainSpec {
                 },
             ),
         ],
+        nvram: None,
         seed: Some(novacron_core::driver::Seed {
             meta_data: String::new(),
             user_data: "hidden".into(),
@@ -174,11 +175,22 @@ fn place(accel: Accel) -> Place {
     Place {
         accel,
         folder: Some("/var/lib/nc/2/3".into()),
+        flash: None,
     }
 }
 
 fn described(spec: &DomainSpec, accel: Accel) -> DomainXml {
-    describe(spec, &place(accel), "test").unwrap()
+    let ovmf = Ovmf {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd".into(),
+        variables: "/unused".into(),
+        is_secure: true,
+    };
+    let flash = spec.hardware.firmware.has_variables();
+    let place = Place {
+        flash: flash.then(|| (ovmf, "/pool/nvram".into())),
+        ..place(accel)
+    };
+    describe(spec, &place, "test").unwrap()
 }
 
 /// In lines, to be looked at.

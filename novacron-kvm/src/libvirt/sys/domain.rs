@@ -42,7 +42,7 @@ fn named(name: &std::ffi::CStr) -> sys::virTypedParameter {
 /// How much goes with a domain that is undefined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Undefine {
-    /// Saved memory, variables of its firmware, what libvirt keeps of its snapshots and checkpoints.
+    /// Saved memory, what libvirt keeps of its snapshots and checkpoints; not its firmware's variables, whose file is ours.
     Everything,
     /// Its definition: all that some drivers know.
     Plain,
@@ -166,7 +166,7 @@ impl Dom {
             Undefine::Everything => {
                 sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
                     | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                    | sys::VIR_DOMAIN_UNDEFINE_NVRAM
+                    | sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
                     | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             }
             Undefine::Plain => 0,
