@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use novacron_core::cluster::Verdict;
-use novacron_core::model::{CpuModel, CpuTopology};
+use novacron_core::model::{CpuModel, CpuTopology, Disk, DiskOptions, Firmware};
 use novacron_core::{Deadline, ErrorKind, Phase};
 
 use crate::ground::node;
@@ -97,4 +97,44 @@ async fn a_topology_has_to_make_the_vcpus() {
         panic!("{refused}")
     };
     assert_eq!(problem.field, "hardware.cpu.topology");
+}
+
+#[tokio::test(start_paused = true)]
+async fn variables_of_the_firmware_are_the_vms_and_go_with_it() {
+    let mut site = Site::new(2);
+    let cluster = site.start().await;
+    let mut asked = spec("web").node(node(0));
+    asked.hardware.firmware = Firmware::UefiSecureBoot;
+    let vm = cluster.vms().create(asked.clone()).await.unwrap();
+    vm.wait_for(Phase::Running, soon()).await.unwrap();
+    let nvram = async || vm.get().await.unwrap().vm.machine.nvram().unwrap();
+    let variables = nvram().await;
+    assert_eq!(vm.get().await.unwrap().vm.machine.guest_disks().count(), 1);
+
+    // They move with it, and stay through its starts.
+    vm.stop().await.unwrap().wait(soon()).await.unwrap();
+    let moved = vm.move_to(node(1)).await.unwrap();
+    moved.wait(soon()).await.unwrap();
+    vm.start().await.unwrap().wait(soon()).await.unwrap();
+    assert_eq!(nvram().await, variables);
+
+    // It is no disk of the guest's, for anybody.
+    for refused in [
+        vm.detach(Disk::NVRAM).await,
+        vm.set_disk(Disk::NVRAM, DiskOptions::default()).await,
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    let snapshot = cluster.snapshots().create("before", variables).await;
+    assert_eq!(snapshot.unwrap_err().kind(), ErrorKind::Unsupported);
+    let mut named = asked;
+    named.name = "named".to_owned();
+    named.disks[0].name = Disk::NVRAM.to_owned();
+    let refused = cluster.vms().create(named).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "disks[0].name");
+
+    vm.delete().await.unwrap().wait(soon()).await.unwrap();
+    let gone = cluster.volumes().by_id(variables).get().await;
+    assert_eq!(gone.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(site.world.artefacts().volumes.len(), 0);
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
-    DiskSource, Hardware, ImageId, NetworkId, NicOptions, NicSpec, ObjectRef, OperationId, Power,
-    Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskSource, Firmware, Hardware, ImageId, NetworkId, NicOptions, NicSpec, ObjectRef,
+    OperationId, Power, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -238,6 +238,9 @@ impl Ledger {
                 spec = spec.disk("more", DiskSource::Volume { volume });
             }
             _ => {}
+        }
+        if rng.random_bool(0.1) {
+            spec.hardware.firmware = Firmware::Uefi;
         }
         match self.network(rng) {
             Some(network) if rng.random_bool(0.6) => spec.nic(NicSpec::new(network)),
