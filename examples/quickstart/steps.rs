@@ -3,6 +3,8 @@
 //! Each step is a method that returns what it checked. [`App::first_life`] and [`App::second_life`] say in which order;
 //! between the two the supervisor kills the process.
 
+mod rescue;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,6 +102,8 @@ impl App {
         step("limit the disk, and ask for more memory", secs(60), change).await?;
         let snapshot = snapshot.ok_or("there is no snapshot")?;
         step("restore the snapshot", secs(240), self.restore(snapshot)).await?;
+        let again = self.rescue_and_rebuild("guest");
+        step("rescue it, and rebuild it", secs(240), again).await?;
         self.write_notes().await?;
         Line::Kill.say();
         // The supervisor kills this process here, with the control loop and the guest running.

@@ -140,8 +140,8 @@ pub(super) fn disk_name(name: &str) -> Option<String> {
             name.len()
         ));
     }
-    if name == Disk::NVRAM {
-        return Some("the name of the volume of a firmware's variables; choose another".to_owned());
+    if [Disk::NVRAM, Disk::RESCUE].contains(&name) {
+        return Some("the name of a disk of NovaCron's own; choose another".to_owned());
     }
     name_problem(name)
 }

@@ -98,7 +98,7 @@ fn default_project() -> Name {
 /// The verbs of every change that the door lets in: what an [`Authorizer`](crate::driver::Authorizer) is asked beside
 /// those of reading (`vm.get`, `vm.list`, …) and of reaching into a guest, and what an
 /// [`Audit`](crate::model::Audit) record says.
-pub const CHANGES: [&str; 40] = [
+pub const CHANGES: [&str; 43] = [
     "image.create",
     "image.delete",
     "image.set-annotations",
@@ -125,6 +125,8 @@ pub const CHANGES: [&str; 40] = [
     "vm.kill",
     "vm.move",
     "vm.pause",
+    "vm.rebuild",
+    "vm.rescue",
     "vm.reset",
     "vm.restore",
     "vm.set-annotations",
@@ -133,6 +135,7 @@ pub const CHANGES: [&str; 40] = [
     "vm.set-nic",
     "vm.start",
     "vm.stop",
+    "vm.unrescue",
     "vm.update",
     "volume.create",
     "volume.delete",

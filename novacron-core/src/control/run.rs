@@ -512,10 +512,11 @@ impl Look<'_> {
     /// found a domain that an earlier assignment made.
     fn differs(&self, assignment: &Assignment) -> bool {
         self.domain.is_some_and(|domain| {
-            let (disks, ports) = (&assignment.disks, &assignment.ports);
-            domain.disks.len() != disks.len()
+            let (nvram, ports) = (assignment.machine.nvram(), &assignment.ports);
+            let disks = || assignment.disks.iter().filter(|d| Some(d.volume) != nvram);
+            domain.disks.len() != disks().count()
                 || domain.nics.len() != ports.len()
-                || !disks.iter().all(|d| domain.disks.contains(&d.volume))
+                || !disks().all(|d| domain.disks.contains(&d.volume))
                 || !ports.iter().all(|p| domain.nics.contains(&p.port))
         })
     }

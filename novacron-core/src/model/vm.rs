@@ -103,14 +103,24 @@ impl Machine {
 
     /// The volume of its firmware's variables.
     pub fn nvram(&self) -> Option<VolumeId> {
-        let is_nvram = |disk: &&Disk| disk.role == DiskRole::Nvram;
-        self.disks.iter().find(is_nvram).map(|disk| disk.volume)
+        self.with_role(DiskRole::Nvram)
+    }
+
+    /// The volume that it boots from while it is rescued.
+    pub fn rescue(&self) -> Option<VolumeId> {
+        self.with_role(DiskRole::Rescue)
+    }
+
+    fn with_role(&self, role: DiskRole) -> Option<VolumeId> {
+        let mut disks = self.disks.iter();
+        disks.find(|disk| disk.role == role).map(|disk| disk.volume)
     }
 
     /// The disks that the guest sees.
     pub fn guest_disks(&self) -> impl Iterator<Item = &Disk> {
-        let is_disk = |disk: &&Disk| disk.role == DiskRole::Disk;
-        self.disks.iter().filter(is_disk)
+        self.disks
+            .iter()
+            .filter(|disk| disk.role != DiskRole::Nvram)
     }
 
     /// The same of a NIC.
@@ -165,6 +175,8 @@ pub enum DiskRole {
     Disk,
     /// What its UEFI firmware remembers: boot entries and keys. The guest sees no disk.
     Nvram,
+    /// A disk that it boots from while it is rescued.
+    Rescue,
 }
 
 impl DiskRole {
@@ -176,7 +188,9 @@ impl DiskRole {
 impl Disk {
     /// The name of the one that holds the firmware's variables.
     pub const NVRAM: &str = "nvram";
-    /// Its size: that of the variables of OVMF's builds of 4 MiB, the largest.
+    /// The name of the one that it boots from while it is rescued.
+    pub const RESCUE: &str = "rescue";
+    /// The NVRAM's size: that of the variables of OVMF's builds of 4 MiB, the largest.
     pub(crate) const NVRAM_SIZE: Bytes = Bytes(528 * 1024);
 }
 

@@ -190,6 +190,9 @@ fn every_change(o: Objects) -> Vec<Change> {
         "vm.set-nic" => set_nic(o.port, unplugged());
         "vm.detach-nic" => detach_nic(o.port);
         "vm.restore" => restore(o.data, o.snapshot);
+        "vm.rescue" => rescue("spare");
+        "vm.unrescue" => unrescue();
+        "vm.rebuild" => rebuild("spare");
         "vm.start" => start();
         "vm.reset" => reset();
         "vm.pause" => pause();

@@ -11,6 +11,7 @@
 
 mod any_json;
 mod bad_input;
+mod boot_disk;
 mod cancel;
 mod clocks;
 mod door;

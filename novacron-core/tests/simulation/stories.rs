@@ -17,7 +17,7 @@ use crate::requests::{Answer, Request};
 use crate::site::{RESYNC, Site, node};
 
 /// The request's verb, and on what.
-pub(crate) const STORIES: [&str; 76] = [
+pub(crate) const STORIES: [&str; 79] = [
     "vm.create/blank",
     "vm.create/image",
     "vm.create/volume",
@@ -37,6 +37,9 @@ pub(crate) const STORIES: [&str; 76] = [
     "vm.set-disk/off",
     "vm.set-nic/on",
     "vm.set-nic/off",
+    "vm.rebuild/off",
+    "vm.rescue/off",
+    "vm.unrescue/off",
     "vm.update/on",
     "vm.update/off",
     "vm.confirm-stopped/lost",
@@ -292,6 +295,12 @@ pub(crate) async fn stage(
         }
         "vm.set-nic" if on_what == "on" => Request::SetNic(o.on, o.port_on, unplugged()),
         "vm.set-nic" => Request::SetNic(o.off, o.port_off, unplugged()),
+        "vm.rebuild" => Request::Rebuild(named, "spare-image".to_owned()),
+        "vm.rescue" => Request::Rescue(named, "spare-image".to_owned()),
+        "vm.unrescue" => {
+            done(cluster, Request::Rescue(named, "spare-image".to_owned())).await?;
+            Request::Unrescue(named)
+        }
         "vm.update" => {
             let view = cluster.vms().by_id(named).get().await?;
             let mut settings = VmSettings::of(&view.vm);

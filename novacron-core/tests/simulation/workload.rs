@@ -311,6 +311,14 @@ impl Ledger {
                 let (name, _) = disk(view.as_ref(), rng)?;
                 Request::SetDisk(vm, name, limited(rng.random_range(1..1000)))
             }
+            68..69 if rng.random_bool(0.3) => {
+                let image = self.images.values().choose(rng)?.clone();
+                match rng.random_range(0..3) {
+                    0 => Request::Rebuild(vm, image),
+                    1 => Request::Rescue(vm, image),
+                    _ => Request::Unrescue(vm),
+                }
+            }
             68..69 if rng.random_bool(0.5) => {
                 let view = view?;
                 let nic = view.vm.machine.nics.iter().choose(rng)?;

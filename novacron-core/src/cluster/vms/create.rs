@@ -199,19 +199,7 @@ impl Look<'_> {
         size: Option<Bytes>,
         pool: Option<&PoolId>,
     ) -> Result<Resolved, (&'static str, String)> {
-        // What is no name has been reported; what is none of the project's is told from it by this.
-        let id = self.images.get(name);
-        let Some(image) = id.and_then(|id| self.cache.images.get(id)) else {
-            let shown: String = name.chars().take(63).collect();
-            return Err(("image", format!("the project has no image {shown:?}")));
-        };
-        if image.meta.deleted_at.is_some() {
-            return Err(("image", format!("image {name:?} is being deleted")));
-        }
-        if pool.is_some_and(|pool| *pool != image.pool) {
-            let why = format!("a linked clone lies in its image's pool, {}", image.pool);
-            return Err(("pool", why));
-        }
+        let image = cloned(self.cache, self.images, name, pool)?;
         Ok(Resolved::Made {
             pool: image.pool.clone(),
             source: VolumeSource::Image(image.id),
@@ -233,6 +221,29 @@ impl Look<'_> {
         }
         versions
     }
+}
+
+/// The image of this name, if a clone of it can be made, in this pool; or which field is wrong, and why.
+pub(super) fn cloned<'c>(
+    cache: &'c Cache,
+    images: &BTreeMap<String, ImageId>,
+    name: &str,
+    pool: Option<&PoolId>,
+) -> Result<&'c Versioned<Image>, (&'static str, String)> {
+    // What is no name has been reported; what is none of the project's is told from it by this.
+    let id = images.get(name);
+    let Some(image) = id.and_then(|id| cache.images.get(id)) else {
+        let shown: String = name.chars().take(63).collect();
+        return Err(("image", format!("the project has no image {shown:?}")));
+    };
+    if image.meta.deleted_at.is_some() {
+        return Err(("image", format!("image {name:?} is being deleted")));
+    }
+    if pool.is_some_and(|pool| *pool != image.pool) {
+        let why = format!("a linked clone lies in its image's pool, {}", image.pool);
+        return Err(("pool", why));
+    }
+    Ok(image)
 }
 
 /// The records of a VM whose spec is right.

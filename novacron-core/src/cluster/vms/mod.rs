@@ -3,6 +3,7 @@
 //! [`Vms::create`] makes one (`create`), a [`VmHandle`] shows it (here), changes what it should be (`handle`), explains
 //! where it could be (`explain`), and reaches into the running guest (`reach`).
 
+mod boot_disk;
 mod create;
 mod explain;
 mod handle;
