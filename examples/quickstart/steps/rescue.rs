@@ -15,7 +15,7 @@ impl App {
         self.mount_and_check().await?;
         self.stop().await?;
         done(vm.unrescue().await?, 30).await?;
-        done(vm.rebuild(image).await?, 30).await?;
+        done(vm.rebuild("root", image).await?, 30).await?;
         let rebuilt = self.first_disks().await?;
         ensure(rebuilt == "root data", || {
             format!("rebuilt, its disks are {rebuilt}")

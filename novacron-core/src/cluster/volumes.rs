@@ -255,6 +255,13 @@ impl VolumeHandle {
                 if size < now {
                     problems.push(format!("{size} is less than its {now}; it can only grow"));
                 }
+                let vm = volume.made_with.and_then(|vm| cache.vms.get(&vm));
+                if vm.is_some_and(|vm| vm.machine.nvram() == Some(volume.id)) {
+                    problems.push(
+                        "it holds the variables of a VM's firmware, which have their size"
+                            .to_owned(),
+                    );
+                }
                 let problems = problems.into_iter().map(|m| problem("size", m));
                 refuse(VERB, problems.collect())?;
                 volume.size = size;

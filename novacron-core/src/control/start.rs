@@ -205,7 +205,15 @@ pub(crate) async fn start(
             }
         }
         let seed = match &machine.cloud_init {
-            Some(init) => Some(seed(drivers, call, id, &assignment.name, init).await?),
+            Some(init) => {
+                let mut init = init.clone();
+                if machine.rescue().is_some() {
+                    // It is meant for the VM's own disks, which stand in other places now.
+                    init.user_data.clear();
+                    init.secrets.clear();
+                }
+                Some(seed(drivers, call, id, &assignment.name, &init).await?)
+            }
             None => None,
         };
         let spec = DomainSpec {

@@ -58,7 +58,7 @@ impl NicOptions {
             (
                 self.mtu.is_some_and(|mtu| mtu < MIN_MTU),
                 "mtu",
-                "must be 68 to 65535",
+                "must be 1280 to 65535",
             ),
             (
                 self.mtu.is_some() && !virtio,
@@ -70,7 +70,7 @@ impl NicOptions {
                     .numbers()
                     .any(|limit| !NicLimits::RANGE.contains(&limit)),
                 "limits",
-                "each is 1024 to 10^12 bytes per second; without one there is no limit",
+                "each is 1024 to 10^10 bytes per second; without one there is no limit",
             ),
         ];
         let wrong = checks.into_iter().filter(|(wrong, ..)| *wrong);
@@ -151,8 +151,8 @@ impl NicOptions {
 
 /// What Linux takes for a tap device (`MAX_TAP_QUEUES`).
 const MAX_QUEUES: u16 = 256;
-/// The least that IPv4 works with (RFC 791).
-const MIN_MTU: u16 = 68;
+/// The least that IPv6 works with (RFC 8200): a bridge takes the least of its devices', for everybody on it.
+const MIN_MTU: u16 = 1280;
 
 /// The device that a guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,7 +188,7 @@ pub struct NicLimits {
 
 impl NicLimits {
     /// libvirt counts whole KiB, and the kernel's least is below.
-    const RANGE: std::ops::RangeInclusive<u64> = 1024..=1_000_000_000_000;
+    const RANGE: std::ops::RangeInclusive<u64> = 1024..=10_000_000_000;
 
     fn numbers(&self) -> impl Iterator<Item = u64> {
         let all = [self.inbound_bytes_sec, self.outbound_bytes_sec];
@@ -209,7 +209,7 @@ mod tests {
         let options = NicOptions {
             model: NicModel::E1000e,
             queues: 2,
-            mtu: Some(67),
+            mtu: Some(1279),
             link: LinkState::Down,
             limits: NicLimits {
                 inbound_bytes_sec: Some(1),

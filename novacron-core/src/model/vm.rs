@@ -101,6 +101,12 @@ impl Machine {
         Some(&disk.options)
     }
 
+    /// The same of a NIC.
+    pub(crate) fn nic(&self, port: PortId) -> Option<&NicOptions> {
+        let nic = self.nics.iter().find(|nic| nic.port == port)?;
+        Some(&nic.options)
+    }
+
     /// The volume of its firmware's variables.
     pub fn nvram(&self) -> Option<VolumeId> {
         self.with_role(DiskRole::Nvram)
@@ -121,12 +127,6 @@ impl Machine {
         self.disks
             .iter()
             .filter(|disk| disk.role != DiskRole::Nvram)
-    }
-
-    /// The same of a NIC.
-    pub(crate) fn nic(&self, port: PortId) -> Option<&NicOptions> {
-        let nic = self.nics.iter().find(|nic| nic.port == port)?;
-        Some(&nic.options)
     }
 
     /// What a guest that was started as this has of `new` before its next start.

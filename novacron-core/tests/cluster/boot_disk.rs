@@ -32,7 +32,7 @@ async fn a_rescued_vm_boots_from_a_disk_beside_its_own_until_that_is_over() {
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     let refused = vm.rescue("rescue-me").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
-    assert!(refused.message().contains("the VM is Running"), "{refused}");
+    assert!(refused.message().contains("the VM is running"), "{refused}");
     vm.stop().await.unwrap().wait(soon()).await.unwrap();
     let refused = vm.rescue("nothing").await.unwrap_err();
     assert_eq!(refused.problems()[0].field, "image");
@@ -45,7 +45,7 @@ async fn a_rescued_vm_boots_from_a_disk_beside_its_own_until_that_is_over() {
     boots(&vm).await;
     for refused in [
         vm.rescue("rescue-me").await,
-        vm.rebuild("rescue-me").await,
+        vm.rebuild("root", "rescue-me").await,
         vm.detach(Disk::RESCUE).await,
     ] {
         let kind = refused.unwrap_err().kind();
@@ -73,7 +73,7 @@ async fn a_rebuilt_vm_has_a_new_first_disk_and_all_else() {
     let vm = cluster.vms().create(asked).await.unwrap();
     let machine = async || vm.get().await.unwrap().vm.value.machine;
     let before = machine().await;
-    vm.rebuild("newer").await.unwrap();
+    vm.rebuild("root", "newer").await.unwrap();
     let after = machine().await;
     assert_ne!(after.disks[0].volume, before.disks[0].volume);
     assert_eq!(after.disks[1], before.disks[1]);
@@ -82,18 +82,25 @@ async fn a_rebuilt_vm_has_a_new_first_disk_and_all_else() {
     let old = cluster.volumes().by_id(before.disks[0].volume);
     assert_eq!(old.get().await.unwrap_err().kind(), ErrorKind::NotFound);
 
-    // A first disk that is a volume of its own stays.
-    vm.detach("root").await.unwrap();
-    vm.rebuild("newer").await.unwrap();
+    // What would go with it, and was not spoken of, keeps it.
+    let snapshots = cluster.snapshots();
+    let taken = snapshots.create("before", after.disks[0].volume).await;
+    let taken = taken.unwrap();
+    taken.operation().unwrap().wait(soon()).await.unwrap();
+    let refused = vm.rebuild("root", "newer").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
+    let refused = vm.rebuild("other", "newer").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    taken.delete().await.unwrap().wait(soon()).await.unwrap();
+
+    // A disk that is a volume of its own stays.
+    vm.rebuild("data", "newer").await.unwrap();
     let rebuilt = machine().await;
-    assert_ne!(rebuilt.disks[0].volume, data);
-    assert!(rebuilt.disks[0].delete_with_vm);
+    assert_ne!(rebuilt.disks[1].volume, data);
+    assert!(rebuilt.disks[1].delete_with_vm);
     boots(&vm).await;
     cluster.volumes().by_id(data).get().await.unwrap();
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
-    assert_eq!(
-        site.world.artefacts().volumes.len(),
-        2,
-        "data, and what was detached"
-    );
+    // The image, and data.
+    assert_eq!(site.world.artefacts().volumes.len(), 2);
 }

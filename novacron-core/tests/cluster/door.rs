@@ -192,7 +192,7 @@ fn every_change(o: Objects) -> Vec<Change> {
         "vm.restore" => restore(o.data, o.snapshot);
         "vm.rescue" => rescue("spare");
         "vm.unrescue" => unrescue();
-        "vm.rebuild" => rebuild("spare");
+        "vm.rebuild" => rebuild("root", "spare");
         "vm.start" => start();
         "vm.reset" => reset();
         "vm.pause" => pause();

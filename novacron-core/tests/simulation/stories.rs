@@ -295,7 +295,7 @@ pub(crate) async fn stage(
         }
         "vm.set-nic" if on_what == "on" => Request::SetNic(o.on, o.port_on, unplugged()),
         "vm.set-nic" => Request::SetNic(o.off, o.port_off, unplugged()),
-        "vm.rebuild" => Request::Rebuild(named, "spare-image".to_owned()),
+        "vm.rebuild" => Request::Rebuild(named, "root".to_owned(), "spare-image".to_owned()),
         "vm.rescue" => Request::Rescue(named, "spare-image".to_owned()),
         "vm.unrescue" => {
             done(cluster, Request::Rescue(named, "spare-image".to_owned())).await?;

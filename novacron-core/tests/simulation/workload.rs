@@ -284,6 +284,10 @@ impl Ledger {
             _ => self.volume(rng),
         };
         let text = format!("text-{}", self.serial);
+        let is_rescued = |view: &VmView| view.vm.machine.rescue().is_some();
+        if view.as_ref().is_some_and(is_rescued) && rng.random_bool(0.2) {
+            return Some(Request::Unrescue(vm));
+        }
         Some(match rng.random_range(0..100) {
             0..14 => Request::Start(vm),
             14..24 => Request::Stop(vm),
@@ -313,10 +317,10 @@ impl Ledger {
             }
             68..69 if rng.random_bool(0.3) => {
                 let image = self.images.values().choose(rng)?.clone();
-                match rng.random_range(0..3) {
-                    0 => Request::Rebuild(vm, image),
-                    1 => Request::Rescue(vm, image),
-                    _ => Request::Unrescue(vm),
+                if rng.random_bool(0.3) {
+                    Request::Rebuild(vm, "root".to_owned(), image)
+                } else {
+                    Request::Rescue(vm, image)
                 }
             }
             68..69 if rng.random_bool(0.5) => {

@@ -106,8 +106,8 @@ impl HotPlug for LibvirtHypervisor {
         let limits = *limits;
         let set = move |task: &Task| {
             let (found, devices) = attached(task, id)?;
-            let interfaces = devices.interfaces.into_iter();
-            let nic = interfaces.filter(|nic| nic.port() == Some(port)).next();
+            let mut interfaces = devices.interfaces.into_iter();
+            let nic = interfaces.find(|nic| nic.port() == Some(port));
             let Some(mut nic) = nic else {
                 let message = "the NIC is not attached";
                 let error = Error::new(ErrorKind::FailedPrecondition, OPERATION, message);

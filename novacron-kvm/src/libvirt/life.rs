@@ -14,7 +14,7 @@
 //! still come true after the end was noted: its vCPUs are held, and whoever sees it ends it.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,16 @@ pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
             .map_err(|error| files(task, "make", folder, error))?;
     }
     if let (Some((ovmf, variables)), Some(_)) = (&place.flash, &spec.nvram) {
-        ovmf.prepare(variables, task.operation)?;
+        let length = ovmf.prepare(variables, task.operation)?;
+        let failed = |error| files(task, "read", variables, error);
+        let has = fs::File::open(variables).and_then(|mut file| file.seek(SeekFrom::End(0)));
+        let has = has.map_err(failed)?;
+        if has != length {
+            let message = format!(
+                "libvirt gives the firmware the whole volume, of {has} bytes, and this host's takes {length}"
+            );
+            return Err(error::precondition(task.operation, id, message));
+        }
     }
     task.ok(task.conn.define(&xml)).map(drop)
 }

@@ -49,6 +49,8 @@ pub(super) struct Flash {
     pub(super) ovmf: Ovmf,
     /// Where its variables are.
     pub(super) variables: PathBuf,
+    /// Whether that is a block device.
+    pub(super) is_device: bool,
     /// How long they are, bytes: a volume may be longer, and the firmware would look in the wrong place then.
     pub(super) length: u64,
 }
@@ -163,9 +165,10 @@ impl Machine<'_> {
                 "driver": "raw", "node-name": "firmware", "read-only": true,
                 "file": { "driver": "file", "filename": flash.ovmf.code },
             });
-            let driver = match flash.variables.starts_with("/dev") {
-                true => "host_device",
-                false => "file",
+            let driver = if flash.is_device {
+                "host_device"
+            } else {
+                "file"
             };
             let variables = json!({
                 "driver": "raw", "node-name": "variables", "size": flash.length,
@@ -399,6 +402,7 @@ mod tests {
         let flash = Flash {
             ovmf,
             variables: "/pool/v".into(),
+            is_device: false,
             length: 540_672,
         };
         let mut spec = spec();

@@ -224,11 +224,16 @@ pub(super) fn key_value(properties: &[(&str, String)]) -> String {
     pairs.collect::<Vec<_>>().join(",")
 }
 
-/// Properties as the monitor takes them. Strings are what `device_add` takes for numbers, too.
+/// Properties as the monitor takes them: each of its own type, since QEMU 9.2.
 pub(super) fn arguments(properties: &[(&str, String)]) -> Value {
-    properties
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), Value::from(value.clone())))
+    let typed = |key: &str, value: &String| match key {
+        "mq" => Value::from(value == "on"),
+        "vectors" | "host_mtu" => Value::from(value.parse::<u32>().unwrap_or_default()),
+        _ => Value::from(value.clone()),
+    };
+    let pairs = properties.iter();
+    pairs
+        .map(|(key, value)| ((*key).to_owned(), typed(key, value)))
         .collect()
 }
 

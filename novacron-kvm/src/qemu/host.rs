@@ -10,7 +10,7 @@ use novacron_core::{Error, ErrorKind, Result};
 use uuid::Uuid;
 
 use super::state::State;
-use super::{MAX_VCPUS, error, net};
+use super::{MAX_VCPUS, error, net, shaping};
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
 use crate::privilege;
@@ -141,7 +141,7 @@ impl State {
             (Capability::E1000eNics, has(&["e1000e"])),
             (
                 Capability::NicLimits,
-                privilege::is_effective(privilege::NET_ADMIN),
+                privilege::is_effective(privilege::NET_ADMIN) && shaping::is_there(),
             ),
             (Capability::HugePages, huge_pages() > 0),
             (Capability::LockedMemory, privilege::may_lock_memory()),

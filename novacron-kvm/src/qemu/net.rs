@@ -29,6 +29,8 @@ const HELPERS: [&str; 3] = [
     "/usr/lib/qemu-bridge-helper",
 ];
 const HELPER_RULES: &str = "/etc/qemu/bridge.conf";
+/// Of a tap device (`linux/if_tun.h`).
+const IFF_MULTI_QUEUE: u32 = 0x0100;
 
 /// A NIC's way to its network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,14 +79,17 @@ impl Link {
             return Err("that is no interface's name");
         }
         let flags = Path::new("/sys/class/net").join(device).join("tun_flags");
-        if flags.exists() {
-            Ok(Self::Tap {
-                device: device.to_owned(),
-                queues,
-            })
-        } else {
-            Err("this host has no such tap device")
+        let Ok(flags) = std::fs::read_to_string(flags) else {
+            return Err("this host has no such tap device");
+        };
+        let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+        if queues > 1 && flags & IFF_MULTI_QUEUE == 0 {
+            return Err("it was made with one queue, and the NIC is to have several");
         }
+        Ok(Self::Tap {
+            device: device.to_owned(),
+            queues,
+        })
     }
 
     fn on_bridge(bridge: &str, nic: &StoredNic) -> Result<Self, (ErrorKind, String)> {

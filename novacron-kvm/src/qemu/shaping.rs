@@ -23,6 +23,9 @@ pub(super) async fn limit(
     call: Call,
     operation: &'static str,
 ) -> Result<()> {
+    if *limits == NicLimits::default() && !is_there() {
+        return Ok(());
+    }
     let shown = run(
         "tc",
         &["-j", "qdisc", "show", "dev", device],
@@ -35,6 +38,12 @@ pub(super) async fn limit(
         run("tc", &words, call, operation).await?;
     }
     Ok(())
+}
+
+/// Whether this host has the program.
+pub(super) fn is_there() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join("tc").exists())
 }
 
 /// What of ours a device has.

@@ -1,5 +1,6 @@
 //! `define` and `start`: from a spec to a QEMU whose vCPUs are held.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,7 +128,16 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         Err(reason) => return Err(give_up(id, &dir, process, &reason.to_string()).await),
     };
     let live = state.take_up(id, &dir, process, qmp).await;
-    if let Err(refused) = prepare(&live, call, OPERATION).await {
+    let prepared = prepare(&live, call, OPERATION).await;
+    let open = [
+        ErrorKind::DeadlineExceeded,
+        ErrorKind::OutcomeUnknown,
+        ErrorKind::Unavailable,
+    ];
+    // What only came too late is made up for before it runs.
+    if let Err(refused) = prepared
+        && !open.contains(&refused.kind())
+    {
         note(&dir, EndCause::StartFailed);
         super::live::quit(&live.qmp, &live.process).await;
         live.over().await;
@@ -227,8 +237,10 @@ fn flash(dir: &RunDir, ovmf: Ovmf, volume: Option<PathBuf>) -> Result<Flash> {
     const OPERATION: &str = "qemu.start";
     if let Some(variables) = volume {
         let length = ovmf.prepare(&variables, OPERATION)?;
+        let kind = std::fs::metadata(&variables).map(|file| file.file_type());
         return Ok(Flash {
             ovmf,
+            is_device: kind.is_ok_and(|kind| kind.is_block_device()),
             variables,
             length,
         });
@@ -241,6 +253,7 @@ fn flash(dir: &RunDir, ovmf: Ovmf, volume: Option<PathBuf>) -> Result<Flash> {
         ovmf,
         length: template.len() as u64,
         variables: "variables.fd".into(),
+        is_device: false,
     })
 }
 

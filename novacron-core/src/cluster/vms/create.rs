@@ -215,7 +215,7 @@ impl Look<'_> {
             match joinable(self.cache, self.options, nic) {
                 Ok(version) => versions.push(version),
                 Err(wrong) => {
-                    problems.extend(wrong.into_iter().map(|p| p.under(&format!("nics[{i}]"))))
+                    problems.extend(wrong.into_iter().map(|p| p.under(&format!("nics[{i}]"))));
                 }
             }
         }

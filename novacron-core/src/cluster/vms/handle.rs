@@ -73,7 +73,13 @@ impl Place<'_> {
     }
 }
 
-fn no_such_disk(verb: &'static str, disk: &str) -> Error {
+/// The draft of a change that is only made if the VM is started where, and as what, the cache shows it.
+pub(super) fn started_as_seen(vm: VmId, draft: Draft, cache: &Cache) -> Draft {
+    let claim = cache.claims.get(&vm).map(|claim| claim.version);
+    draft.unchanged::<Claim>(&vm, claim)
+}
+
+pub(super) fn no_such_disk(verb: &'static str, disk: &str) -> Error {
     Error::new(ErrorKind::NotFound, verb, "the VM has no such disk").with("disk", disk)
 }
 
@@ -185,10 +191,7 @@ impl VmHandle {
             let draft = match options.bus {
                 DiskBus::Virtio | DiskBus::Nvme => draft,
                 // Between this look and the commit no start may begin that knows nothing of the disk.
-                DiskBus::Scsi | DiskBus::Sata => {
-                    let claim = cache.claims.get(&vm.id).map(|claim| claim.version);
-                    draft.unchanged::<Claim>(&vm.id, claim)
-                }
+                DiskBus::Scsi | DiskBus::Sata => started_as_seen(vm.id, draft, cache),
             };
             vm.machine.disks.push(Disk {
                 name: disk.to_owned(),
@@ -245,6 +248,10 @@ impl VmHandle {
                 let found = vm.machine.disks.iter_mut().find(is_it);
                 let Some(found) = found else {
                     return Err(no_such_disk(VERB, disk));
+                };
+                let draft = match options.live_needs() {
+                    Some(_) => started_as_seen(vm.id, draft, cache),
+                    None => draft,
                 };
                 found.options = options;
                 let all = vm.machine.disks.iter().map(|d| &d.options);

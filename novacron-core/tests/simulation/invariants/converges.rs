@@ -1,6 +1,6 @@
 //! After healing, desired equals observed: what runs, and what of its devices is changed while it runs.
 
-use novacron_core::model::Power;
+use novacron_core::model::{Machine, Power, StorageState};
 use novacron_core::sim::SimWorld;
 use novacron_core::{Cluster, Phase};
 
@@ -27,8 +27,11 @@ pub(crate) async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), Str
                 running.len()
             ));
         }
+        let machine = &view.vm.machine;
+        if !running.is_empty() && !are_available(cluster, machine).await {
+            continue;
+        }
         for (host, id) in running {
-            let machine = &view.vm.machine;
             for disk in &machine.disks {
                 let limits = world.disk_limits(host, id, disk.volume);
                 if limits != Some(disk.options.limits) {
@@ -44,4 +47,16 @@ pub(crate) async fn check(cluster: &Cluster, world: &SimWorld) -> Result<(), Str
         }
     }
     Ok(())
+}
+
+/// Whether its volumes are there: what its machine is changed to waits for one that could not be made, and says so.
+async fn are_available(cluster: &Cluster, machine: &Machine) -> bool {
+    for disk in &machine.disks {
+        let view = cluster.volumes().by_id(disk.volume).get().await;
+        let status = view.ok().and_then(|view| view.status);
+        if status.is_none_or(|status| status.state != StorageState::Available) {
+            return false;
+        }
+    }
+    true
 }
