@@ -15,6 +15,7 @@ mod block_export;
 mod changed_blocks;
 pub mod cloud;
 mod fence;
+mod hot_plug;
 mod hypervisor;
 mod memory_snapshots;
 mod migration;
@@ -30,11 +31,12 @@ pub use authorizer::{AllowAll, Authorizer};
 pub use block_export::{BlockExport, ExportDisk, ExportRequest, ExportedDisk};
 pub use changed_blocks::{ChangedBlocks, Extent};
 pub use fence::{Fence, FenceTarget};
+pub use hot_plug::HotPlug;
 pub use hypervisor::{
     AgentOutput, ByteStream, ConsoleStart, ConsoleStream, Consoles, Diagnostics, DiskAttachment,
     DiskPivot, DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
-    GuestAddress, GuestAgent, GuestEvent, HotPlug, Hypervisor, HypervisorEvent, NicAttachment,
-    NicStats, Screens, Seed, StopMode, StopReport,
+    GuestAddress, GuestAgent, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment, NicStats,
+    Screens, Seed, StopMode, StopReport,
 };
 pub use memory_snapshots::MemorySnapshots;
 pub use migration::{

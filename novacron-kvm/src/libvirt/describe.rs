@@ -4,14 +4,14 @@
 //! `virsh` or virt-manager. Devices carry aliases of ours (`ua-disk-<volume>`, `ua-nic-<port>`): they say which volume
 //! and port each is, in the definition and while the guest runs, and a device is taken back by its alias.
 
+mod nic;
+
 use std::path::{Path, PathBuf};
 
-use novacron_core::driver::{
-    AttachmentSource, DiskAttachment, DomainId, DomainSpec, NicAttachment,
-};
+use novacron_core::driver::{AttachmentSource, DiskAttachment, DomainId, DomainSpec};
 use novacron_core::model::{
-    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, LinkState, MemoryBacking,
-    NicLimits, NicModel, PortBinding, PortId, Smbios, VmId, VolumeFormat, VolumeId,
+    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, MemoryBacking, Smbios, VmId,
+    VolumeFormat, VolumeId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
@@ -19,16 +19,16 @@ use uuid::Uuid;
 use super::host::MACHINE;
 use super::notes::{Identity, Metadata};
 use super::xml::{
-    Access, Address, Alias, Amount, Average, Backend, Backing, Bandwidth, Boot, Character, Clock,
-    Controller, Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource,
-    DomainXml, Empty, Features, Graphics, Interface, InterfaceDriver, InterfaceModel,
-    InterfaceSource, IoTune, Link, Loader, Log, Mac, Model, Mtu, Os, OsType, QEMU_NAMESPACE,
-    QemuArgument, QemuArguments, Rng, Rom, SourceHost, Switch, Target, TopologyXml, Typed, Video,
-    WatchdogXml,
+    Access, Address, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count,
+    Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
+    Features, Graphics, IoTune, Loader, Log, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument,
+    QemuArguments, Rng, SourceHost, Switch, Target, TopologyXml, Typed, Video, WatchdogXml,
 };
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
 use crate::qemu::{smbios, watchdog_action};
+
+pub(super) use nic::{bandwidth, describe_nic, kib, nic_alias};
 
 /// Root ports that stay empty for what is plugged in later.
 const SPARE_PORTS: usize = 8;
@@ -64,23 +64,11 @@ pub(super) fn disk_alias(volume: VolumeId) -> String {
     format!("ua-disk-{volume}")
 }
 
-pub(super) fn nic_alias(port: PortId) -> String {
-    format!("ua-nic-{port}")
-}
-
 impl Disk {
     /// The volume, if it is one of ours.
     pub(super) fn volume(&self) -> Option<VolumeId> {
         let alias = self.alias.as_ref()?;
         alias.name.strip_prefix("ua-disk-")?.parse().ok()
-    }
-}
-
-impl Interface {
-    /// The port, if it is one of ours.
-    pub(super) fn port(&self) -> Option<PortId> {
-        let alias = self.alias.as_ref()?;
-        alias.name.strip_prefix("ua-nic-")?.parse().ok()
     }
 }
 
@@ -527,86 +515,6 @@ fn virtio_disk(kind: &str, format: &str, target: &str) -> Disk {
         },
         ..Disk::default()
     }
-}
-
-/// A NIC. Without its boot ROM: a guest boots from disks.
-pub(super) fn describe_nic(nic: &NicAttachment, operation: &'static str) -> Result<Interface> {
-    let options = &nic.options;
-    if !nic.forwards.is_empty() {
-        let message = "libvirt's user-mode networks forward no ports here";
-        return Err(Error::new(ErrorKind::Unsupported, operation, message).with("port", nic.port));
-    }
-    let (kind, source, target) = match &nic.binding {
-        PortBinding::User => ("user", None, None),
-        PortBinding::Bridge { bridge } => {
-            let bridge = Some(bridge.clone());
-            ("bridge", Some(InterfaceSource { bridge }), None)
-        }
-        PortBinding::Tap { device } => {
-            let target = Target {
-                device: Some(device.clone()),
-                managed: Some("no".to_owned()),
-                ..Target::default()
-            };
-            ("ethernet", None, Some(target))
-        }
-    };
-    Ok(Interface {
-        kind: kind.to_owned(),
-        mac: Some(Mac {
-            address: nic.mac.to_string(),
-        }),
-        source,
-        target,
-        model: Some(InterfaceModel {
-            kind: match options.model {
-                NicModel::Virtio => "virtio",
-                NicModel::E1000e => "e1000e",
-            }
-            .to_owned(),
-        }),
-        driver: (options.queues > 1).then_some(InterfaceDriver {
-            queues: options.queues,
-        }),
-        mtu: options.mtu.map(|size| Mtu { size }),
-        link: Some(Link::of(options.link)),
-        bandwidth: bandwidth(&options.limits),
-        rom: Some(Rom {
-            enabled: Some("no".to_owned()),
-        }),
-        alias: Some(Alias {
-            name: nic_alias(nic.port),
-        }),
-    })
-}
-
-impl Link {
-    pub(super) fn of(link: LinkState) -> Self {
-        let state = match link {
-            LinkState::Up => "up",
-            LinkState::Down => "down",
-        };
-        Self {
-            state: state.to_owned(),
-        }
-    }
-}
-
-pub(super) fn bandwidth(limits: &NicLimits) -> Option<Bandwidth> {
-    let average = |limit: Option<u64>| {
-        limit.map(|limit| Average {
-            average: kib(limit),
-        })
-    };
-    (*limits != NicLimits::default()).then(|| Bandwidth {
-        inbound: average(limits.inbound_bytes_sec),
-        outbound: average(limits.outbound_bytes_sec),
-    })
-}
-
-/// As libvirt counts a NIC's rate: no more than was said.
-pub(super) fn kib(bytes: u64) -> u64 {
-    bytes / 1024
 }
 
 /// The name of the n-th disk on a bus: `vda`, …, `vdz`, `vdaa`, … on virtio, `sda`, … on the others.

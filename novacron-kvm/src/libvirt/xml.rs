@@ -3,8 +3,15 @@
 //! Only what NovaCron writes or looks at has a type; when it is read, everything else is left out, so that nothing here
 //! is ever written back in place of what libvirt has. Foreign domains of any driver can be read.
 
+mod interface;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub(super) use interface::{
+    Average, Bandwidth, Interface, InterfaceDriver, InterfaceModel, InterfaceSource, Link, Mac,
+    Mtu, Rom,
+};
 
 use super::notes::Metadata;
 
@@ -420,102 +427,6 @@ pub(super) struct Boot {
 pub(super) struct Alias {
     #[serde(rename = "@name")]
     pub(super) name: String,
-}
-
-/// `<interface>`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename = "interface")]
-pub(super) struct Interface {
-    #[serde(rename = "@type")]
-    pub(super) kind: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) mac: Option<Mac>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) source: Option<InterfaceSource>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) target: Option<Target>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) model: Option<InterfaceModel>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) driver: Option<InterfaceDriver>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) bandwidth: Option<Bandwidth>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) mtu: Option<Mtu>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) link: Option<Link>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) rom: Option<Rom>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) alias: Option<Alias>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Mac {
-    #[serde(rename = "@address")]
-    pub(super) address: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct InterfaceSource {
-    #[serde(rename = "@bridge", skip_serializing_if = "Option::is_none")]
-    pub(super) bridge: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct InterfaceModel {
-    #[serde(rename = "@type")]
-    pub(super) kind: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct InterfaceDriver {
-    #[serde(rename = "@queues")]
-    pub(super) queues: u16,
-}
-
-/// A NIC's limits, each side from the guest's point of view.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Bandwidth {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) inbound: Option<Average>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) outbound: Option<Average>,
-}
-
-/// In KiB per second.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Average {
-    #[serde(rename = "@average")]
-    pub(super) average: u64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Mtu {
-    #[serde(rename = "@size")]
-    pub(super) size: u16,
-}
-
-/// Whether a NIC's cable is plugged in.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Link {
-    #[serde(rename = "@state")]
-    pub(super) state: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Rom {
-    #[serde(rename = "@enabled", skip_serializing_if = "Option::is_none")]
-    pub(super) enabled: Option<String>,
 }
 
 /// `<serial>`, `<console>` and `<channel>`.

@@ -2,12 +2,13 @@
 
 use std::process::Command;
 
-use novacron_core::driver::Attachment;
+use novacron_core::driver::{Attachment, NicAttachment};
 use novacron_core::model::{
     ClusterId, CpuTopology, DiskLimits, DiskOptions, Epoch, Firmware, Hardware, KernelBoot,
-    MacAddr, MiB, NicOptions, VmId,
+    LinkState, MacAddr, MiB, NicLimits, NicOptions, PortBinding, PortId, VmId,
 };
 
+use super::super::xml::Interface;
 use super::*;
 
 const SCHEMAS: &str = "apt-get install libvirt-clients libxml2-utils";
