@@ -32,7 +32,7 @@ const PROCESSES: usize = 3;
 /// The host that every process drives.
 const REMOTE: usize = PROCESSES;
 const MEMORY: MiB = MiB(48 * 1024);
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 400;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
