@@ -81,7 +81,7 @@ use state::{Config, State};
 /// | | local, with a state folder | local, without | another host |
 /// |---|---|---|---|
 /// | life, events, numbers, hot-plug, agent, pivot, diagnostics | yes | yes | yes |
-/// | a cloud-init seed | yes | refused | refused |
+/// | a cloud-init seed, UEFI | yes | refused | refused |
 /// | consoles | yes | no | no |
 /// | screens | yes | yes | no |
 /// | boot id | the host's | the host's | none: a reboot proves nothing |
