@@ -114,17 +114,15 @@ verify: deps ## format, lints, docs, tidiness, licences, links, packages; writes
 	cargo clippy --locked -p novacron-core --no-default-features -- -D warnings
 	cargo clippy --locked -p novacron-core --features conformance -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features etcd -- -D warnings
-	cargo clippy --locked -p novacron-core --all-targets --features conformance,etcd -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features conformance -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features postgres -- -D warnings
-	cargo clippy --locked -p novacron-core --features conformance,postgres --all-targets -- -D warnings
 	cargo clippy --locked -p novacron-core --no-default-features --features peers -- -D warnings
-	cargo clippy --locked -p novacron-core --features conformance,peers --all-targets -- -D warnings
+	cargo clippy --locked -p novacron-core --features conformance,etcd,peers,postgres --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p novacron-kvm --all-targets --features redfish,libvirt -- -D warnings
 	cargo clippy --locked -p novacron-examples -p novacron-benches --all-targets --features novacron-examples/etcd,novacron-examples/peers,novacron-examples/postgres,novacron-examples/libvirt,novacron-benches/libvirt -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(CORE_FEATURES)
-	cargo test --locked -p novacron-core --test tidy
+	cargo test --locked --workspace --features $(CORE_FEATURES) --test tidy
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
 	  else echo "cargo-deny is not installed; the licences were checked by the tidy test"; fi
 	cargo package --locked --workspace $(UNPUBLISHED) --allow-dirty --no-verify
