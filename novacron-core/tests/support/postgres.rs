@@ -200,8 +200,10 @@ impl Server {
         }
     }
 
-    /// `kill -9` of the server's main process; the others notice and end.
+    /// Ends every process of it at once, as a power cut does. Without its main process alone, a commit that waits for
+    /// the standby would be shown to readers for a moment, and may not outlive the fail-over.
     pub(crate) fn kill(&mut self) {
+        self.pause();
         let postmaster = self.postmaster.take().expect("it runs");
         let children = children(postmaster.pid);
         signal("KILL", &[postmaster.pid]);

@@ -45,6 +45,7 @@ pub(super) struct State {
     pub(super) events: broadcast::Sender<HypervisorEvent>,
     binary: OnceCell<QemuBinary>,
     pub(super) offer: OnceCell<Offer>,
+    pub(super) swtpm: OnceCell<PathBuf>,
     slots: Mutex<HashMap<DomainId, Arc<Slot>>>,
     owned: Mutex<Option<FolderLock>>,
 }
@@ -159,6 +160,7 @@ impl State {
             events: broadcast::Sender::new(EVENT_BACKLOG),
             binary: OnceCell::new(),
             offer: OnceCell::new(),
+            swtpm: OnceCell::new(),
             slots: Mutex::default(),
             owned: Mutex::default(),
         }
@@ -336,7 +338,7 @@ impl State {
                 let path = dir.file("qmp");
                 let qmp = tokio::select! {
                     qmp = Qmp::connect(&path, limit) => qmp.map_err(|error| error.to_string()),
-                    _ = process.ended() => Err("QEMU has just ended".to_owned()),
+                    _ = process.gone() => Err("QEMU has just ended".to_owned()),
                 };
                 match qmp {
                     Ok(qmp) => Ok(Connected::Live(self.take_up(id, dir, process, qmp).await)),
