@@ -80,7 +80,7 @@ $(WATCHDOG)/vmlinuz: examples/guest/watchdog.sh | deps
 	examples/guest/watchdog.sh $(WATCHDOG)
 
 test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients xmllint:libxml2-utils ipmitool openssl \
-  strip:binutils ssh:openssh-client nc:netcat-openbsd dropbear:dropbear-bin
+  strip:binutils swtpm swtpm_setup:swtpm-tools ssh:openssh-client nc:netcat-openbsd dropbear:dropbear-bin
 test: MORE_FILES := $(LIBVIRT_DEV) /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
   /usr/lib/python3/dist-packages/libvirt.py:python3-libvirt /usr/lib/python3*/ensurepip:python3-venv
 test: deps $(VENV)/bin/vbmcd $(WATCHDOG)/vmlinuz ## every test, by cargo-nextest where there is one, else by cargo test

@@ -201,6 +201,7 @@ pub(crate) async fn sim_alone() -> Result<()> {
             disks: vec![disk],
             nics: Vec::new(),
             nvram: None,
+            tpm: None,
             seed: None,
         };
         let hypervisor = &hypervisors[i % hypervisors.len()];

@@ -53,6 +53,7 @@ impl Site {
             disks: Vec::new(),
             nics: Vec::new(),
             nvram: None,
+            tpm: None,
             seed: None,
         }
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use novacron_core::cluster::{Cluster, ListRequest, VolumeSpec};
 use novacron_core::driver::{Call, Hypervisor, StorageBackend};
-use novacron_core::model::{DiskOptions, DiskSource, Power};
+use novacron_core::model::{DiskOptions, DiskSource, Power, Tpm};
 use novacron_core::store::SqliteStore;
 use novacron_core::{Bytes, Deadline, ErrorKind, MiB, Phase, RequestOptions, VmSpec};
 use novacron_kvm::QemuHypervisor;
@@ -93,7 +93,7 @@ fn start(dir: &Path, seed: &str) -> Life {
     Life(child.unwrap())
 }
 
-/// The QEMU processes of this test, ended with it.
+/// The processes of this test's guests, ended with it.
 struct Guests(std::path::PathBuf);
 
 impl Guests {
@@ -104,19 +104,21 @@ impl Guests {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let command = std::fs::read(entry.path().join("cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            (command.contains("qemu-system") && command.contains(name)).then_some((pid, command))
+            let is_guest = |program: &&str| command.contains(*program) && command.contains(name);
+            let found = ["qemu-system", "swtpm"].iter().any(is_guest);
+            found.then_some((pid, command))
         });
         found.collect()
     }
 
-    /// How many processes each VM has: its name is the guest's name.
+    /// How many processes each VM has: its name is the guest's name. Of TPMs one has the only.
     fn by_vm(&self) -> BTreeMap<String, usize> {
         let mut count = BTreeMap::new();
         for (_, command) in self.pids() {
             let name = VMS
                 .iter()
                 .find(|vm| command.contains(&format!("guest={vm}")));
-            *count.entry(name.unwrap_or(&"?").to_string()).or_default() += 1;
+            *count.entry(name.unwrap_or(&"TPM").to_string()).or_default() += 1;
         }
         count
     }
@@ -193,7 +195,8 @@ async fn live(dir: &Path, seed: u64) {
     };
     for name in VMS {
         // Asked for in every life; made once.
-        let spec = VmSpec::new(name).memory(MiB(64)).disk("root", disk());
+        let mut spec = VmSpec::new(name).memory(MiB(64)).disk("root", disk());
+        spec.hardware.tpm = (name == VMS[1]).then(Tpm::default);
         keyed(&cluster, name).vms().create(spec).await.unwrap();
         // One each: a guest without a system never lets go of a disk that it is asked for.
         let (volume, spec) = data(name);

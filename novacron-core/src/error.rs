@@ -88,6 +88,19 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Those of a list of (whether it is wrong, field, message) that are wrong.
+    pub(crate) fn those<'a>(
+        checks: impl IntoIterator<Item = (bool, &'a str, &'a str)>,
+    ) -> Vec<Self> {
+        let wrong = checks.into_iter().filter(|(wrong, ..)| *wrong);
+        wrong
+            .map(|(_, field, message)| Self {
+                field: field.to_owned(),
+                message: message.to_owned(),
+            })
+            .collect()
+    }
+
     /// The same problem of a part that stands at this path, as `hardware`.
     #[must_use]
     pub fn under(self, path: &str) -> Self {

@@ -69,6 +69,7 @@ impl FenceFixture for Fixture {
             disks: vec![],
             nics: vec![],
             nvram: None,
+            tpm: None,
             seed: None,
         };
         let (call, hypervisor) = (Call::within(self.patience()), self.hypervisor());

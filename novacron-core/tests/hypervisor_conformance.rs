@@ -92,6 +92,7 @@ impl HypervisorFixture for Fixture {
             disks: vec![self.disk("root").await, self.disk("data").await],
             nics: vec![self.nic().await],
             nvram: None,
+            tpm: None,
             seed: None,
         }
     }

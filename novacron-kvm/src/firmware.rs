@@ -160,12 +160,12 @@ fn volume_length(head: &[u8]) -> Option<u64> {
     (head.get(40..44)? == b"_FVH").then(|| u64::from_le_bytes(length))
 }
 
-/// Where a machine's variables are: a raw file or block device of this host.
-pub(crate) fn nvram_path<'a>(
-    nvram: &'a DiskAttachment,
+/// Where the state of a machine's device is: a raw file or block device of this host.
+pub(crate) fn state_path<'a>(
+    disk: &'a DiskAttachment,
     operation: &'static str,
 ) -> Result<&'a Path> {
-    let attachment = &nvram.attachment;
+    let attachment = &disk.attachment;
     match &attachment.source {
         AttachmentSource::File(path) | AttachmentSource::BlockDevice(path)
             if attachment.format == VolumeFormat::Raw =>
@@ -175,10 +175,10 @@ pub(crate) fn nvram_path<'a>(
         other => {
             let (format, message) = (
                 attachment.format,
-                "a firmware's variables are kept in raw files and block devices",
+                "a firmware's variables and a TPM's state are kept in raw files and block devices",
             );
             Err(Error::new(ErrorKind::Unsupported, operation, message)
-                .with("volume", nvram.volume)
+                .with("volume", disk.volume)
                 .with("is", format!("{format:?} {other:?}")))
         }
     }

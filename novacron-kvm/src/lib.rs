@@ -36,6 +36,7 @@ mod process;
 mod qemu;
 mod qmp;
 pub mod seed;
+mod tpm;
 mod watchdog;
 
 #[cfg(feature = "libvirt")]

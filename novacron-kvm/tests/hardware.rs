@@ -6,6 +6,8 @@ mod common;
 mod hardware;
 #[path = "common/initramfs.rs"]
 mod initramfs;
+#[path = "common/tpm.rs"]
+mod tpm;
 
 use common::*;
 
@@ -19,4 +21,10 @@ async fn a_guest_sees_the_hardware_that_was_asked_for() {
 async fn a_guest_that_does_not_feed_its_watchdog_is_reset() {
     let bench = Bench::new();
     hardware::watchdog_resets(&bench, &bench.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tpm_remembers() {
+    let bench = Bench::new();
+    tpm::state_stays(&bench, &bench.hypervisor()).await;
 }

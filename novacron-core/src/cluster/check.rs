@@ -7,8 +7,8 @@ use super::request::problem;
 use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
-    Bytes, CloudInit, Disk, DiskOptions, DiskSource, ImageSource, NetworkKind, NicSpec, VmSettings,
-    VmSpec, VolumeSource, is_path, name_problem, path_rule,
+    Bytes, CloudInit, DiskOptions, DiskRole, DiskSource, ImageSource, NetworkKind, NicSpec,
+    SecretRef, VmSettings, VmSpec, VolumeSource, is_path, name_problem, path_rule,
 };
 
 pub(super) const MAX_DISKS: usize = 24;
@@ -140,7 +140,8 @@ pub(super) fn disk_name(name: &str) -> Option<String> {
             name.len()
         ));
     }
-    if [Disk::NVRAM, Disk::RESCUE].contains(&name) {
+    let own = [DiskRole::Nvram, DiskRole::Tpm, DiskRole::Rescue];
+    if own.into_iter().any(|role| role.name() == Some(name)) {
         return Some("the name of a disk of NovaCron's own; choose another".to_owned());
     }
     name_problem(name)
@@ -273,12 +274,11 @@ fn seed(found: &mut Problems, seed: &CloudInit) {
         format!("{count} secrets; at most {MAX_SECRETS}")
     });
     for (variable, secret) in &seed.secrets {
-        let good = |text: &str| (1..=128).contains(&text.len());
         let shown: String = variable.chars().take(32).collect();
         found.check(
-            good(variable) && good(&secret.name),
+            (1..=128).contains(&variable.len()) && secret.is_named(),
             format!("cloud_init.secrets[{shown:?}]"),
-            || "a variable and a secret's name of 1 to 128 bytes".to_owned(),
+            || format!("a variable of 1 to 128 bytes, and {}", SecretRef::RULE),
         );
     }
 }

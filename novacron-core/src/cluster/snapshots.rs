@@ -6,7 +6,9 @@ use super::request::refuse;
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Meta, Name, Snapshot, SnapshotId, StorageStatus, Versioned, Volume, VolumeId};
+use crate::model::{
+    DiskRole, Meta, Name, Snapshot, SnapshotId, StorageStatus, Versioned, Volume, VolumeId,
+};
 use crate::time::Timestamp;
 
 /// A snapshot as it is.
@@ -63,9 +65,8 @@ impl Snapshots {
                         let message = "the volume is being deleted";
                         return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                     }
-                    let vm = found.made_with.and_then(|vm| cache.vms.get(&vm));
-                    if vm.is_some_and(|vm| vm.machine.nvram() == Some(volume)) {
-                        let message = "it holds the variables of a VM's firmware, of which there are no snapshots";
+                    if cache.role_of(found).is_some_and(DiskRole::is_state) {
+                        let message = "it holds the state of a VM's firmware or TPM, of which there are no snapshots";
                         return Err(Error::new(ErrorKind::Unsupported, VERB, message));
                     }
                     Ok(found.version)

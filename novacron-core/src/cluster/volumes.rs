@@ -12,7 +12,7 @@ use crate::control::plan::Draft;
 use crate::driver::{ArtefactId, Call};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    Bytes, Image, Meta, Name, OperationKind, PoolId, Snapshot, SnapshotId, StorageState,
+    Bytes, DiskRole, Image, Meta, Name, OperationKind, PoolId, Snapshot, SnapshotId, StorageState,
     StorageStatus, Versioned, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::time::Timestamp;
@@ -255,12 +255,10 @@ impl VolumeHandle {
                 if size < now {
                     problems.push(format!("{size} is less than its {now}; it can only grow"));
                 }
-                let vm = volume.made_with.and_then(|vm| cache.vms.get(&vm));
-                if vm.is_some_and(|vm| vm.machine.nvram() == Some(volume.id)) {
-                    problems.push(
-                        "it holds the variables of a VM's firmware, which have their size"
-                            .to_owned(),
-                    );
+                if cache.role_of(volume).is_some_and(DiskRole::is_state) {
+                    let message =
+                        "it holds the state of a VM's firmware or TPM, which has its size";
+                    problems.push(message.to_owned());
                 }
                 let problems = problems.into_iter().map(|m| problem("size", m));
                 refuse(VERB, problems.collect())?;

@@ -10,10 +10,10 @@ use super::plan::ObjectKey;
 use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
-    Action, ActionId, ActionStatus, Assignment, Claim, Image, ImageId, Member, MemberId, Network,
-    NetworkId, Node, NodeId, NodeStatus, ObjectRef, Operation, OperationId, OperationState, Pool,
-    PoolId, PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId, StorageState, Verb,
-    Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
+    Action, ActionId, ActionStatus, Assignment, Claim, DiskRole, Image, ImageId, Member, MemberId,
+    Network, NetworkId, Node, NodeId, NodeStatus, ObjectRef, Operation, OperationId,
+    OperationState, Pool, PoolId, PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId,
+    StorageState, Verb, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
 };
 use crate::records::{
     self, Grave, ImageStatus, LevelRecord, NodeOwner, PoolOwner, Reason, SnapshotStatus, Stored,
@@ -497,6 +497,12 @@ impl Cache {
             snapshot,
             VolumeId::from_uuid(Uuid::nil()),
         )
+    }
+
+    /// What a volume is to the VM that it was made with, while that has it.
+    pub(crate) fn role_of(&self, volume: &Volume) -> Option<DiskRole> {
+        let vm = self.vms.get(&volume.made_with?)?;
+        vm.machine.role(volume.id)
     }
 
     /// The snapshots of the volume, oldest first.

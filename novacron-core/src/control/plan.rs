@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::model::{
     ActionId, Assignment, Bytes, Epoch, FenceReceipt, HostBoot, ImageId, MemberId, Meta, Name,
     NetworkId, NodeId, ObjectRef, OperationId, PoolId, PortBinding, PortId, SnapshotId, Verb,
-    Versioned, VmId, VolumeId,
+    Versioned, VmId, Volume, VolumeId,
 };
 use crate::records::{self, Stored};
 use crate::store::{Op, Precondition, Revision};
@@ -148,6 +148,14 @@ impl Draft {
     pub(crate) fn put<T: Stored>(mut self, id: &T::Id, value: &T) -> Result<Self> {
         self.ops.push(records::put(id, value)?);
         Ok(self)
+    }
+
+    /// Marks a volume as deleted.
+    pub(crate) fn delete_volume(self, volume: &Versioned<Volume>, now: Timestamp) -> Result<Self> {
+        let mut marked = volume.value.clone();
+        marked.meta.deleted_at = Some(now);
+        self.unchanged::<Volume>(&volume.id, Some(volume.version))
+            .put(&volume.id, &marked)
     }
 
     pub(crate) fn delete<T: Stored>(mut self, id: &T::Id) -> Self {

@@ -512,8 +512,7 @@ impl Look<'_> {
     /// found a domain that an earlier assignment made.
     fn differs(&self, assignment: &Assignment) -> bool {
         self.domain.is_some_and(|domain| {
-            let (nvram, ports) = (assignment.machine.nvram(), &assignment.ports);
-            let disks = || assignment.disks.iter().filter(|d| Some(d.volume) != nvram);
+            let (disks, ports) = (|| assignment.guest_disks(), &assignment.ports);
             domain.disks.len() != disks().count()
                 || domain.nics.len() != ports.len()
                 || !disks().all(|d| domain.disks.contains(&d.volume))

@@ -26,12 +26,12 @@ use secrecy::{ExposeSecret, SecretString};
 use super::executor::Drivers;
 use crate::driver::{
     AttachRequest, Call, DiskAttachment, Domain, DomainId, DomainSpec, DomainState, HotPlug,
-    Hypervisor, NicAttachment, Seed, StopMode, StopReport,
+    Hypervisor, NicAttachment, Seed, StopMode, StopReport, TpmState,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    AssignedDisk, Assignment, Claim, CloudInit, HostBoot, Machine, NodeId, PoolId, Power,
-    StopProof, VolumeId,
+    AssignedDisk, Assignment, Claim, CloudInit, DiskRole, HostBoot, Machine, NodeId, PoolId, Power,
+    StopProof, Tpm, VolumeId,
 };
 use crate::records::{self, NodeOwner, Stored};
 use crate::store::{Revision, Store};
@@ -151,14 +151,18 @@ async fn seed(
     drivers: &Drivers,
     call: Call,
     id: DomainId,
-    name: &str,
+    assignment: &Assignment,
     init: &CloudInit,
 ) -> Result<Seed> {
-    let hostname = init.hostname.as_deref().unwrap_or(name);
-    let mut user_data = init.user_data.clone();
-    for (variable, secret) in &init.secrets {
-        let value = drivers.secrets.open(call, secret).await?;
-        user_data = user_data.replace(&format!("${{{variable}}}"), value.expose_secret());
+    let hostname = init.hostname.as_deref().unwrap_or(&assignment.name);
+    let mut user_data = String::new();
+    // A rescued VM's is meant for its own disks, which stand in other places now.
+    if assignment.machine.volume(DiskRole::Rescue).is_none() {
+        user_data.clone_from(&init.user_data);
+        for (variable, secret) in &init.secrets {
+            let value = drivers.secrets.open(call, secret).await?;
+            user_data = user_data.replace(&format!("${{{variable}}}"), value.expose_secret());
+        }
     }
     Ok(Seed {
         meta_data: format!("instance-id: {}\nlocal-hostname: {hostname}\n", id.vm),
@@ -195,26 +199,28 @@ pub(crate) async fn start(
     } else {
         let machine = &assignment.machine;
         let mut disks = Vec::with_capacity(assignment.disks.len());
-        let mut nvram = None;
+        let (mut nvram, mut tpm) = (None, None);
         for disk in &assignment.disks {
             let attachment = attach(drivers, call, node, id, disk, machine).await?;
-            if machine.nvram() == Some(disk.volume) {
-                nvram = Some(attachment);
-            } else {
-                disks.push(attachment);
+            match machine.role(disk.volume) {
+                Some(DiskRole::Nvram) => nvram = Some(attachment),
+                Some(DiskRole::Tpm) => tpm = Some(attachment),
+                Some(DiskRole::Disk | DiskRole::Rescue) | None => disks.push(attachment),
             }
         }
         let seed = match &machine.cloud_init {
-            Some(init) => {
-                let mut init = init.clone();
-                if machine.rescue().is_some() {
-                    // It is meant for the VM's own disks, which stand in other places now.
-                    init.user_data.clear();
-                    init.secrets.clear();
-                }
-                Some(seed(drivers, call, id, &assignment.name, &init).await?)
-            }
+            Some(init) => Some(seed(drivers, call, id, assignment, init).await?),
             None => None,
+        };
+        let tpm = match (tpm, &machine.hardware.tpm) {
+            (Some(disk), Some(Tpm { passphrase })) => Some(TpmState {
+                disk,
+                passphrase: match passphrase {
+                    Some(secret) => Some(drivers.secrets.open(call, secret).await?),
+                    None => None,
+                },
+            }),
+            _ => None,
         };
         let spec = DomainSpec {
             id,
@@ -223,6 +229,7 @@ pub(crate) async fn start(
             disks,
             nics: nics.to_vec(),
             nvram,
+            tpm,
             seed,
         };
         hypervisor.define(call, &spec).await?;
@@ -274,10 +281,8 @@ pub(crate) async fn adapt(
     };
     let ports: BTreeSet<_> = nics.iter().map(|n| n.port).collect();
     let coming: Vec<_> = assignment
-        .disks
-        .iter()
+        .guest_disks()
         .filter(|d| !domain.disks.contains(&d.volume))
-        .filter(|d| assignment.machine.nvram() != Some(d.volume))
         .collect();
     // What the domain shows, also if it is of no pool any more, and what may be half attached.
     let mut leaving_disks: BTreeSet<_> = leaving.iter().map(|(_, volume)| *volume).collect();

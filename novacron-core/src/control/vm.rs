@@ -23,8 +23,8 @@ use crate::error::Result;
 use crate::lifecycle::RunPhase;
 use crate::model::{
     Assignment, Capability, Claim, Decision, Epoch, Exit, NetworkKind, NodeId, ObjectRef, PlaceId,
-    PoolScope, Port, Power, RestartPolicy, Run, StopProof, Versioned, Vm, VmId, Volume,
-    VolumeClaim, VolumeId,
+    PoolScope, Port, Power, RestartPolicy, Run, StopProof, Versioned, Vm, VmId, VolumeClaim,
+    VolumeId,
 };
 use crate::records::{self, Grave, VolumeStatus};
 use crate::time::Timestamp;
@@ -345,11 +345,7 @@ fn remove(
             .unchanged::<Vm>(&vm.id, Some(vm.version))
             .unchanged::<Claim>(&vm.id, claim.map(|c| c.version));
         for volume in unmarked.into_iter().take(crate::store::MAX_OPS / 2) {
-            let mut marked = volume.value.clone();
-            marked.meta.deleted_at = Some(now);
-            draft = draft
-                .unchanged::<Volume>(&volume.id, Some(volume.version))
-                .put(&volume.id, &marked)?;
+            draft = draft.delete_volume(volume, now)?;
         }
         return Ok(Plan::commit(draft));
     }

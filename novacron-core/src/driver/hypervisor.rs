@@ -60,8 +60,19 @@ pub struct DomainSpec {
     /// Where its firmware's variables are kept: all zeros at first, then what a driver put there for the firmware. Without it
     /// they are the start's own, and end with it.
     pub nvram: Option<DiskAttachment>,
+    /// Where its TPM keeps what it remembers, if it has one: all zeros at first. Without it, it forgets with each start.
+    pub tpm: Option<TpmState>,
     /// The NoCloud seed, if there is one.
     pub seed: Option<Seed>,
+}
+
+/// Where a TPM keeps what it remembers.
+#[derive(Clone, Debug)]
+pub struct TpmState {
+    /// The volume.
+    pub disk: DiskAttachment,
+    /// The passphrase of its encryption, if it is encrypted.
+    pub passphrase: Option<SecretString>,
 }
 
 impl DomainSpec {
@@ -95,11 +106,21 @@ impl DomainSpec {
             "nvram".to_owned(),
             "the firmware has no variables",
         );
+        check(
+            self.tpm.is_none() || hardware.tpm.is_some(),
+            "tpm".to_owned(),
+            "the machine has no TPM",
+        );
         let options = self.disks.iter().map(|disk| &disk.options);
         if let Some(why) = DiskOptions::too_many(options) {
             check(false, "disks".to_owned(), &why);
         }
-        let mut volumes: BTreeSet<_> = self.nvram.iter().map(|disk| disk.volume).collect();
+        let tpm = self.tpm.as_ref().map(|tpm| &tpm.disk);
+        let mut volumes = BTreeSet::new();
+        for (disk, field) in [(self.nvram.as_ref(), "nvram"), (tpm, "tpm")] {
+            let first = disk.is_none_or(|disk| volumes.insert(disk.volume));
+            check(first, field.to_owned(), "is attached twice");
+        }
         for (i, disk) in self.disks.iter().enumerate() {
             let first = volumes.insert(disk.volume);
             check(first, format!("disks[{i}].volume"), "is attached twice");

@@ -36,7 +36,7 @@ pub use hypervisor::{
     AgentOutput, ByteStream, ConsoleStart, ConsoleStream, Consoles, Diagnostics, DiskAttachment,
     DiskPivot, DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
     GuestAddress, GuestAgent, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment, NicStats,
-    Screens, Seed, StopMode, StopReport,
+    Screens, Seed, StopMode, StopReport, TpmState,
 };
 pub use memory_snapshots::MemorySnapshots;
 pub use migration::{

@@ -72,13 +72,7 @@ impl DiskOptions {
                 "either one of reads and writes together, or for each",
             ),
         ];
-        let wrong = checks.into_iter().filter(|(wrong, ..)| *wrong);
-        wrong
-            .map(|(_, field, message)| Problem {
-                field: field.to_owned(),
-                message: message.to_owned(),
-            })
-            .collect()
+        Problem::those(checks)
     }
 
     /// What a host has to be able to do for it.

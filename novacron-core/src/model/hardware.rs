@@ -3,6 +3,8 @@
 //! It is the same in what a caller asks for, in the VM's record, in its assignment and in what a driver is given, so that
 //! a new device is described once.
 
+use crate::model::DiskRole;
+use crate::model::SecretRef;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,19 @@ pub struct Hardware {
     /// What its SMBIOS tables say of the system.
     #[serde(default, skip_serializing_if = "Smbios::is_default")]
     pub smbios: Smbios,
+    /// A TPM, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Tpm>,
+}
+
+/// A TPM 2.0 (`tpm-crb`), emulated by swtpm. What it remembers stays with the VM, in a volume of its own. It has no
+/// endorsement certificate: who attests a guest has to know its endorsement key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tpm {
+    /// The secret by which what it remembers is encrypted; not encrypted if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase: Option<SecretRef>,
 }
 
 /// What a guest's memory is made of.
@@ -185,7 +200,15 @@ impl Hardware {
             clock: ClockOffset::default(),
             watchdog: None,
             smbios: Smbios::default(),
+            tpm: None,
         }
+    }
+
+    /// The devices whose state stays with the VM.
+    pub(crate) fn with_state(&self) -> impl Iterator<Item = DiskRole> {
+        let variables = self.firmware.has_variables().then_some(DiskRole::Nvram);
+        let tpm = self.tpm.as_ref().map(|_| DiskRole::Tpm);
+        variables.into_iter().chain(tpm)
     }
 
     /// What is wrong with it, wherever it is to run, by its fields.
@@ -245,6 +268,13 @@ impl Hardware {
                 format!("one line of up to {MAX_CMDLINE} bytes"),
             );
         }
+        if let Some(Tpm {
+            passphrase: Some(secret),
+        }) = &self.tpm
+        {
+            let good = secret.is_named();
+            check(good, "tpm.passphrase", SecretRef::RULE.to_owned());
+        }
         for (name, value) in self.smbios.fields() {
             let good = (1..=MAX_SMBIOS).contains(&value.len())
                 && value.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
@@ -266,6 +296,7 @@ impl Hardware {
             clock,
             watchdog,
             smbios,
+            tpm,
         } = self;
         let fields = [
             ("vcpus", *vcpus != new.vcpus, Effect::Restart),
@@ -282,6 +313,8 @@ impl Hardware {
             ("clock", *clock != new.clock, Effect::Restart),
             ("watchdog", *watchdog != new.watchdog, Effect::Restart),
             ("smbios", *smbios != new.smbios, Effect::Restart),
+            // What it remembers is in a volume that is made with the VM, and encrypted or not from the first start on.
+            ("tpm", *tpm != new.tpm, Effect::Replacement),
         ];
         FieldChange::of(fields).collect()
     }
@@ -303,6 +336,7 @@ impl Hardware {
             (Capability::LockedMemory, backing.locked),
             (Capability::SharedMemory, backing.shared),
             (Capability::Watchdog, self.watchdog.is_some()),
+            (Capability::Tpm, self.tpm.is_some()),
         ];
         let mut needs = Capability::those(needs);
         needs.extend(disks.flat_map(DiskOptions::needs));

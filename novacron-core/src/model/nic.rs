@@ -73,29 +73,17 @@ impl NicOptions {
                 "each is 1024 to 10^10 bytes per second; without one there is no limit",
             ),
         ];
-        let wrong = checks.into_iter().filter(|(wrong, ..)| *wrong);
-        wrong
-            .map(|(_, field, message)| Problem {
-                field: field.to_owned(),
-                message: message.to_owned(),
-            })
-            .collect()
+        Problem::those(checks)
     }
 
     /// What is wrong with them on a network whose NICs have no device on the host, by their fields.
     pub fn problems_without_device(&self) -> Vec<Problem> {
-        let checks = [
-            (self.queues > 1, "queues"),
-            (self.mtu.is_some(), "mtu"),
-            (self.limits != NicLimits::default(), "limits"),
-        ];
-        let wrong = checks.into_iter().filter(|(wrong, _)| *wrong);
-        wrong
-            .map(|(_, field)| Problem {
-                field: field.to_owned(),
-                message: "NICs of user-mode networks have no device on the host for it".to_owned(),
-            })
-            .collect()
+        let message = "NICs of user-mode networks have no device on the host for it";
+        Problem::those([
+            (self.queues > 1, "queues", message),
+            (self.mtu.is_some(), "mtu", message),
+            (self.limits != NicLimits::default(), "limits", message),
+        ])
     }
 
     /// What is wrong with them on a network of this kind, by their fields.

@@ -204,11 +204,13 @@ pub enum Capability {
     SharedMemory,
     /// Guests can have a watchdog.
     Watchdog,
+    /// A TPM 2.0 of the guest's, whose state is kept.
+    Tpm,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Uefi,
         Self::SecureBoot,
         Self::Bridge,
@@ -225,6 +227,7 @@ impl Capability {
         Self::LockedMemory,
         Self::SharedMemory,
         Self::Watchdog,
+        Self::Tpm,
     ];
 
     /// Those of which it is so.
@@ -253,6 +256,7 @@ impl fmt::Display for Capability {
             Self::LockedMemory => "locked memory",
             Self::SharedMemory => "shared memory",
             Self::Watchdog => "watchdogs of guests",
+            Self::Tpm => "TPMs of guests",
         })
     }
 }

@@ -8,6 +8,7 @@
 //! Each record has one writer. Every start has a new **epoch**: the leader grants it, in one commit with the assignment
 //! and the run, only if no claim exists or the one before was released by a [`StopProof`]; the types ask for the proof.
 
+use crate::model::DiskRole;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{HostId, NodeId, PlaceId, VmId, VolumeId};
@@ -168,6 +169,14 @@ pub struct Assignment {
     pub ports: Vec<AssignedPort>,
     /// The wanted power.
     pub power: PowerRequest,
+}
+
+impl Assignment {
+    /// The disks that the guest sees.
+    pub(crate) fn guest_disks(&self) -> impl Iterator<Item = &AssignedDisk> {
+        let is_state = |volume| self.machine.role(volume).is_some_and(DiskRole::is_state);
+        self.disks.iter().filter(move |disk| !is_state(disk.volume))
+    }
 }
 
 /// A disk, resolved.

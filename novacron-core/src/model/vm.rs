@@ -107,26 +107,23 @@ impl Machine {
         Some(&nic.options)
     }
 
-    /// The volume of its firmware's variables.
-    pub fn nvram(&self) -> Option<VolumeId> {
-        self.with_role(DiskRole::Nvram)
-    }
-
-    /// The volume that it boots from while it is rescued.
-    pub fn rescue(&self) -> Option<VolumeId> {
-        self.with_role(DiskRole::Rescue)
-    }
-
-    fn with_role(&self, role: DiskRole) -> Option<VolumeId> {
+    /// The first volume that is this to it.
+    pub fn volume(&self, role: DiskRole) -> Option<VolumeId> {
         let mut disks = self.disks.iter();
         disks.find(|disk| disk.role == role).map(|disk| disk.volume)
     }
 
+    /// What a volume is to it.
+    pub fn role(&self, volume: VolumeId) -> Option<DiskRole> {
+        let mut disks = self.disks.iter();
+        disks
+            .find(|disk| disk.volume == volume)
+            .map(|disk| disk.role)
+    }
+
     /// The disks that the guest sees.
     pub fn guest_disks(&self) -> impl Iterator<Item = &Disk> {
-        self.disks
-            .iter()
-            .filter(|disk| disk.role != DiskRole::Nvram)
+        self.disks.iter().filter(|disk| !disk.role.is_state())
     }
 
     /// What a guest that was started as this has of `new` before its next start.
@@ -175,6 +172,8 @@ pub enum DiskRole {
     Disk,
     /// What its UEFI firmware remembers: boot entries and keys. The guest sees no disk.
     Nvram,
+    /// What its TPM remembers: keys, counters and indices. The guest sees no disk.
+    Tpm,
     /// A disk that it boots from while it is rescued.
     Rescue,
 }
@@ -183,15 +182,37 @@ impl DiskRole {
     fn is_disk(&self) -> bool {
         *self == Self::Disk
     }
+
+    /// Whether the host keeps the state of a device there, and the guest sees no disk.
+    pub fn is_state(self) -> bool {
+        self.state_size().is_some()
+    }
+
+    /// The name of such a disk, which is kept for it; those of the guest have their own.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Disk => None,
+            Self::Nvram => Some("nvram"),
+            Self::Tpm => Some("tpm"),
+            Self::Rescue => Some(Disk::RESCUE),
+        }
+    }
+
+    /// How much room a device's state has.
+    pub(crate) fn state_size(self) -> Option<Bytes> {
+        match self {
+            Self::Disk | Self::Rescue => None,
+            // The variables of OVMF's builds of 4 MiB, the largest.
+            Self::Nvram => Some(Bytes(528 * 1024)),
+            // swtpm keeps three states of up to 128 KiB each.
+            Self::Tpm => Some(Bytes(1024 * 1024)),
+        }
+    }
 }
 
 impl Disk {
-    /// The name of the one that holds the firmware's variables.
-    pub const NVRAM: &str = "nvram";
     /// The name of the one that it boots from while it is rescued.
     pub const RESCUE: &str = "rescue";
-    /// The NVRAM's size: that of the variables of OVMF's builds of 4 MiB, the largest.
-    pub(crate) const NVRAM_SIZE: Bytes = Bytes(528 * 1024);
 }
 
 /// A network interface.

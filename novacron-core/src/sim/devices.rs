@@ -27,7 +27,7 @@ pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
         pool,
         pivoted: None,
         limits: attachment.options.limits,
-        is_nvram: false,
+        is_state: false,
     }
 }
 

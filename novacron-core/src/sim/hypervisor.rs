@@ -127,14 +127,15 @@ impl Hypervisor for SimHypervisor {
         const OP: &str = "sim.define";
         let (host, id) = (self.host, spec.id);
         let checked = spec.clone();
-        let nvram = spec.nvram.as_ref().map(|attachment| SimDisk {
-            is_nvram: true,
+        let tpm = spec.tpm.as_ref().map(|tpm| &tpm.disk);
+        let state = spec.nvram.iter().chain(tpm).map(|attachment| SimDisk {
+            is_state: true,
             ..disk(attachment)
         });
         let domain = SimDomain {
             vcpus: spec.hardware.vcpus,
             memory: spec.hardware.memory,
-            disks: spec.disks.iter().map(disk).chain(nvram).collect(),
+            disks: spec.disks.iter().map(disk).chain(state).collect(),
             nics: spec.nics.iter().map(nic).collect(),
             state: DomainState::Defined,
             pressed: false,

@@ -153,14 +153,14 @@ pub(super) struct SimDisk {
     /// The last snapshot that the domain pivoted for.
     pub(super) pivoted: Option<SnapshotId>,
     pub(super) limits: DiskLimits,
-    /// Whether it holds the firmware's variables.
-    pub(super) is_nvram: bool,
+    /// Whether it holds a device's state, and the guest sees no disk.
+    pub(super) is_state: bool,
 }
 
 impl SimDomain {
     /// The disks that its guest sees.
     pub(super) fn guest_disks(&self) -> impl Iterator<Item = &SimDisk> {
-        self.disks.iter().filter(|disk| !disk.is_nvram)
+        self.disks.iter().filter(|disk| !disk.is_state)
     }
 
     /// Whether it is in memory.

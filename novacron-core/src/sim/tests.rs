@@ -29,6 +29,7 @@ fn spec(vm: u64, epoch: u64) -> DomainSpec {
         disks: Vec::new(),
         nics: Vec::new(),
         nvram: None,
+        tpm: None,
         seed: None,
     }
 }

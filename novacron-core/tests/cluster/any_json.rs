@@ -166,7 +166,7 @@ proptest! {
             let document = json!({
                 "name": "web-1", "labels": {"tier": "web"}, "annotations": {"note": "a\nb"},
                 "hardware": {
-                    "vcpus": 2, "memory": 512, "firmware": "bios",
+                    "vcpus": 2, "memory": 512, "firmware": "bios", "tpm": {"passphrase": {"name": "tpm/web-1"}},
                     "cpu": {"model": {"named": "Nehalem"}, "features": {"vmx": false}, "topology": {"sockets": 2, "cores": 1, "threads": 1}},
                     "kernel": {"kernel": "/boot/vmlinuz", "initrd": "/boot/initrd", "cmdline": "console=ttyS0"},
                 },

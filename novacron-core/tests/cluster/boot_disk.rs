@@ -1,7 +1,7 @@
 //! What a VM boots from, replaced while it is off.
 
 use novacron_core::cluster::{ImageSpec, VmHandle, VolumeSpec};
-use novacron_core::model::{Disk, DiskSource, Power};
+use novacron_core::model::{Disk, DiskRole, DiskSource, Power};
 use novacron_core::{Bytes, Cluster, ErrorKind, Phase};
 
 use crate::{Site, soon, spec};
@@ -41,7 +41,14 @@ async fn a_rescued_vm_boots_from_a_disk_beside_its_own_until_that_is_over() {
 
     vm.rescue("rescue-me").await.unwrap();
     assert_eq!(names(&vm).await, [Disk::RESCUE, "root"]);
-    let rescue = vm.get().await.unwrap().vm.machine.rescue().unwrap();
+    let rescue = vm
+        .get()
+        .await
+        .unwrap()
+        .vm
+        .machine
+        .volume(DiskRole::Rescue)
+        .unwrap();
     boots(&vm).await;
     for refused in [
         vm.rescue("rescue-me").await,

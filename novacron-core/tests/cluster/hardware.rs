@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use novacron_core::cluster::Verdict;
-use novacron_core::model::{CpuModel, CpuTopology, Disk, DiskOptions, Firmware};
+use novacron_core::model::{
+    Bytes, CpuModel, CpuTopology, DiskOptions, DiskRole, Firmware, SecretRef, Tpm,
+};
 use novacron_core::{Deadline, ErrorKind, Phase};
 
 use crate::ground::node;
@@ -100,41 +102,74 @@ async fn a_topology_has_to_make_the_vcpus() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn variables_of_the_firmware_are_the_vms_and_go_with_it() {
+async fn the_state_of_firmware_and_tpm_is_the_vms_and_goes_with_it() {
     let mut site = Site::new(2);
     let cluster = site.start().await;
     let mut asked = spec("web").node(node(0));
     asked.hardware.firmware = Firmware::UefiSecureBoot;
+    asked.hardware.tpm = Some(Tpm::default());
     let vm = cluster.vms().create(asked.clone()).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
-    let nvram = async || vm.get().await.unwrap().vm.machine.nvram().unwrap();
-    let variables = nvram().await;
+    let roles = [DiskRole::Nvram, DiskRole::Tpm];
+    let state = async || {
+        let machine = vm.get().await.unwrap().vm.machine.clone();
+        roles.map(|role| machine.volume(role).unwrap())
+    };
+    let volumes = state().await;
     assert_eq!(vm.get().await.unwrap().vm.machine.guest_disks().count(), 1);
 
-    // They move with it, and stay through its starts.
+    // It moves with it, and stays through its starts.
     vm.stop().await.unwrap().wait(soon()).await.unwrap();
     let moved = vm.move_to(node(1)).await.unwrap();
     moved.wait(soon()).await.unwrap();
     vm.start().await.unwrap().wait(soon()).await.unwrap();
-    assert_eq!(nvram().await, variables);
+    assert_eq!(state().await, volumes);
 
     // It is no disk of the guest's, for anybody.
-    for refused in [
-        vm.detach(Disk::NVRAM).await,
-        vm.set_disk(Disk::NVRAM, DiskOptions::default()).await,
-    ] {
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound);
+    for (role, volume) in roles.into_iter().zip(volumes) {
+        let name = role.name().unwrap();
+        for refused in [
+            vm.detach(name).await,
+            vm.set_disk(name, DiskOptions::default()).await,
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound);
+        }
+        let snapshot = cluster.snapshots().create("before", volume).await;
+        assert_eq!(snapshot.unwrap_err().kind(), ErrorKind::Unsupported);
+        let grown = cluster.volumes().by_id(volume).grow(Bytes::gib(1)).await;
+        assert_eq!(grown.unwrap_err().problems()[0].field, "size");
+        let mut named = asked.clone();
+        named.name = "named".to_owned();
+        named.disks[0].name = name.to_owned();
+        let refused = cluster.vms().create(named).await.unwrap_err();
+        assert_eq!(refused.problems()[0].field, "disks[0].name");
     }
-    let snapshot = cluster.snapshots().create("before", variables).await;
-    assert_eq!(snapshot.unwrap_err().kind(), ErrorKind::Unsupported);
-    let mut named = asked;
-    named.name = "named".to_owned();
-    named.disks[0].name = Disk::NVRAM.to_owned();
-    let refused = cluster.vms().create(named).await.unwrap_err();
-    assert_eq!(refused.problems()[0].field, "disks[0].name");
 
     vm.delete().await.unwrap().wait(soon()).await.unwrap();
-    let gone = cluster.volumes().by_id(variables).get().await;
-    assert_eq!(gone.unwrap_err().kind(), ErrorKind::NotFound);
+    for volume in volumes {
+        let gone = cluster.volumes().by_id(volume).get().await;
+        assert_eq!(gone.unwrap_err().kind(), ErrorKind::NotFound);
+    }
     assert_eq!(site.world.artefacts().volumes.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tpm_is_encrypted_by_a_secret_that_is_there() {
+    let cluster = Site::new(1).start().await;
+    let mut asked = spec("web");
+    let tpm = |name: &str| {
+        let name = name.to_owned();
+        Some(Tpm {
+            passphrase: Some(SecretRef { name }),
+        })
+    };
+    asked.hardware.tpm = tpm("");
+    let refused = cluster.vms().create(asked.clone()).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "hardware.tpm.passphrase");
+
+    // Nobody has one here: it does not start without.
+    asked.hardware.tpm = tpm("vault/web");
+    let vm = cluster.vms().create(asked).await.unwrap();
+    let never = vm.wait_for(Phase::Running, soon()).await.unwrap_err();
+    assert!(never.to_string().contains("secret=vault/web"), "{never}");
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
-    DiskSource, Firmware, Hardware, ImageId, NetworkId, NicOptions, NicSpec, ObjectRef,
-    OperationId, Power, Returning, SnapshotId, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskRole, DiskSource, Firmware, Hardware, ImageId, NetworkId, NicOptions, NicSpec, ObjectRef,
+    OperationId, Power, Returning, SnapshotId, Tpm, VmId, VmSettings, VolumeId, VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -242,6 +242,9 @@ impl Ledger {
         if rng.random_bool(0.1) {
             spec.hardware.firmware = Firmware::Uefi;
         }
+        if rng.random_bool(0.1) {
+            spec.hardware.tpm = Some(Tpm::default());
+        }
         match self.network(rng) {
             Some(network) if rng.random_bool(0.6) => spec.nic(NicSpec::new(network)),
             _ => spec,
@@ -284,7 +287,7 @@ impl Ledger {
             _ => self.volume(rng),
         };
         let text = format!("text-{}", self.serial);
-        let is_rescued = |view: &VmView| view.vm.machine.rescue().is_some();
+        let is_rescued = |view: &VmView| view.vm.machine.volume(DiskRole::Rescue).is_some();
         if view.as_ref().is_some_and(is_rescued) && rng.random_bool(0.2) {
             return Some(Request::Unrescue(vm));
         }

@@ -22,11 +22,13 @@ use super::xml::{
     Access, Address, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count,
     Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
     Features, Graphics, IoTune, Loader, Log, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument,
-    QemuArguments, Rng, SourceHost, Switch, Target, TopologyXml, Typed, Video, WatchdogXml,
+    QemuArguments, Rng, SourceHost, Switch, Target, TopologyXml, TpmBackend, TpmSource, TpmXml,
+    Typed, Video, WatchdogXml,
 };
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
 use crate::qemu::{smbios, watchdog_action};
+use crate::tpm;
 
 pub(super) use nic::{bandwidth, describe_nic, kib, nic_alias};
 
@@ -116,6 +118,24 @@ pub(super) fn describe(
             action: Some(watchdog_action(action).to_owned()),
         })
         .collect();
+    if hardware.tpm.is_some() {
+        let Some(folder) = &place.folder else {
+            let message = "a TPM is emulated by a process beside libvirt's QEMU; \
+                           on a local libvirt, give the hypervisor a state folder";
+            return Err(Error::new(ErrorKind::Unsupported, operation, message).with("domain", id));
+        };
+        devices.tpms = vec![TpmXml {
+            model: "tpm-crb".to_owned(),
+            backend: TpmBackend {
+                kind: "external".to_owned(),
+                source: Some(TpmSource {
+                    kind: "unix".to_owned(),
+                    mode: "connect".to_owned(),
+                    path: path(&folder.join(tpm::SOCKET), operation)?,
+                }),
+            },
+        }];
+    }
     for nic in &spec.nics {
         devices.interfaces.push(describe_nic(nic, operation)?);
     }

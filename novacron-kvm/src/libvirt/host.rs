@@ -178,6 +178,7 @@ pub(super) struct DomainCapabilities {
 #[serde(default)]
 struct DeviceCapabilities {
     disk: Choices,
+    tpm: Choices,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -269,6 +270,11 @@ impl DomainCapabilities {
     /// Whether disks can be on this bus.
     pub(super) fn disk_bus(&self, bus: DiskBus) -> bool {
         self.devices.disk.has("bus", bus_name(bus))
+    }
+
+    /// Whether TPMs can be had from there.
+    pub(super) fn tpm_backend(&self, backend: &str) -> bool {
+        self.devices.tpm.has("backendModel", backend)
     }
 }
 

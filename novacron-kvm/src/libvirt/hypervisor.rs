@@ -233,6 +233,13 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
         (Capability::LockedMemory, is_qemu && is_system && may_raise),
         (Capability::SharedMemory, is_qemu),
         (Capability::Watchdog, is_qemu),
+        // By a swtpm of this process's: libvirt's own keep their state out of the VM's volumes.
+        (
+            Capability::Tpm,
+            task.state.config.folder.is_some()
+                && guests.domain.tpm_backend("external")
+                && task.state.swtpm().is_some(),
+        ),
     ];
     let (hypervisor, library) = facts.versions;
     Ok(NodeCapabilities {

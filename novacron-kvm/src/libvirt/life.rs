@@ -30,7 +30,11 @@ use super::look::{Found, Seen, Task};
 use super::notes::{Asked, Ended, How, Started};
 use super::sys::{LvResult, Undefine, code};
 use crate::accel::{Accel, AccelChoice};
-use crate::firmware::{Ovmf, nvram_path};
+use crate::firmware::{Ovmf, state_path};
+use crate::tpm::{self, Kept, Swtpm};
+
+/// Where a domain's TPM keeps its state, in the domain's folder.
+const TPM: &str = "tpm.json";
 
 /// QEMU, perhaps as another user, has to get through to its files; nobody has to list them.
 const FOLDER_MODE: u32 = 0o711;
@@ -84,6 +88,10 @@ pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
         write_files(folder, spec.seed.as_ref(), own.map(|(ovmf, _)| ovmf))
             .map_err(|error| files(task, "make", folder, error))?;
     }
+    if let (Some(folder), Some(kept)) = (&place.folder, Kept::of(spec, task.operation)?) {
+        write_tpm(folder, &kept, tpm::passphrase(spec))
+            .map_err(|error| files(task, "make", folder, error))?;
+    }
     if let (Some((ovmf, variables)), Some(_)) = (&place.flash, &spec.nvram) {
         let length = ovmf.prepare(variables, task.operation)?;
         let failed = |error| files(task, "read", variables, error);
@@ -102,7 +110,7 @@ pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
 /// Where the firmware's variables are: in the volume, or the start's own.
 fn variables(task: &Task, spec: &DomainSpec, folder: Option<&Path>) -> Result<PathBuf> {
     if let Some(nvram) = &spec.nvram {
-        return nvram_path(nvram, task.operation).map(Path::to_owned);
+        return state_path(nvram, task.operation).map(Path::to_owned);
     }
     folder.map(|folder| folder.join(VARIABLES)).ok_or_else(|| {
         let message = "there is no folder of this host for the firmware's variables";
@@ -124,14 +132,50 @@ fn write_files(folder: &Path, seed: Option<&Seed>, ovmf: Option<&Ovmf>) -> std::
     if let Some(text) = &seed.network_config {
         image = image.network_config(text);
     }
-    let fresh = folder.join("seed.iso.new");
+    write_own(&file, &image.to_iso())
+}
+
+/// What `start` needs for a domain's TPM.
+fn write_tpm(folder: &Path, kept: &Kept, passphrase: Option<&[u8]>) -> std::io::Result<()> {
+    if let Some(passphrase) = passphrase {
+        write_own(&folder.join(tpm::PASSPHRASE), passphrase)?;
+    }
+    write_own(&folder.join(TPM), &serde_json::to_vec(kept)?)
+}
+
+/// Replaces a file of which only the owner reads.
+fn write_own(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let fresh = file.with_extension("new");
     absent(fs::remove_file(&fresh))?;
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let mut written = options.open(&fresh)?;
-    written.write_all(&image.to_iso())?;
+    written.write_all(bytes)?;
     written.sync_all()?;
     fs::rename(fresh, file)
+}
+
+/// Starts what emulates a domain's TPM, if it has one.
+fn start_tpm(task: &Task, id: DomainId) -> Result<()> {
+    let Some(folder) = task.state.folder(id) else {
+        return Ok(());
+    };
+    let kept = match fs::read(folder.join(TPM)) {
+        Ok(kept) => kept,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(files(task, "read", &folder, error)),
+    };
+    let failed = |why: String| error::precondition(task.operation, id, why);
+    let kept: Kept = serde_json::from_slice(&kept).map_err(|e| failed(e.to_string()))?;
+    let program = task.state.swtpm();
+    let program = program.ok_or_else(|| tpm::missing(task.operation))?;
+    let swtpm = Swtpm {
+        program,
+        folder: &folder,
+        kept: &kept,
+        log: "swtpm.log",
+    };
+    swtpm.start().map_err(failed)
 }
 
 /// What is not there is gone.
@@ -171,6 +215,7 @@ pub(super) fn start(task: &Task, id: DomainId) -> Result<()> {
     }
     let _starting = task.state.begin_start(id);
     task.ok(found.dom.never_autostart())?;
+    start_tpm(task, id)?;
     task.in_time()?;
     task.note(&found.dom, &Started {})?;
     if let Err(error) = found.dom.create_paused() {
@@ -179,6 +224,9 @@ pub(super) fn start(task: &Task, id: DomainId) -> Result<()> {
         }
         let detail = error.message.clone();
         task.note(&found.dom, &Ended::of(&Exit::StartFailed { detail }))?;
+        if let Some(folder) = task.state.folder(id) {
+            tpm::unused(&folder).map_err(|e| files(task, "end the swtpm of", &folder, e))?;
+        }
         return Err(error::start_failed(task.operation, id, &error));
     }
     let refusal = match another_runs(task, id)? {
@@ -346,6 +394,7 @@ pub(super) fn undefine(task: &Task, id: DomainId) -> Result<()> {
         }
     }
     if let Some(folder) = task.state.folder(id) {
+        tpm::ended(&folder).map_err(|error| files(task, "end the swtpm of", &folder, error))?;
         absent(fs::remove_dir_all(&folder))
             .map_err(|error| files(task, "remove", &folder, error))?;
         // The VM's folder goes with its last start's.

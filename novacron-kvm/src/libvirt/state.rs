@@ -4,7 +4,7 @@
 //! which start is under way.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
@@ -60,6 +60,7 @@ pub(super) struct State {
     events: Mutex<broadcast::Sender<HypervisorEvent>>,
     /// Devices that guests have let go of.
     pub(super) removed: broadcast::Sender<(Uuid, String)>,
+    swtpm: OnceLock<PathBuf>,
     turns: Mutex<HashMap<(DomainId, Right), Turn>>,
     pub(super) known: Mutex<HashMap<Uuid, DomainId>>,
     starting: Mutex<HashSet<DomainId>>,
@@ -94,6 +95,7 @@ impl State {
             supervisor: OnceLock::new(),
             events: Mutex::new(broadcast::Sender::new(EVENT_BACKLOG)),
             removed: broadcast::Sender::new(EVENT_BACKLOG),
+            swtpm: OnceLock::new(),
             turns: Mutex::default(),
             known: Mutex::default(),
             starting: Mutex::default(),
@@ -101,6 +103,16 @@ impl State {
             consoles: Mutex::default(),
             inputs: Mutex::default(),
         }
+    }
+
+    /// The program that emulates TPMs; looked for until it is found. Blocks.
+    pub(super) fn swtpm(&self) -> Option<&Path> {
+        if self.swtpm.get().is_none()
+            && let Some(program) = crate::tpm::find()
+        {
+            let _ = self.swtpm.set(program);
+        }
+        self.swtpm.get().map(PathBuf::as_path)
     }
 
     /// The domain's folder.

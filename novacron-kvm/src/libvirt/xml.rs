@@ -134,6 +134,35 @@ pub(super) struct WatchdogXml {
     pub(super) action: Option<String>,
 }
 
+/// `<tpm>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct TpmXml {
+    #[serde(rename = "@model")]
+    pub(super) model: String,
+    pub(super) backend: TpmBackend,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct TpmBackend {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<TpmSource>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct TpmSource {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "@mode")]
+    pub(super) mode: String,
+    #[serde(rename = "@path")]
+    pub(super) path: String,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Count {
@@ -281,6 +310,8 @@ pub(super) struct Devices {
     pub(super) videos: Vec<Video>,
     #[serde(rename = "watchdog", skip_serializing_if = "Vec::is_empty")]
     pub(super) watchdogs: Vec<WatchdogXml>,
+    #[serde(rename = "tpm", skip_serializing_if = "Vec::is_empty")]
+    pub(super) tpms: Vec<TpmXml>,
     #[serde(rename = "rng", skip_serializing_if = "Vec::is_empty")]
     pub(super) rngs: Vec<Rng>,
     #[serde(rename = "panic", skip_serializing_if = "Vec::is_empty")]

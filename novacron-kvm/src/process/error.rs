@@ -34,6 +34,9 @@ pub(crate) enum ProcessError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The guest's TPM could not be started.
+    #[error("{0}")]
+    Swtpm(String),
     /// A file operation failed.
     #[error("cannot {action} {}", path.display())]
     Io {

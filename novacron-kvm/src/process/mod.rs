@@ -11,7 +11,7 @@
 //! | `started.json` | us, before the spawn | this start was used up; the host's boot id |
 //! | `run.json` | us, after the spawn | pid, start time, host boot id |
 //! | `exit.json` | whoever learns the end | how it ended, when that was seen |
-//! | `qemu.log` | QEMU | stdout and stderr of this start: its last words |
+//! | `qemu.log` | QEMU, swtpm | stdout and stderr of this start: its last words |
 //!
 //! **The lock is the truth.** If it is held, QEMU lives, and the pid in it is QEMU's (a second start of the same VM
 //! fails on it, whatever any database says). If it is free, QEMU is gone: a reused pid or a zombie cannot mislead us.
@@ -41,7 +41,7 @@ pub(crate) use folder::{FolderLock, Owner, owner};
 pub(crate) use identity::{Identity, boot_id};
 pub(crate) use lock::Holder;
 pub(crate) use rundir::{Found, Hold, RunDir, fits, hold, holder};
-pub(crate) use spawn::{Launch, Listener, launch};
+pub(crate) use spawn::{LOG, Launch, Listener, launch};
 pub(crate) use watch::Process;
 
 #[cfg(test)]

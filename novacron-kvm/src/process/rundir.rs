@@ -259,7 +259,7 @@ impl RunDir {
 
     /// The last lines of QEMU's stderr, on one line.
     pub(crate) fn last_words(&self) -> String {
-        tail(&self.file("qemu.log")).unwrap_or_default()
+        tail(&self.file(super::spawn::LOG)).unwrap_or_default()
     }
 
     /// Reads a JSON file; `None` when it is absent or was cut short by a crash of the host.

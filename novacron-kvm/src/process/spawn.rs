@@ -24,6 +24,9 @@ use super::watch::Process;
 /// Variables of our own environment that QEMU gets; the rest may hold secrets of the host application.
 const ENVIRONMENT: [&str; 4] = ["PATH", "TMPDIR", "HOME", "XDG_RUNTIME_DIR"];
 
+/// Where the stdout and stderr of a start go, and what its swtpm says.
+pub(crate) const LOG: &str = "qemu.log";
+
 /// A listening unix socket that QEMU inherits.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -66,11 +69,10 @@ pub(crate) fn launch(
 ) -> Result<Process, ProcessError> {
     lock.name(dir.epoch())?;
     dir.note_start()?;
-    let log_path = dir.file("qemu.log");
+    let log_path = dir.file(LOG);
     let log = File::options()
-        .write(true)
+        .append(true)
         .create(true)
-        .truncate(true)
         .mode(0o600)
         .open(&log_path);
     let log = log.map_err(ProcessError::io("open", &log_path))?;

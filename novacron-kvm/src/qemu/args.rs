@@ -17,6 +17,7 @@ use super::screens;
 use super::spec::StoredSpec;
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
+use crate::tpm;
 
 /// Root ports for hot-plug.
 pub(super) const SPARE_PORTS: usize = 8;
@@ -157,6 +158,11 @@ impl Machine<'_> {
         line.add("-vnc", format!("unix:{}", screens::SOCKET));
         line.add("-device", "VGA");
         line.add("-device", "pvpanic");
+        if spec.tpm.is_some() {
+            line.add("-chardev", format!("socket,id=swtpm,path={}", tpm::SOCKET));
+            line.add("-tpmdev", "emulator,id=tpm,chardev=swtpm");
+            line.add("-device", "tpm-crb,tpmdev=tpm");
+        }
     }
 
     fn boot(&self, line: &mut Line) {
@@ -322,6 +328,7 @@ mod tests {
 
     use super::super::spec::{StoredDisk, StoredNic, StoredSource};
     use super::*;
+    use crate::tpm::Kept;
 
     fn spec() -> StoredSpec {
         let uuid = |n| Uuid::from_u128(n);
@@ -350,6 +357,7 @@ mod tests {
             }],
             seed: true,
             nvram: None,
+            tpm: None,
         }
     }
 
@@ -427,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn special_memory_a_watchdog_and_words_for_smbios() {
+    fn special_memory_a_watchdog_a_tpm_and_words_for_smbios() {
         let mut spec = spec();
         let hardware = &mut spec.hardware;
         hardware.memory_backing = MemoryBacking {
@@ -438,8 +446,10 @@ mod tests {
         hardware.clock = ClockOffset::LocalTime;
         hardware.watchdog = Some(WatchdogAction::Shutdown);
         hardware.smbios.serial = Some("a,b".to_owned());
+        spec.tpm = Some(Kept::default());
         let line = shown(&spec, None);
         for wanted in [
+            "-chardev socket,id=swtpm,path=tpm\n-tpmdev emulator,id=tpm,chardev=swtpm\n-device tpm-crb,tpmdev=tpm\n",
             "-object memory-backend-memfd,id=ram,size=192M,share=on,hugetlb=on\n",
             "-machine q35,memory-backend=ram\n",
             "-overcommit mem-lock=on\n",

@@ -41,6 +41,7 @@ pub(crate) fn process(operation: &'static str, error: ProcessError) -> Error {
             holder: Some(_), ..
         } => ErrorKind::FailedPrecondition,
         ProcessError::AlreadyRuns { holder: None, .. } => ErrorKind::Unavailable,
+        ProcessError::Swtpm(_) => ErrorKind::FailedPrecondition,
         ProcessError::PathTooLong { .. } => ErrorKind::Invalid,
         ProcessError::Spawn { source, .. } | ProcessError::Io { source, .. } => match source.kind()
         {

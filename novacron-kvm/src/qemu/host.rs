@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use novacron_core::model::{Capability, Firmware, HostId, MiB, NodeCapabilities};
@@ -15,6 +15,7 @@ use crate::accel::Accel;
 use crate::firmware::Ovmf;
 use crate::privilege;
 use crate::probe::{self, Offer};
+use crate::tpm;
 
 /// The host's id unless one was given: from the machine's id and the state folder, so that it needs no file, survives
 /// restarts, and differs for two hypervisors on one machine. A machine without an id gets one in the state folder.
@@ -118,6 +119,18 @@ impl State {
         asked.map_err(|e| error::probe(operation, e))
     }
 
+    /// The program that emulates TPMs; looked for until it is found.
+    pub(super) async fn swtpm(&self) -> Option<&Path> {
+        let found = self.swtpm.get_or_try_init(|| async {
+            tokio::task::spawn_blocking(tpm::find)
+                .await
+                .ok()
+                .flatten()
+                .ok_or(())
+        });
+        found.await.ok().map(PathBuf::as_path)
+    }
+
     /// What the host can do now.
     pub(super) async fn capabilities(&self, operation: &'static str) -> Result<NodeCapabilities> {
         let qemu = self.binary(operation).await?;
@@ -147,6 +160,10 @@ impl State {
             (Capability::LockedMemory, privilege::may_lock_memory()),
             (Capability::SharedMemory, true),
             (Capability::Watchdog, has(&["i6300esb"])),
+            (
+                Capability::Tpm,
+                has(&["tpm-crb"]) && self.swtpm().await.is_some(),
+            ),
         ];
         Ok(NodeCapabilities {
             hypervisor: format!("QEMU {}", qemu.version),

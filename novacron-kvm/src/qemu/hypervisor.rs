@@ -157,7 +157,12 @@ impl Hypervisor for QemuHypervisor {
         let dir = self.state.dir(id, OPERATION)?;
         let stored = StoredSpec::read(&dir).map_err(|e| error::process(OPERATION, e))?;
         if stored.is_none_or(|spec| spec.id == id) {
-            blocking(OPERATION, move || dir.remove()).await?;
+            let gone = move || {
+                crate::tpm::ended(dir.path())
+                    .map_err(ProcessError::io("end the swtpm of", dir.path()))?;
+                dir.remove()
+            };
+            blocking(OPERATION, gone).await?;
         }
         self.state.forget(id);
         Ok(())

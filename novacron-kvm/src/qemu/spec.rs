@@ -1,6 +1,7 @@
 //! A domain's spec as it lies in its run directory: what `start` reads, also after the host application was restarted.
 //!
-//! It holds no secret: the seed's files go into `seed.iso` (mode 0600) and only the fact that there is one stands here.
+//! It holds no secret: the seed's files go into `seed.iso`, a TPM's passphrase into `tpm.key` (mode 0600), and only the
+//! fact that there is a seed stands here.
 
 use std::path::PathBuf;
 
@@ -14,8 +15,9 @@ use novacron_core::model::{
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::firmware::nvram_path;
+use crate::firmware::state_path;
 use crate::process::{ProcessError, RunDir};
+use crate::tpm::Kept;
 
 const FILE: &str = "spec.json";
 
@@ -31,6 +33,9 @@ pub(super) struct StoredSpec {
     /// The volume of its firmware's variables.
     #[serde(default)]
     pub(super) nvram: Option<PathBuf>,
+    /// Where its TPM's state is kept.
+    #[serde(default)]
+    pub(super) tpm: Option<Kept>,
 }
 
 /// A disk.
@@ -80,9 +85,10 @@ impl StoredSpec {
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
             nvram: match &spec.nvram {
-                Some(nvram) => Some(text(nvram_path(nvram, operation)?, operation)?),
+                Some(nvram) => Some(text(state_path(nvram, operation)?, operation)?),
                 None => None,
             },
+            tpm: Kept::of(spec, operation)?,
         };
         if stored.disks.len() + stored.nics.len() > super::args::MAX_DEVICES {
             let message = "more disks and NICs than the machine has places for";

@@ -1,7 +1,7 @@
 //! `define` and `start`: from a spec to a QEMU whose vCPUs are held.
 
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +19,10 @@ use super::spec::StoredSpec;
 use super::state::{Seen, State};
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
-use crate::process::{EndCause, Launch, Listener, Process, ProcessError, RunDir, launch};
+use crate::process::{EndCause, LOG, Launch, Listener, Process, ProcessError, RunDir, launch};
 use crate::qmp::Qmp;
 use crate::seed::Seed;
+use crate::tpm::{self, Swtpm};
 
 /// How long QEMU may take from its start to its monitor's greeting.
 const GREETING: Duration = Duration::from_secs(20);
@@ -51,8 +52,10 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
         );
         return Err(Error::new(ErrorKind::AlreadyExists, OPERATION, message).with("domain", id));
     }
+    let passphrase = tpm::passphrase(spec).map(<[u8]>::to_owned);
+    let same_passphrase = || std::fs::read(dir.file(tpm::PASSPHRASE)).ok() == passphrase;
     let same_seed = || std::fs::read(dir.file("seed.iso")).ok() == seed;
-    if present.as_ref() == Some(&stored) && same_seed() {
+    if present.as_ref() == Some(&stored) && same_seed() && same_passphrase() {
         return Ok(());
     }
     if present.is_some() && !matches!(state.observe(call, id, OPERATION).await?, Seen::Defined(_)) {
@@ -63,6 +66,9 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
         dir.create()?;
         if let Some(iso) = seed {
             dir.write_bytes("seed.iso", &iso)?;
+        }
+        if let Some(passphrase) = passphrase {
+            dir.write_bytes(tpm::PASSPHRASE, &passphrase)?;
         }
         stored.write(&dir)
     };
@@ -97,6 +103,10 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         .iter()
         .map(|nic| Link::plan(nic, OPERATION))
         .collect::<Result<Vec<_>>>()?;
+    let swtpm = match &spec.tpm {
+        Some(_) => Some(state.swtpm().await.ok_or_else(|| tpm::missing(OPERATION))?),
+        None => None,
+    };
     error::remaining(call, OPERATION)?;
 
     let dir = state.dir(id, OPERATION)?;
@@ -115,13 +125,15 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         cpu,
         flash,
         links,
+        swtpm: swtpm.map(Path::to_owned),
     };
     let process = blocking(OPERATION, move || plan.launch()).await?;
 
     let path = dir.file("qmp");
     let greeted = tokio::select! {
         greeted = Qmp::connect(&path, GREETING) => greeted,
-        _ = process.ended() => Err(crate::qmp::QmpError::Disconnected { command: "greeting".to_owned() }),
+        // Who reaps it has its status: `give_up`.
+        _ = process.gone() => Err(crate::qmp::QmpError::Disconnected { command: "greeting".to_owned() }),
     };
     let qmp = match greeted {
         Ok(qmp) => qmp,
@@ -189,6 +201,7 @@ struct Plan {
     cpu: String,
     flash: Option<Flash>,
     links: Vec<Link>,
+    swtpm: Option<PathBuf>,
 }
 
 impl Plan {
@@ -201,6 +214,7 @@ impl Plan {
             cpu,
             flash,
             links,
+            swtpm,
         } = self;
         let lock = dir.lock()?;
         let listeners = ["qmp", "con", "ga"].map(|name| Listener::bind(&dir, name));
@@ -211,6 +225,15 @@ impl Plan {
             listeners[1].number(),
             listeners[2].number(),
         ];
+        if let (Some(program), Some(kept)) = (&swtpm, &spec.tpm) {
+            let swtpm = Swtpm {
+                program,
+                folder: dir.path(),
+                kept,
+                log: LOG,
+            };
+            swtpm.start().map_err(ProcessError::Swtpm)?;
+        }
         let machine = Machine {
             spec: &spec,
             accel,

@@ -141,6 +141,7 @@ impl Bench {
             disks: vec![],
             nics: vec![],
             nvram: None,
+            tpm: None,
             seed: None,
         }
     }

@@ -15,6 +15,8 @@ mod initramfs;
 #[path = "../common/nics.rs"]
 mod nics;
 mod remote;
+#[path = "../common/tpm.rs"]
+mod tpm;
 
 // No limits here: libvirt makes them of a queue (sfq) that not every kernel has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,6 +36,12 @@ async fn a_guest_sees_the_hardware_that_was_asked_for() {
 async fn secure_boot_is_on_and_variables_stay_with_the_vm() {
     let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
     firmware::variables_stay(&bench, &daemon.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tpm_remembers() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    tpm::state_stays(&bench, &daemon.hypervisor()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

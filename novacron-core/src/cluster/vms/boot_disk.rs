@@ -8,13 +8,11 @@
 //! started where it could be before. Each is one commit, in which no start can have begun. What is deleted is deleted with
 //! that commit, so it is only made when nothing but the pool's space can keep the clone from being made.
 
-use std::collections::BTreeMap;
-
 use super::super::check;
 use super::super::operations::OperationHandle;
 use super::super::request::problem;
 use super::VmHandle;
-use super::create::cloned;
+use super::create::{cloned, image_named, new_volume};
 use super::handle::{next_generation, no_such_disk, started_as_seen};
 use crate::control::cache::Cache;
 use crate::control::operation::phase_of;
@@ -22,8 +20,8 @@ use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
 use crate::model::{
-    Disk, DiskOptions, DiskRole, Image, ImageId, Meta, Name, StorageState, Vm, Volume,
-    VolumeFormat, VolumeId, VolumeSource,
+    Disk, DiskOptions, DiskRole, Image, ImageId, StorageState, Vm, VolumeFormat, VolumeId,
+    VolumeSource,
 };
 
 impl VmHandle {
@@ -50,11 +48,11 @@ impl VmHandle {
     /// that the project has not, that is not available, or that lies in another pool than the disk.
     pub async fn rebuild(&self, disk: &str, image: &str) -> Result<OperationHandle> {
         const VERB: &str = "vm.rebuild";
-        let id = self.image(image).await?;
+        let id = image_named(&self.cluster, image).await?;
         self.cluster
             .change::<Vm>(VERB, self.id, &(disk, image), |vm, draft, cache| {
                 let draft = self.while_off(VERB, vm, draft, cache)?;
-                if vm.machine.rescue().is_some() {
+                if vm.machine.volume(DiskRole::Rescue).is_some() {
                     let message = "the VM boots from its rescue disk: end the rescue first";
                     return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                 }
@@ -93,11 +91,11 @@ impl VmHandle {
     /// As [`VmHandle::rebuild`]; [`ErrorKind::Invalid`] also for a VM that boots from no disk.
     pub async fn rescue(&self, image: &str) -> Result<OperationHandle> {
         const VERB: &str = "vm.rescue";
-        let id = self.image(image).await?;
+        let id = image_named(&self.cluster, image).await?;
         self.cluster
             .change::<Vm>(VERB, self.id, &image, |vm, draft, cache| {
                 let draft = self.while_off(VERB, vm, draft, cache)?;
-                if vm.machine.rescue().is_some() {
+                if vm.machine.volume(DiskRole::Rescue).is_some() {
                     let message = "the VM has a rescue disk";
                     return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                 }
@@ -135,7 +133,7 @@ impl VmHandle {
         self.cluster
             .change::<Vm>(VERB, self.id, &(), |vm, draft, cache| {
                 let draft = self.while_off(VERB, vm, draft, cache)?;
-                let Some(volume) = vm.machine.rescue() else {
+                let Some(volume) = vm.machine.volume(DiskRole::Rescue) else {
                     let message = "the VM has no rescue disk";
                     return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                 };
@@ -144,16 +142,6 @@ impl VmHandle {
                 Ok((draft, next_generation(vm)))
             })
             .await
-    }
-
-    /// The project's image of this name, if there is one.
-    async fn image(&self, name: &str) -> Result<Option<ImageId>> {
-        // What cannot be a name is nobody's.
-        let Ok(name) = Name::new(name) else {
-            return Ok(None);
-        };
-        let project = &self.cluster.options().project;
-        self.inner().lookup(project, "image", &name).await
     }
 
     /// The draft of a change that is only made if the VM is off, and no start begins before it is committed.
@@ -177,10 +165,9 @@ impl VmHandle {
         (disk, beside): (&str, VolumeId),
     ) -> Result<(Draft, VolumeId)> {
         let refused = |why| Error::invalid(verb, vec![problem("image", why)]);
-        let images: BTreeMap<_, _> = id.map(|id| (name.to_owned(), id)).into_iter().collect();
         let old = cache.volumes.get(&beside);
         let pool = old.map(|old| &old.pool);
-        let found = cloned(cache, &images, name, pool).map_err(|(_, why)| refused(why))?;
+        let found = cloned(cache, (name, id), pool).map_err(|(_, why)| refused(why))?;
         let status = cache.image_status.get(&found.id).map(|status| &status.0);
         let Some(status) = status.filter(|status| status.state == StorageState::Available) else {
             return Err(refused(format!("image {name:?} is not available")));
@@ -192,32 +179,19 @@ impl VmHandle {
             old.size_by(status.map(|status| &status.0))
         });
         let (inner, now) = (self.inner(), self.inner().clock.now());
-        let volume = Volume {
-            id: VolumeId::generate(now, &*inner.ids),
-            meta: Meta {
-                labels: vm.meta.labels.clone(),
-                annotations: vm.meta.annotations.clone(),
-                ..Meta::new(Name::new(disk)?, vm.meta.project.clone(), now)
-            },
-            pool: found.pool.clone(),
-            source: VolumeSource::Image(found.id),
-            size: had.unwrap_or_default().max(status.size),
-            format: VolumeFormat::Qcow2,
-            made_with: Some(self.id),
-        };
+        let id = VolumeId::generate(now, &*inner.ids);
+        let size = had.unwrap_or_default().max(status.size);
+        let source = VolumeSource::Image(found.id);
+        let made = (found.pool.clone(), source, size, VolumeFormat::Qcow2);
         let draft = draft.unchanged::<Image>(&found.id, Some(found.version));
-        Ok((draft.put(&volume.id, &volume)?, volume.id))
+        new_volume(draft, (id, disk), made, (self.id, &vm.meta), now)
     }
 
     /// The draft with a volume of the VM's deleted.
     fn without(&self, draft: Draft, cache: &Cache, volume: VolumeId) -> Result<Draft> {
-        let Some(found) = cache.volumes.get(&volume) else {
-            return Ok(draft);
-        };
-        let mut marked = found.value.clone();
-        marked.meta.deleted_at = Some(self.inner().clock.now());
-        draft
-            .unchanged::<Volume>(&volume, Some(found.version))
-            .put(&volume, &marked)
+        match cache.volumes.get(&volume) {
+            Some(found) => draft.delete_volume(found, self.inner().clock.now()),
+            None => Ok(draft),
+        }
     }
 }

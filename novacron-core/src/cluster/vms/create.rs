@@ -18,6 +18,7 @@ use crate::model::{
     VolumeId, VolumeSource,
 };
 use crate::store::Revision;
+use crate::time::Timestamp;
 
 const VERB: &str = "vm.create";
 
@@ -80,12 +81,12 @@ impl Vms {
                         images: &images,
                     };
                     let disks = look.disks(&mut problems);
-                    let nvram = look.nvram(&disks, &mut problems);
+                    let state = look.state(&disks, &mut problems);
                     let networks = look.networks(&mut problems);
                     let node = spec.node.as_ref();
                     let hardware = resolved(&spec.hardware, node, cache, &mut problems);
                     refuse(VERB, problems)?;
-                    draft(&self.0, &spec, hardware, (disks, nvram), networks)
+                    draft(&self.0, &spec, hardware, (disks, state), networks)
                 })
                 .await?
         };
@@ -126,13 +127,20 @@ async fn images(cluster: &Cluster, spec: &VmSpec) -> Result<BTreeMap<String, Ima
             continue;
         };
         // What cannot be a name is the check's to report.
-        let Ok(name) = Name::new(image) else { continue };
-        let project = &cluster.options().project;
-        if let Some(id) = cluster.inner.lookup(project, "image", &name).await? {
+        if let Some(id) = image_named(cluster, image).await? {
             found.insert(image.clone(), id);
         }
     }
     Ok(found)
+}
+
+/// The project's image of this name, if there is one.
+pub(super) async fn image_named(cluster: &Cluster, name: &str) -> Result<Option<ImageId>> {
+    let Ok(name) = Name::new(name) else {
+        return Ok(None);
+    };
+    let project = &cluster.options().project;
+    cluster.inner.lookup(project, "image", &name).await
 }
 
 /// What the spec refers to.
@@ -176,19 +184,18 @@ impl Look<'_> {
         disks
     }
 
-    /// The pool of the firmware's variables, if it has some: that of the first disk.
-    fn nvram(&self, disks: &[Resolved], problems: &mut Vec<Problem>) -> Option<PoolId> {
-        if !self.spec.hardware.firmware.has_variables() {
-            return None;
-        }
+    /// The pool of what its firmware and its TPM remember, if it has such: that of the first disk.
+    fn state(&self, disks: &[Resolved], problems: &mut Vec<Problem>) -> Option<PoolId> {
+        self.spec.hardware.with_state().next()?;
         let pool = match disks.first() {
             Some(Resolved::Made { pool, .. }) => Ok(pool.clone()),
             Some(Resolved::Existing(volume)) => Ok(volume.pool.clone()),
             None => pick_pool(self.cache, None),
         };
         let pool = pool.map_err(|why| {
-            let why = format!("its variables are kept in the pool of the first disk; {why}");
-            problems.push(problem("hardware.firmware", why));
+            let message =
+                "what its firmware or its TPM remembers is kept in the pool of the first disk";
+            problems.push(problem("hardware", format!("{message}; {why}")));
         });
         pool.ok()
     }
@@ -199,7 +206,8 @@ impl Look<'_> {
         size: Option<Bytes>,
         pool: Option<&PoolId>,
     ) -> Result<Resolved, (&'static str, String)> {
-        let image = cloned(self.cache, self.images, name, pool)?;
+        let id = self.images.get(name).copied();
+        let image = cloned(self.cache, (name, id), pool)?;
         Ok(Resolved::Made {
             pool: image.pool.clone(),
             source: VolumeSource::Image(image.id),
@@ -226,13 +234,11 @@ impl Look<'_> {
 /// The image of this name, if a clone of it can be made, in this pool; or which field is wrong, and why.
 pub(super) fn cloned<'c>(
     cache: &'c Cache,
-    images: &BTreeMap<String, ImageId>,
-    name: &str,
+    (name, id): (&str, Option<ImageId>),
     pool: Option<&PoolId>,
 ) -> Result<&'c Versioned<Image>, (&'static str, String)> {
     // What is no name has been reported; what is none of the project's is told from it by this.
-    let id = images.get(name);
-    let Some(image) = id.and_then(|id| cache.images.get(id)) else {
+    let Some(image) = id.and_then(|id| cache.images.get(&id)) else {
         let shown: String = name.chars().take(63).collect();
         return Err(("image", format!("the project has no image {shown:?}")));
     };
@@ -246,21 +252,49 @@ pub(super) fn cloned<'c>(
     Ok(image)
 }
 
+/// The draft with a volume that is made with a VM, and labelled as it is.
+pub(super) fn new_volume(
+    draft: Draft,
+    (id, name): (VolumeId, &str),
+    (pool, source, size, format): (PoolId, VolumeSource, Bytes, VolumeFormat),
+    (vm, like): (VmId, &Meta),
+    now: Timestamp,
+) -> Result<(Draft, VolumeId)> {
+    let volume = Volume {
+        id,
+        meta: Meta {
+            labels: like.labels.clone(),
+            annotations: like.annotations.clone(),
+            ..Meta::new(Name::new(name)?, like.project.clone(), now)
+        },
+        pool,
+        source,
+        size,
+        format,
+        made_with: Some(vm),
+    };
+    Ok((draft.put(&id, &volume)?, id))
+}
+
 /// The records of a VM whose spec is right.
 fn draft(
     cluster: &Cluster,
     spec: &VmSpec,
     hardware: Hardware,
-    (disks, nvram): (Vec<Resolved>, Option<PoolId>),
+    (disks, state): (Vec<Resolved>, Option<PoolId>),
     networks: Vec<Revision>,
 ) -> Result<(VmId, Draft)> {
     let (inner, options) = (&cluster.inner, cluster.options());
     let now = inner.clock.now();
-    let id = VmId::generate(now, &*inner.ids);
-    let meta = |name: Name| Meta {
+    let vm = VmId::generate(now, &*inner.ids);
+    let meta = Meta {
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
-        ..Meta::new(name, options.project.clone(), now)
+        ..Meta::new(Name::new(&spec.name)?, options.project.clone(), now)
+    };
+    let new_volume = |draft, name: &str, volume| {
+        let id = VolumeId::generate(now, &*inner.ids);
+        new_volume(draft, (id, name), volume, (vm, &meta), now)
     };
     let mut draft = Draft::new();
     let mut machine_disks = Vec::with_capacity(disks.len());
@@ -279,17 +313,10 @@ fn draft(
                 if let VolumeSource::Image(id) = source {
                     draft = draft.unchanged::<Image>(&id, image);
                 }
-                let volume = Volume {
-                    id: VolumeId::generate(now, &*inner.ids),
-                    meta: meta(Name::new(&disk.name)?),
-                    pool,
-                    source,
-                    size,
-                    format: VolumeFormat::Qcow2,
-                    made_with: Some(id),
-                };
-                draft = draft.put(&volume.id, &volume)?;
-                (volume.id, true)
+                let made = (pool, source, size, VolumeFormat::Qcow2);
+                let volume;
+                (draft, volume) = new_volume(draft, &disk.name, made)?;
+                (volume, true)
             }
         };
         machine_disks.push(Disk {
@@ -300,35 +327,31 @@ fn draft(
             role: DiskRole::Disk,
         });
     }
-    if let Some(pool) = nvram {
-        let volume = Volume {
-            id: VolumeId::generate(now, &*inner.ids),
-            meta: meta(Name::new(Disk::NVRAM)?),
-            pool,
-            source: VolumeSource::Blank,
-            size: Disk::NVRAM_SIZE,
-            // libvirt takes no other for it before 9.2.
-            format: VolumeFormat::Raw,
-            made_with: Some(id),
+    for (role, pool) in hardware.with_state().zip(std::iter::repeat(state)) {
+        let (Some(pool), Some(name), Some(size)) = (pool, role.name(), role.state_size()) else {
+            continue;
         };
-        draft = draft.put(&volume.id, &volume)?;
+        // libvirt takes no other for NVRAM before 9.2, and swtpm none at all.
+        let made = (pool, VolumeSource::Blank, size, VolumeFormat::Raw);
+        let volume;
+        (draft, volume) = new_volume(draft, name, made)?;
         machine_disks.push(Disk {
-            name: Disk::NVRAM.to_owned(),
-            volume: volume.id,
+            name: name.to_owned(),
+            volume,
             delete_with_vm: true,
             options: DiskOptions::default(),
-            role: DiskRole::Nvram,
+            role,
         });
     }
     let mut nics = Vec::with_capacity(networks.len());
     for (nic, version) in spec.nics.iter().zip(networks) {
-        let (with_port, nic) = new_port(draft, id, nic, version, now, &*inner.ids)?;
+        let (with_port, nic) = new_port(draft, vm, nic, version, now, &*inner.ids)?;
         draft = with_port;
         nics.push(nic);
     }
-    let vm = Vm {
-        id,
-        meta: meta(Name::new(&spec.name)?),
+    let record = Vm {
+        id: vm,
+        meta,
         machine: Machine {
             hardware,
             disks: machine_disks,
@@ -347,5 +370,5 @@ fn draft(
         anti_affinity: spec.anti_affinity.as_ref().map(Name::new).transpose()?,
         delete_protection: spec.delete_protection,
     };
-    Ok((id, draft.name(&vm.meta, "vm", id)?.put(&id, &vm)?))
+    Ok((vm, draft.name(&record.meta, "vm", vm)?.put(&vm, &record)?))
 }

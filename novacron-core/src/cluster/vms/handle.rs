@@ -73,6 +73,19 @@ impl Place<'_> {
     }
 }
 
+/// The draft of a change that needs this of the host: only made where the VM is started now, for the look was at that host.
+pub(super) fn needing(
+    needs: impl IntoIterator<Item = Capability>,
+    vm: VmId,
+    draft: Draft,
+    cache: &Cache,
+) -> Draft {
+    match needs.into_iter().next() {
+        Some(_) => started_as_seen(vm, draft, cache),
+        None => draft,
+    }
+}
+
 /// The draft of a change that is only made if the VM is started where, and as what, the cache shows it.
 pub(super) fn started_as_seen(vm: VmId, draft: Draft, cache: &Cache) -> Draft {
     let claim = cache.claims.get(&vm).map(|claim| claim.version);
@@ -249,10 +262,7 @@ impl VmHandle {
                 let Some(found) = found else {
                     return Err(no_such_disk(VERB, disk));
                 };
-                let draft = match options.live_needs() {
-                    Some(_) => started_as_seen(vm.id, draft, cache),
-                    None => draft,
-                };
+                let draft = needing(options.live_needs(), vm.id, draft, cache);
                 found.options = options;
                 let all = vm.machine.disks.iter().map(|d| &d.options);
                 let too_many = DiskOptions::too_many(all).into_iter();

@@ -5,7 +5,7 @@ use super::super::operations::OperationHandle;
 use super::super::request::{problem, refuse};
 use super::super::{RequestOptions, check};
 use super::VmHandle;
-use super::handle::{next_generation, running_on, started_as_seen};
+use super::handle::{needing, next_generation, running_on};
 use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -108,10 +108,7 @@ impl VmHandle {
                 let lacking = place.and_then(|place| place.lacking(nic.options.needs()));
                 problems.extend(lacking.map(|why| problem(format!("{at}.options"), why)));
                 refuse(VERB, problems)?;
-                let draft = match nic.options.needs().next() {
-                    Some(_) => started_as_seen(vm.id, draft, cache),
-                    None => draft,
-                };
+                let draft = needing(nic.options.needs(), vm.id, draft, cache);
                 let (draft, nic) = new_port(draft, vm.id, &nic, version, now, &*inner.ids)?;
                 vm.machine.nics.push(nic);
                 Ok((draft, next_generation(vm)))
@@ -159,10 +156,7 @@ impl VmHandle {
                 let lacking = place.and_then(|place| place.lacking(options.live_needs()));
                 problems.extend(lacking.map(|why| problem("options.limits", why)));
                 refuse(VERB, problems)?;
-                let draft = match options.live_needs() {
-                    Some(_) => started_as_seen(vm.id, draft, cache),
-                    None => draft,
-                };
+                let draft = needing(options.live_needs(), vm.id, draft, cache);
                 found.options = options;
                 Ok((draft, next_generation(vm)))
             })

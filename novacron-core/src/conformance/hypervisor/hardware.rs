@@ -5,7 +5,7 @@ use crate::ErrorKind;
 use crate::driver::{DomainSpec, DomainState};
 use crate::model::{
     Capability, ClockOffset, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache, DiskIo,
-    DiskLimits, DiskOptions, Firmware, Hardware, LinkState, NicLimits, NicModel, PortBinding,
+    DiskLimits, DiskOptions, Firmware, Hardware, LinkState, NicLimits, NicModel, PortBinding, Tpm,
     WatchdogAction, newest_cpu_model,
 };
 
@@ -268,7 +268,7 @@ pub async fn link_is_set_while_it_runs(fixture: &dyn HypervisorFixture) {
 
 /// The rest of a machine's hardware that not every host has.
 type Change = fn(&mut Hardware);
-const OTHERS: [(Capability, Change); 4] = [
+const OTHERS: [(Capability, Change); 5] = [
     (Capability::HugePages, |hardware| {
         hardware.memory_backing.hugepages = true;
     }),
@@ -280,6 +280,9 @@ const OTHERS: [(Capability, Change); 4] = [
     }),
     (Capability::Watchdog, |hardware| {
         hardware.watchdog = Some(WatchdogAction::InjectNmi);
+    }),
+    (Capability::Tpm, |hardware| {
+        hardware.tpm = Some(Tpm::default());
     }),
 ];
 

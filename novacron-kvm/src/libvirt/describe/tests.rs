@@ -84,6 +84,7 @@ fn spec() -> DomainSpec {
                 product: Some("a, \"b\" <c>".to_owned()),
                 ..Smbios::default()
             },
+            tpm: Some(model::Tpm::default()),
             ..Hardware::new(2, MiB(192))
         },
         disks: vec![
@@ -136,6 +137,7 @@ fn spec() -> DomainSpec {
             ),
         ],
         nvram: None,
+        tpm: None,
         seed: Some(novacron_core::driver::Seed {
             meta_data: String::new(),
             user_data: "hidden".into(),
@@ -260,17 +262,19 @@ fn a_seed_stays_out_of_the_description() {
 }
 
 #[test]
-fn another_host_gets_no_seed() {
+fn another_host_gets_no_seed_and_no_tpm() {
     let elsewhere = Place {
         folder: None,
         ..place(Accel::Kvm)
     };
-    let error = describe(&spec(), &elsewhere, "test").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let plain = DomainSpec {
-        seed: None,
-        ..spec()
-    };
+    let mut plain = spec();
+    for what in ["a seed", "a TPM"] {
+        let error = describe(&plain, &elsewhere, "test").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().starts_with(what), "{error}");
+        plain.seed = None;
+    }
+    plain.hardware.tpm = None;
     assert!(describe(&plain, &elsewhere, "test").is_ok());
 }
 

@@ -1,0 +1,236 @@
+//! swtpm: a guest's TPM 2.0, in a process of its own beside QEMU.
+//!
+//! ```text
+//!   QEMU ── a socket in the start's folder ── swtpm ── the volume
+//! ```
+//! It is started before QEMU, and ends when QEMU closes the socket, however that came about; one whose QEMU never came is
+//! ended with the start's folder. Nothing waits for it before that: the volume is let go of later, so that no two of them
+//! write to one. It is a daemon, and outlives the host application as QEMU does.
+//!
+//! A pid from its file is believed when the process has the socket's path, which no other has, on its command line.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use novacron_core::driver::DomainSpec;
+use novacron_core::{Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::firmware::state_path;
+
+/// Where QEMU finds it, in the start's folder.
+pub(crate) const SOCKET: &str = "tpm";
+const PID: &str = "swtpm.pid";
+/// Where the passphrase of its state's encryption is, readable by its owner only.
+pub(crate) const PASSPHRASE: &str = "tpm.key";
+/// Where one that forgets keeps its state until then.
+const OWN_STATE: &str = "tpm.state";
+/// How long it may take to come up, to say what it can, and to end once its QEMU has.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a TPM's state is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// In the start's folder, and lost with it, if none.
+    volume: Option<PathBuf>,
+    /// Whether the start's folder holds a passphrase for it.
+    is_encrypted: bool,
+}
+
+impl Kept {
+    /// That of a domain, if it has a TPM.
+    pub(crate) fn of(spec: &DomainSpec, operation: &'static str) -> Result<Option<Self>> {
+        if spec.hardware.tpm.is_none() {
+            return Ok(None);
+        }
+        let volume = match &spec.tpm {
+            Some(tpm) => Some(named(state_path(&tpm.disk, operation)?, operation)?),
+            None => None,
+        };
+        let is_encrypted = passphrase(spec).is_some();
+        Ok(Some(Self {
+            volume,
+            is_encrypted,
+        }))
+    }
+}
+
+/// The passphrase of a domain's TPM.
+pub(crate) fn passphrase(spec: &DomainSpec) -> Option<&[u8]> {
+    let passphrase = spec.tpm.as_ref()?.passphrase.as_ref()?;
+    Some(passphrase.expose_secret().as_bytes())
+}
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct Swtpm<'a> {
+    pub(crate) program: &'a Path,
+    /// The start's folder.
+    pub(crate) folder: &'a Path,
+    pub(crate) kept: &'a Kept,
+    /// The file in the folder to which it adds what it says.
+    pub(crate) log: &'a str,
+}
+
+/// The program, if this host has one that keeps its state in a file: 0.7 or newer. Blocks.
+pub(crate) fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut programs = std::env::split_paths(&path).map(|folder| folder.join("swtpm"));
+    let program = programs.find(|program| program.exists())?;
+    let mut command = Command::new(&program);
+    command.args(["socket", "--print-capabilities"]);
+    let (_, told) = run(&mut command).ok()?;
+    let told: Value = serde_json::from_str(&told).ok()?;
+    let features = told.get("features").and_then(Value::as_array)?;
+    let needs = ["tpm-2.0", "nvram-backend-file"];
+    let can = |need: &&str| features.iter().any(|feature| feature == need);
+    needs.iter().all(can).then_some(program)
+}
+
+/// What a start of a guest with a TPM says without [`find`]'s program.
+pub(crate) fn missing(operation: &'static str) -> Error {
+    let message =
+        "this host has no swtpm (0.7 or newer); on Debian and Ubuntu: apt-get install swtpm";
+    Error::new(ErrorKind::Unsupported, operation, message)
+}
+
+/// The volume's path, if swtpm can be told it.
+fn named(path: &Path, operation: &'static str) -> Result<PathBuf> {
+    if path.to_str().is_none_or(|text| text.contains(',')) {
+        let message = "swtpm is told paths of UTF-8 without a comma only";
+        let error = Error::new(ErrorKind::Unsupported, operation, message);
+        return Err(error.with("path", path.display()));
+    }
+    Ok(path.to_owned())
+}
+
+impl Swtpm<'_> {
+    /// Starts it; it listens when this returns. Whoever starts it is the only one to start this VM. Blocks.
+    pub(crate) fn start(&self) -> Result<(), String> {
+        unused(self.folder).map_err(|error| format!("cannot end another swtpm: {error}"))?;
+        // By its daemon, which goes to the root folder.
+        let folder = std::path::absolute(self.folder).map_err(|error| error.to_string())?;
+        let at = |name: &str| folder.join(name).display().to_string();
+        let volume = self.kept.volume.as_ref();
+        let state = volume.map_or_else(|| at(OWN_STATE), |volume| volume.display().to_string());
+        let mut command = Command::new(self.program);
+        command.args(["socket", "--tpm2", "--daemon", "--terminate", "--ctrl"]);
+        command.arg(format!("type=unixio,path={},mode=0600", at(SOCKET)));
+        command.args(["--tpmstate", &format!("backend-uri=file://{state}")]);
+        command.args(["--pid", &format!("file={}", at(PID))]);
+        command.args(["--log", &format!("file={},level=1", at(self.log))]);
+        if self.kept.is_encrypted {
+            let key = at(PASSPHRASE);
+            command.args([
+                "--key",
+                &format!("pwdfile={key},mode=aes-256-cbc,kdf=pbkdf2"),
+            ]);
+        }
+        let path = std::env::var_os("PATH").map(|path| ("PATH", path));
+        command.env_clear().envs(path);
+        let failed = |why: &str| format!("swtpm did not start: {}", why.trim());
+        match run(&mut command) {
+            Ok((true, _)) => Ok(()),
+            Ok((false, words)) => {
+                let log = fs::read_to_string(folder.join(self.log)).unwrap_or_default();
+                let last = log.lines().last().unwrap_or_default();
+                Err(failed(&format!("{words} {last}")))
+            }
+            Err(error) => Err(failed(&error.to_string())),
+        }
+    }
+}
+
+/// Waits until that of a start has ended, whose QEMU has; ends it after a while. Blocks.
+pub(crate) fn ended(folder: &Path) -> io::Result<()> {
+    end(folder, PATIENCE)
+}
+
+/// Ends that of a start, to which no QEMU came. Blocks.
+pub(crate) fn unused(folder: &Path) -> io::Result<()> {
+    end(folder, Duration::ZERO)
+}
+
+fn end(folder: &Path, patience: Duration) -> io::Result<()> {
+    let absent = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    // What has ended in order has removed its file.
+    if let Ok(pid) = fs::read_to_string(folder.join(PID))
+        && let Some(process) = open(folder, pid.trim())
+        && !is_gone(&process, patience)?
+    {
+        match pidfd_send_signal(&process, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !is_gone(&process, PATIENCE)? {
+            return Err(io::Error::other("swtpm was killed and has not ended yet"));
+        }
+    }
+    absent(fs::remove_file(folder.join(PID)))?;
+    absent(fs::remove_file(folder.join(SOCKET)))
+}
+
+/// The process of this pid, if it is that of this start.
+fn open(folder: &Path, pid: &str) -> Option<OwnedFd> {
+    let raw = Pid::from_raw(pid.parse().ok()?)?;
+    let process = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+    // Read after it was opened: it cannot have become another's meanwhile, unseen.
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let folder = std::path::absolute(folder).ok()?;
+    let socket = format!("path={},", folder.join(SOCKET).display());
+    let has = |window: &[u8]| window == socket.as_bytes();
+    line.windows(socket.len()).any(has).then_some(process)
+}
+
+fn is_gone(process: &OwnedFd, within: Duration) -> io::Result<bool> {
+    let until = Instant::now() + within;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut watched = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+        match poll(&mut watched, Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Runs it to its end: whether it succeeded, and what it printed.
+fn run(command: &mut Command) -> io::Result<(bool, String)> {
+    command.stdin(Stdio::null());
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    if !is_gone(&process, PATIENCE)? {
+        pidfd_send_signal(&process, Signal::KILL)?;
+        child.wait_with_output()?;
+        return Err(io::Error::other(format!(
+            "it did not end within {PATIENCE:?}"
+        )));
+    }
+    let output = child.wait_with_output()?;
+    let printed = if output.status.success() {
+        output.stdout
+    } else {
+        output.stderr
+    };
+    Ok((
+        output.status.success(),
+        String::from_utf8_lossy(&printed).into_owned(),
+    ))
+}
