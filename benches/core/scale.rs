@@ -201,6 +201,7 @@ pub(crate) async fn sim_alone() -> Result<()> {
             disks: vec![disk],
             nics: Vec::new(),
             nvram: None,
+            generation_id: Uuid::nil(),
             tpm: None,
             seed: None,
         };

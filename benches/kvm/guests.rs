@@ -9,6 +9,7 @@ use novacron_core::model::{ClusterId, Epoch, Hardware, MiB, VmId};
 use novacron_core::{Clock, SeededIds, SystemClock};
 use novacron_kvm::LibvirtHypervisor;
 use tokio::task::block_in_place;
+use uuid::Uuid;
 
 use crate::daemon::Daemon;
 
@@ -53,6 +54,7 @@ impl Site {
             disks: Vec::new(),
             nics: Vec::new(),
             nvram: None,
+            generation_id: Uuid::nil(),
             tpm: None,
             seed: None,
         }

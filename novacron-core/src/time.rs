@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// A point of wall-clock time: milliseconds since the Unix epoch.
 #[derive(
@@ -117,6 +118,11 @@ pub trait IdSource: fmt::Debug + Send + Sync + 'static {
     /// 128 fresh bits. The upper 32 should count up, so that ids of one millisecond are in the order of their making;
     /// the others should be random.
     fn bits(&self) -> u128;
+
+    /// A UUID of such bits (RFC 9562, version 4).
+    fn uuid(&self) -> Uuid {
+        uuid::Builder::from_random_bytes(self.bits().to_be_bytes()).into_uuid()
+    }
 }
 
 /// A seeded generator: from the operating system in production, from a number in a simulation.

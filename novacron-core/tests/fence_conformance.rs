@@ -12,6 +12,7 @@ use novacron_core::driver::{Call, DomainId, DomainSpec, Fence, FenceTarget, Hype
 use novacron_core::model::{ClusterId, Epoch, Hardware, HostId, MiB, VmId};
 use novacron_core::sim::{Latency, SimFence, SimHypervisor, SimWorld};
 use novacron_core::{SeededIds, Timestamp};
+use uuid::Uuid;
 
 struct Fixture {
     world: SimWorld,
@@ -69,6 +70,7 @@ impl FenceFixture for Fixture {
             disks: vec![],
             nics: vec![],
             nvram: None,
+            generation_id: Uuid::nil(),
             tpm: None,
             seed: None,
         };

@@ -18,6 +18,7 @@ use novacron_core::model::{
 };
 use novacron_core::sim::{Latency, SimHypervisor, SimWorld};
 use novacron_core::{SeededIds, Timestamp};
+use uuid::Uuid;
 
 struct Fixture {
     world: SimWorld,
@@ -92,6 +93,7 @@ impl HypervisorFixture for Fixture {
             disks: vec![self.disk("root").await, self.disk("data").await],
             nics: vec![self.nic().await],
             nvram: None,
+            generation_id: Uuid::nil(),
             tpm: None,
             seed: None,
         }

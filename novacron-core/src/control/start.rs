@@ -228,6 +228,7 @@ pub(crate) async fn start(
             hardware: machine.hardware.clone(),
             disks,
             nics: nics.to_vec(),
+            generation_id: machine.generation_id,
             nvram,
             tpm,
             seed,

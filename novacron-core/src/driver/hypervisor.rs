@@ -7,6 +7,7 @@
 //! from others'. An epoch is started once. [`DomainState::Ended`] is a promise: this epoch does not run and never will;
 //! a driver that is not sure answers [`DomainState::Unknown`].
 
+use crate::driver::DomainStats;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -19,11 +20,12 @@ use futures::stream::BoxStream;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
+use uuid::Uuid;
 
 use super::{Attachment, BlockExport, Call, HotPlug, MemorySnapshots, MigrationEndpoint};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    self, ClusterId, CpuModel, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr, NicOptions,
+    ClusterId, CpuModel, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr, NicOptions,
     NodeCapabilities, PortBinding, PortForward, PortId, SnapshotId, VmId, VolumeId,
 };
 
@@ -57,6 +59,8 @@ pub struct DomainSpec {
     pub disks: Vec<DiskAttachment>,
     /// NICs, in order.
     pub nics: Vec<NicAttachment>,
+    /// What the guest compares to know that it went back in time; it is no identity.
+    pub generation_id: Uuid,
     /// Where its firmware's variables are kept: all zeros at first, then what a driver put there for the firmware. Without it
     /// they are the start's own, and end with it.
     pub nvram: Option<DiskAttachment>,
@@ -297,45 +301,6 @@ pub enum GuestEvent {
         /// Whether it answers now.
         connected: bool,
     },
-}
-
-/// Numbers of a running domain, since its start unless said otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DomainStats {
-    /// CPU time of each vCPU, ns.
-    pub vcpu_ns: Vec<u64>,
-    /// Memory of the domain's process on the host, bytes, now.
-    pub resident: model::Bytes,
-    /// Per disk.
-    pub disks: Vec<DiskStats>,
-    /// Per NIC.
-    pub nics: Vec<NicStats>,
-}
-
-/// Numbers of a disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskStats {
-    /// The volume.
-    pub volume: VolumeId,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
-    /// Read requests.
-    pub reads: u64,
-    /// Write requests.
-    pub writes: u64,
-}
-
-/// Numbers of a NIC. A driver that cannot count leaves the domain's list empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicStats {
-    /// The port.
-    pub port: PortId,
-    /// Bytes the guest received.
-    pub received_bytes: u64,
-    /// Bytes the guest sent.
-    pub sent_bytes: u64,
 }
 
 /// One host's domains.

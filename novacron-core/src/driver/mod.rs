@@ -23,6 +23,7 @@ mod network;
 mod power;
 mod scheduler;
 mod secrets;
+mod stats;
 mod storage;
 mod strategy;
 mod watchdog;
@@ -34,9 +35,9 @@ pub use fence::{Fence, FenceTarget};
 pub use hot_plug::HotPlug;
 pub use hypervisor::{
     AgentOutput, ByteStream, ConsoleStart, ConsoleStream, Consoles, Diagnostics, DiskAttachment,
-    DiskPivot, DiskStats, Domain, DomainId, DomainOwner, DomainSpec, DomainState, DomainStats,
-    GuestAddress, GuestAgent, GuestEvent, Hypervisor, HypervisorEvent, NicAttachment, NicStats,
-    Screens, Seed, StopMode, StopReport, TpmState,
+    DiskPivot, Domain, DomainId, DomainOwner, DomainSpec, DomainState, GuestAddress, GuestAgent,
+    GuestEvent, Hypervisor, HypervisorEvent, NicAttachment, Screens, Seed, StopMode, StopReport,
+    TpmState,
 };
 pub use memory_snapshots::MemorySnapshots;
 pub use migration::{
@@ -47,6 +48,7 @@ pub use network::{HypervisorNetworks, NetworkDriver, PortArtefact, PortRequest};
 pub use power::{Power, PowerSwitch, ensure_off};
 pub use scheduler::{FirstFit, Host, HostChange, PlacementRequest, Placer, Rejected, Scheduler};
 pub use secrets::{NoSecrets, SecretSource};
+pub use stats::{DiskStats, DomainStats, GuestMemory, NicStats};
 pub use storage::{
     Artefact, ArtefactId, AttachRequest, Attachment, AttachmentSource, CreateSource, CreateVolume,
     PoolInfo, StorageBackend, VolumeInfo, VolumeTransfer,

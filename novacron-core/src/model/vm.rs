@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::cpu::CpuModel;
 use super::disk::DiskOptions;
@@ -60,6 +61,9 @@ pub struct Machine {
     /// The cloud-init NoCloud seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
+    /// Another one after a disk of it went back in time: by it a guest knows that it has to draw new random numbers and
+    /// leave its old identity in a domain (Microsoft's "Virtual Machine Generation ID").
+    pub generation_id: Uuid,
     /// How long a guest has to power off when asked, seconds; then it is killed.
     pub stop_grace_secs: u32,
 }
@@ -131,6 +135,7 @@ impl Machine {
     pub fn with_live(&self, mut new: Self) -> Self {
         new.hardware = self.hardware.clone();
         new.cloud_init = self.cloud_init.clone();
+        new.generation_id = self.generation_id;
         for disk in &mut new.disks {
             if let Some(has) = self.disk(disk.volume) {
                 disk.options = has.clone().with_live(&disk.options);

@@ -266,6 +266,7 @@ impl Hypervisor for SimHypervisor {
                 resident: Bytes::from(MiB(domain.memory.0)),
                 disks: disks.collect(),
                 nics: nics.collect(),
+                guest_memory: None,
             })
         })
         .await

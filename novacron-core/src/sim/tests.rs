@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use tokio::time::advance;
+use uuid::Uuid;
 
 use super::*;
 use crate::driver::{Call, DomainId, DomainSpec, DomainState, Hypervisor, StopMode, StopReport};
@@ -29,6 +30,7 @@ fn spec(vm: u64, epoch: u64) -> DomainSpec {
         disks: Vec::new(),
         nics: Vec::new(),
         nvram: None,
+        generation_id: Uuid::nil(),
         tpm: None,
         seed: None,
     }

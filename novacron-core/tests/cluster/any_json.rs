@@ -195,7 +195,7 @@ proptest! {
             assert_eq!((&written.meta.labels, &written.meta.annotations), (&spec.labels, &spec.annotations));
             let machine = &written.machine;
             assert_eq!(&machine.hardware, &spec.hardware);
-            assert_eq!((machine.disks.len(), machine.nics.len()), (spec.disks.len(), spec.nics.len()));
+            assert_eq!((machine.guest_disks().count(), machine.nics.len()), (spec.disks.len(), spec.nics.len()));
             assert_eq!((&machine.cloud_init, &written.node), (&spec.cloud_init, &spec.node));
             drop(cluster);
             let again = site.start().await.vms().by_id(vm.id()).get().await.unwrap().vm;

@@ -99,6 +99,8 @@ async fn volumes_are_attached_snapshotted_restored_and_detached() {
         .unwrap_err();
     assert!(in_use.message().contains("stop the VM first"), "{in_use}");
     vm.stop().await.unwrap().wait(soon()).await.unwrap();
+    let generation = async || vm.get().await.unwrap().vm.machine.generation_id;
+    let before = generation().await;
     vm.restore(volume.id(), snapshot.id())
         .await
         .unwrap()
@@ -106,6 +108,8 @@ async fn volumes_are_attached_snapshotted_restored_and_detached() {
         .await
         .unwrap();
     assert_eq!(site.world.read(&site.layer(volume.id()).await), Some(7));
+    let restored = generation().await;
+    assert_ne!(restored, before);
 
     volume
         .grow(Bytes::gib(3))

@@ -5,6 +5,7 @@
 //! and port each is, in the definition and while the guest runs, and a device is taken back by its alias.
 
 mod nic;
+mod tpm;
 
 use std::path::{Path, PathBuf};
 
@@ -19,18 +20,18 @@ use uuid::Uuid;
 use super::host::MACHINE;
 use super::notes::{Identity, Metadata};
 use super::xml::{
-    Access, Address, Alias, Amount, Backend, Backing, Boot, Character, Clock, Controller, Count,
-    Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
-    Features, Graphics, IoTune, Loader, Log, Model, Os, OsType, QEMU_NAMESPACE, QemuArgument,
-    QemuArguments, Rng, SourceHost, Switch, Target, TopologyXml, TpmBackend, TpmSource, TpmXml,
-    Typed, Video, WatchdogXml,
+    Access, Address, Alias, Amount, Backend, Backing, Balloon, Boot, Character, Clock, Controller,
+    Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
+    Features, Graphics, IoTune, Loader, Log, Model, Os, OsType, Period, QEMU_NAMESPACE,
+    QemuArgument, QemuArguments, Rng, SourceHost, Switch, Target, TopologyXml, Typed, Video,
+    WatchdogXml,
 };
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
-use crate::qemu::{smbios, watchdog_action};
-use crate::tpm;
+use crate::qemu::{BALLOON_STATS_SECS, smbios, watchdog_action};
 
 pub(super) use nic::{bandwidth, describe_nic, kib, nic_alias};
+use tpm::describe_tpm;
 
 /// Root ports that stay empty for what is plugged in later.
 const SPARE_PORTS: usize = 8;
@@ -119,22 +120,7 @@ pub(super) fn describe(
         })
         .collect();
     if hardware.tpm.is_some() {
-        let Some(folder) = &place.folder else {
-            let message = "a TPM is emulated by a process beside libvirt's QEMU; \
-                           on a local libvirt, give the hypervisor a state folder";
-            return Err(Error::new(ErrorKind::Unsupported, operation, message).with("domain", id));
-        };
-        devices.tpms = vec![TpmXml {
-            model: "tpm-crb".to_owned(),
-            backend: TpmBackend {
-                kind: "external".to_owned(),
-                source: Some(TpmSource {
-                    kind: "unix".to_owned(),
-                    mode: "connect".to_owned(),
-                    path: path(&folder.join(tpm::SOCKET), operation)?,
-                }),
-            },
-        }];
+        devices.tpms = vec![describe_tpm(id, place.folder.as_deref(), operation)?];
     }
     for nic in &spec.nics {
         devices.interfaces.push(describe_nic(nic, operation)?);
@@ -149,6 +135,7 @@ pub(super) fn describe(
         kind: kind_of(place.accel).to_owned(),
         name: name_of(spec),
         uuid: Some(uuid_of(id)),
+        generation_id: Some(spec.generation_id.to_string()),
         qemu_namespace: Some(QEMU_NAMESPACE),
         title: Some(spec.name.clone()),
         description: Some(describe),
@@ -370,6 +357,15 @@ fn basic_devices(place: &Place) -> Devices {
                 kind: "vga".to_owned(),
             },
         }],
+        // What the guest does not use goes back to the host.
+        balloon: Some(Balloon {
+            model: "virtio".to_owned(),
+            deflates: Some("on".to_owned()),
+            reports: Some("on".to_owned()),
+            stats: Some(Period {
+                period: BALLOON_STATS_SECS,
+            }),
+        }),
         rngs: vec![Rng {
             model: "virtio".to_owned(),
             backend: Backend {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use novacron_core::Result;
-use novacron_core::driver::{DiskStats, DomainId, DomainStats, NicStats};
+use novacron_core::driver::{DiskStats, DomainId, DomainStats, GuestMemory, NicStats};
 use novacron_core::model::Bytes;
 
 use super::error::not_found;
@@ -67,6 +67,21 @@ pub(super) fn read(task: &Task, id: DomainId) -> Result<DomainStats> {
         resident: Bytes(stats.number("balloon.rss").unwrap_or(0) * 1024),
         disks: disks.collect(),
         nics: nics.collect(),
+        guest_memory: guest_memory(&stats),
+    })
+}
+
+fn guest_memory(stats: &Stats) -> Option<GuestMemory> {
+    stats.number("balloon.last-update").filter(|at| *at > 0)?;
+    let told = |name: &str| Some(Bytes(stats.number(&format!("balloon.{name}"))? * 1024));
+    let number = |name: &str| told(name).unwrap_or_default();
+    Some(GuestMemory {
+        total: told("available")?,
+        usable: number("usable"),
+        unused: number("unused"),
+        caches: number("disk_caches"),
+        swapped_in: number("swap_in"),
+        swapped_out: number("swap_out"),
     })
 }
 

@@ -30,6 +30,8 @@ pub(super) struct DomainXml {
     pub(super) name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) uuid: Option<Uuid>,
+    #[serde(rename = "genid", skip_serializing_if = "Option::is_none")]
+    pub(super) generation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) title: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,6 +134,28 @@ pub(super) struct WatchdogXml {
     pub(super) model: String,
     #[serde(rename = "@action", skip_serializing_if = "Option::is_none")]
     pub(super) action: Option<String>,
+}
+
+/// `<memballoon>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Balloon {
+    #[serde(rename = "@model")]
+    pub(super) model: String,
+    #[serde(rename = "@autodeflate", skip_serializing_if = "Option::is_none")]
+    pub(super) deflates: Option<String>,
+    #[serde(rename = "@freePageReporting", skip_serializing_if = "Option::is_none")]
+    pub(super) reports: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stats: Option<Period>,
+}
+
+/// `<stats period="5"/>`, seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Period {
+    #[serde(rename = "@period")]
+    pub(super) period: u32,
 }
 
 /// `<tpm>`.
@@ -312,6 +336,8 @@ pub(super) struct Devices {
     pub(super) watchdogs: Vec<WatchdogXml>,
     #[serde(rename = "tpm", skip_serializing_if = "Vec::is_empty")]
     pub(super) tpms: Vec<TpmXml>,
+    #[serde(rename = "memballoon", skip_serializing_if = "Option::is_none")]
+    pub(super) balloon: Option<Balloon>,
     #[serde(rename = "rng", skip_serializing_if = "Vec::is_empty")]
     pub(super) rngs: Vec<Rng>,
     #[serde(rename = "panic", skip_serializing_if = "Vec::is_empty")]

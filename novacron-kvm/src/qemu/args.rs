@@ -21,11 +21,14 @@ use crate::tpm;
 
 /// Root ports for hot-plug.
 pub(super) const SPARE_PORTS: usize = 8;
-/// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and three ports are our own devices'.
-pub(super) const MAX_DEVICES: usize = 14 * 8 - 3;
+/// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and four ports are our own devices'.
+pub(super) const MAX_DEVICES: usize = 14 * 8 - 4;
 const FIRST_PORT_SLOT: usize = 0x2;
 const FIRST_SPARE_SLOT: usize = 0x10;
 const WATCHDOG_SLOT: &str = "0x1e";
+
+/// The balloon's place in QEMU's tree of objects.
+pub(super) const BALLOON: &str = "/machine/peripheral/balloon";
 
 /// The name of the agent's virtio port, as qemu-ga looks for it.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
@@ -158,6 +161,7 @@ impl Machine<'_> {
         line.add("-vnc", format!("unix:{}", screens::SOCKET));
         line.add("-device", "VGA");
         line.add("-device", "pvpanic");
+        line.add("-device", format!("vmgenid,guid={}", spec.generation_id));
         if spec.tpm.is_some() {
             line.add("-chardev", format!("socket,id=swtpm,path={}", tpm::SOCKET));
             line.add("-tpmdev", "emulator,id=tpm,chardev=swtpm");
@@ -223,6 +227,14 @@ impl Machine<'_> {
         line.add("-object", "rng-random,id=rng,filename=/dev/urandom");
         let bus = line.next_port();
         line.add("-device", format!("virtio-rng-pci,rng=rng,bus={bus}"));
+        // What the guest does not use goes back to the host.
+        let bus = line.next_port();
+        line.add(
+            "-device",
+            format!(
+                "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,bus={bus}"
+            ),
+        );
     }
 
     fn disks(&self, line: &mut Line) {
@@ -357,6 +369,7 @@ mod tests {
             }],
             seed: true,
             nvram: None,
+            generation_id: uuid(7),
             tpm: None,
         }
     }

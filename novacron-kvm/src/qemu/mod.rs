@@ -53,6 +53,7 @@ pub(crate) use args::{smbios, watchdog_action};
 pub(crate) use consoles::Stream as ConsoleIo;
 #[cfg(feature = "libvirt")]
 pub(crate) use host::huge_pages;
+pub(crate) use start::BALLOON_STATS_SECS;
 pub(crate) use state::names;
 use state::{Config, State};
 

@@ -14,6 +14,7 @@ use novacron_core::model::{
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::firmware::state_path;
 use crate::process::{ProcessError, RunDir};
@@ -30,6 +31,7 @@ pub(super) struct StoredSpec {
     pub(super) disks: Vec<StoredDisk>,
     pub(super) nics: Vec<StoredNic>,
     pub(super) seed: bool,
+    pub(super) generation_id: Uuid,
     /// The volume of its firmware's variables.
     #[serde(default)]
     pub(super) nvram: Option<PathBuf>,
@@ -84,6 +86,7 @@ impl StoredSpec {
                 .collect::<Result<_>>()?,
             nics: spec.nics.iter().map(StoredNic::of).collect(),
             seed: spec.seed.is_some(),
+            generation_id: spec.generation_id,
             nvram: match &spec.nvram {
                 Some(nvram) => Some(text(state_path(nvram, operation)?, operation)?),
                 None => None,

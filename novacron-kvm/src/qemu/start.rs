@@ -9,8 +9,9 @@ use novacron_core::driver::{Call, DomainId, DomainSpec, GuestEvent};
 use novacron_core::model::{DiskLimits, LinkState};
 use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
+use serde_json::json;
 
-use super::args::{Flash, Machine};
+use super::args::{BALLOON, Flash, Machine};
 use super::error;
 use super::hot_plug::{set_limits, set_link};
 use super::live::Live;
@@ -159,6 +160,9 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     Ok(())
 }
 
+/// How often a guest is asked for its memory's numbers, seconds.
+pub(crate) const BALLOON_STATS_SECS: u32 = 5;
+
 /// Notes that a domain was prepared.
 const PREPARED: &str = "prepared.json";
 
@@ -190,6 +194,10 @@ pub(super) async fn prepare(live: &Live, call: Call, operation: &'static str) ->
             set => set?,
         }
     }
+    let polling = json!({
+        "path": BALLOON, "property": "guest-stats-polling-interval", "value": BALLOON_STATS_SECS,
+    });
+    monitor.tell("qom-set", polling).await?;
     live.dir.write(PREPARED, &true).map_err(failed)
 }
 

@@ -1,10 +1,11 @@
 //! Numbers of a running domain: QEMU's for disks, the host's for CPUs, memory and taps.
 
 use novacron_core::Result;
-use novacron_core::driver::{DiskStats, DomainStats, NicStats};
+use novacron_core::driver::{DiskStats, DomainStats, GuestMemory, NicStats};
 use novacron_core::model::Bytes;
 use serde_json::{Value, json};
 
+use super::args::BALLOON;
 use super::devices::volume_of;
 use super::host::{device_counter, resident, thread_ns};
 use super::monitor::{Monitor, device_of};
@@ -34,11 +35,33 @@ pub(super) async fn read(monitor: Monitor<'_>, pid: u32) -> Result<DomainStats> 
             sent_bytes,
         })
     });
+    let guest = json!({ "path": BALLOON, "property": "guest-stats" });
+    let guest_memory = guest_memory(&monitor.ask("qom-get", guest).await?);
     Ok(DomainStats {
         vcpu_ns: threads.map(|thread| thread_ns(pid, thread)).collect(),
         resident: Bytes(resident(pid)),
         disks: disks.collect(),
         nics: nics.collect(),
+        guest_memory,
+    })
+}
+
+/// From `{"stats": {"stat-total-memory": …}, "last-update": …}`; what the guest does not tell is all ones.
+fn guest_memory(told: &Value) -> Option<GuestMemory> {
+    told.get("last-update")?.as_u64().filter(|at| *at > 0)?;
+    let stats = told.get("stats")?;
+    let told = |name: &str| {
+        let bytes = stats.get(name)?.as_u64()?;
+        (bytes != u64::MAX).then_some(Bytes(bytes))
+    };
+    let number = |name: &str| told(name).unwrap_or_default();
+    Some(GuestMemory {
+        total: told("stat-total-memory")?,
+        usable: number("stat-available-memory"),
+        unused: number("stat-free-memory"),
+        caches: number("stat-disk-caches"),
+        swapped_in: number("stat-swap-in"),
+        swapped_out: number("stat-swap-out"),
     })
 }
 

@@ -67,6 +67,9 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let wanted = format!("Shop, Inc.\nds=nocloud;h=web-1\n{uuid}");
     assert_eq!(shell.run(dmi).await, wanted);
 
+    let generation = "ls -d /sys/bus/acpi/devices/QEMUVGID* | grep -c .";
+    assert_eq!(shell.run(generation).await, "1");
+
     let serial = shell.run("cat /sys/block/vda/serial").await;
     assert_eq!(serial, "slow");
     let scsi = "grep -c on-scsi /sys/block/sda/device/vpd_pg80; cat /sys/block/sda/ro";
@@ -75,6 +78,28 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
         let serial = shell.run("cat /sys/block/nvme0n1/device/serial").await;
         assert_eq!(serial, "on-nvme");
     }
+
+    // It is asked every few seconds.
+    let told = async {
+        loop {
+            let stats = hypervisor.stats(call(), spec.id).await.unwrap();
+            if let Some(memory) = stats.guest_memory {
+                break memory;
+            }
+            shell.run("true").await;
+        }
+    };
+    let memory = tokio::time::timeout(SOON, told).await.unwrap();
+    let kib: u64 = shell
+        .run("sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo")
+        .await
+        .parse()
+        .unwrap();
+    assert_eq!(memory.total.0, kib * 1024);
+    assert!(
+        memory.usable.0 > memory.unused.0 / 2 && memory.usable < memory.total,
+        "{memory:?}"
+    );
 
     // A mebibyte a second: three take at least two seconds, whatever was saved up before.
     let read = "dd if=/dev/vda of=/dev/null bs=64k count=48 2>/dev/null";

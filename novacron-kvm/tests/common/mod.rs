@@ -27,6 +27,7 @@ use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 /// Long enough for a slow machine to boot a guest in software.
 pub(crate) const BOOT: Duration = Duration::from_secs(120);
@@ -141,6 +142,7 @@ impl Bench {
             disks: vec![],
             nics: vec![],
             nvram: None,
+            generation_id: Uuid::from_u128(7),
             tpm: None,
             seed: None,
         }

@@ -357,6 +357,7 @@ fn draft(
             disks: machine_disks,
             nics,
             cloud_init: spec.cloud_init.clone(),
+            generation_id: inner.ids.uuid(),
             stop_grace_secs: spec.stop_grace_secs,
         },
         power: PowerRequest {

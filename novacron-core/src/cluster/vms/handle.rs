@@ -362,7 +362,7 @@ impl VmHandle {
         &self,
         verb: &'static str,
         what: Verb,
-        check: impl FnOnce(&Vm, &Cache) -> Result<()>,
+        check: impl FnOnce(&mut Vm, &Cache) -> Result<()>,
     ) -> Result<OperationHandle> {
         let now = self.inner().clock.now();
         let id = ActionId::generate(now, &*self.inner().ids);
@@ -391,7 +391,8 @@ impl VmHandle {
         self.act("vm.reset", Verb::Reset, |_, _| Ok(())).await
     }
 
-    /// A volume, which no running VM may have, goes back to one of its snapshots.
+    /// A volume, which no running VM may have, goes back to one of its snapshots. A VM that has the volume has another
+    /// [`generation_id`](Machine::generation_id) from then on.
     ///
     /// # Errors
     /// As [`VmHandle::start`]; [`ErrorKind::NotFound`] also for the volume and the snapshot; [`ErrorKind::Invalid`]
@@ -399,12 +400,15 @@ impl VmHandle {
     pub async fn restore(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<OperationHandle> {
         const VERB: &str = "vm.restore";
         let options = self.cluster.options();
-        self.act(VERB, Verb::Restore { volume, snapshot }, |_, cache| {
+        self.act(VERB, Verb::Restore { volume, snapshot }, |vm, cache| {
             find::<Volume>(cache, options, VERB, volume)?;
             let of = find::<Snapshot>(cache, options, VERB, snapshot)?.volume;
             if of != volume {
                 let message = format!("it is a snapshot of volume {of}");
                 return Err(Error::invalid(VERB, vec![problem("snapshot", message)]));
+            }
+            if vm.machine.role(volume).is_some() {
+                vm.machine.generation_id = self.inner().ids.uuid();
             }
             Ok(())
         })

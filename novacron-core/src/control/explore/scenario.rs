@@ -200,6 +200,7 @@ impl Scenario {
                 disks,
                 nics: Vec::new(),
                 cloud_init: None,
+                generation_id: Uuid::nil(),
                 stop_grace_secs: 0,
             },
             power: PowerRequest {

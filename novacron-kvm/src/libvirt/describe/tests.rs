@@ -137,6 +137,7 @@ fn spec() -> DomainSpec {
             ),
         ],
         nvram: None,
+        generation_id: uuid(7),
         tpm: None,
         seed: Some(novacron_core::driver::Seed {
             meta_data: String::new(),
