@@ -3,11 +3,10 @@
 //! ```text
 //!   QEMU ── a socket in the start's folder ── swtpm ── the volume
 //! ```
-//! It is started before QEMU, and ends when QEMU closes the socket, however that came about; one whose QEMU never came is
-//! ended with the start's folder. Nothing waits for it before that: the volume is let go of later, so that no two of them
-//! write to one. It is a daemon, and outlives the host application as QEMU does.
+//! It is started before QEMU, and ends when QEMU closes the socket, however that came about. `undefine` ends what is left,
+//! and waits for it: the volume is let go of after that, so that no two of them write to one. It is a daemon, and outlives the host application as QEMU does.
 //!
-//! A pid from its file is believed when the process has the socket's path, which no other has, on its command line.
+//! Which process it is, is told by the socket's path, which no other has on its command line.
 
 use std::fs;
 use std::io;
@@ -28,12 +27,12 @@ use crate::firmware::state_path;
 
 /// Where QEMU finds it, in the start's folder.
 pub(crate) const SOCKET: &str = "tpm";
-const PID: &str = "swtpm.pid";
 /// Where the passphrase of its state's encryption is, readable by its owner only.
 pub(crate) const PASSPHRASE: &str = "tpm.key";
 /// Where one that forgets keeps its state until then.
 const OWN_STATE: &str = "tpm.state";
-/// How long it may take to come up, to say what it can, and to end once its QEMU has.
+const WORDS: &str = "swtpm is told paths of UTF-8 without a comma only";
+/// How long it may take to come up, to say what it can, and to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a TPM's state is kept.
@@ -105,8 +104,7 @@ pub(crate) fn missing(operation: &'static str) -> Error {
 /// The volume's path, if swtpm can be told it.
 fn named(path: &Path, operation: &'static str) -> Result<PathBuf> {
     if path.to_str().is_none_or(|text| text.contains(',')) {
-        let message = "swtpm is told paths of UTF-8 without a comma only";
-        let error = Error::new(ErrorKind::Unsupported, operation, message);
+        let error = Error::new(ErrorKind::Unsupported, operation, WORDS);
         return Err(error.with("path", path.display()));
     }
     Ok(path.to_owned())
@@ -115,17 +113,19 @@ fn named(path: &Path, operation: &'static str) -> Result<PathBuf> {
 impl Swtpm<'_> {
     /// Starts it; it listens when this returns. Whoever starts it is the only one to start this VM. Blocks.
     pub(crate) fn start(&self) -> Result<(), String> {
-        unused(self.folder).map_err(|error| format!("cannot end another swtpm: {error}"))?;
+        end(self.folder).map_err(|error| format!("cannot end another swtpm: {error}"))?;
         // By its daemon, which goes to the root folder.
         let folder = std::path::absolute(self.folder).map_err(|error| error.to_string())?;
+        if folder.to_str().is_none_or(|text| text.contains(',')) {
+            return Err(format!("{WORDS}: {}", folder.display()));
+        }
         let at = |name: &str| folder.join(name).display().to_string();
         let volume = self.kept.volume.as_ref();
         let state = volume.map_or_else(|| at(OWN_STATE), |volume| volume.display().to_string());
         let mut command = Command::new(self.program);
         command.args(["socket", "--tpm2", "--daemon", "--terminate", "--ctrl"]);
-        command.arg(format!("type=unixio,path={},mode=0600", at(SOCKET)));
+        command.arg(listens_at(&folder));
         command.args(["--tpmstate", &format!("backend-uri=file://{state}")]);
-        command.args(["--pid", &format!("file={}", at(PID))]);
         command.args(["--log", &format!("file={},level=1", at(self.log))]);
         if self.kept.is_encrypted {
             let key = at(PASSPHRASE);
@@ -149,48 +149,59 @@ impl Swtpm<'_> {
     }
 }
 
-/// Waits until that of a start has ended, whose QEMU has; ends it after a while. Blocks.
-pub(crate) fn ended(folder: &Path) -> io::Result<()> {
-    end(folder, PATIENCE)
-}
-
-/// Ends that of a start, to which no QEMU came. Blocks.
-pub(crate) fn unused(folder: &Path) -> io::Result<()> {
-    end(folder, Duration::ZERO)
-}
-
-fn end(folder: &Path, patience: Duration) -> io::Result<()> {
-    let absent = |removed: io::Result<()>| match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    };
-    // What has ended in order has removed its file.
-    if let Ok(pid) = fs::read_to_string(folder.join(PID))
-        && let Some(process) = open(folder, pid.trim())
-        && !is_gone(&process, patience)?
-    {
-        match pidfd_send_signal(&process, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
+/// Ends that of a start, whose QEMU has ended or never came. Blocks.
+pub(crate) fn end(folder: &Path) -> io::Result<()> {
+    for process in running(folder)? {
+        // Asked to end, it finishes what it writes.
+        for signal in [Signal::TERM, Signal::KILL] {
+            match pidfd_send_signal(&process, signal) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if is_gone(&process, PATIENCE)? {
+                break;
+            }
         }
-        if !is_gone(&process, PATIENCE)? {
+        if !is_gone(&process, Duration::ZERO)? {
             return Err(io::Error::other("swtpm was killed and has not ended yet"));
         }
     }
-    absent(fs::remove_file(folder.join(PID)))?;
-    absent(fs::remove_file(folder.join(SOCKET)))
+    match fs::remove_file(folder.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
-/// The process of this pid, if it is that of this start.
-fn open(folder: &Path, pid: &str) -> Option<OwnedFd> {
-    let raw = Pid::from_raw(pid.parse().ok()?)?;
-    let process = pidfd_open(raw, PidfdFlags::empty()).ok()?;
-    // Read after it was opened: it cannot have become another's meanwhile, unseen.
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let folder = std::path::absolute(folder).ok()?;
-    let socket = format!("path={},", folder.join(SOCKET).display());
-    let has = |window: &[u8]| window == socket.as_bytes();
-    line.windows(socket.len()).any(has).then_some(process)
+/// The processes of this start: one, or none. Its own note of its pid would come after it listens.
+fn running(folder: &Path) -> io::Result<Vec<OwnedFd>> {
+    let socket = listens_at(&std::path::absolute(folder)?);
+    let is_it = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|word| word == socket.as_bytes())
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // Once more when it is open: from there on its pid is not another's.
+        if is_it(pid)
+            && let Some(raw) = Pid::from_raw(pid)
+            && let Ok(process) = pidfd_open(raw, PidfdFlags::empty())
+            && is_it(pid)
+        {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// The argument that says where it listens, and that no other process has.
+fn listens_at(folder: &Path) -> String {
+    let socket = folder.join(SOCKET);
+    format!("type=unixio,path={},mode=0600", socket.display())
 }
 
 fn is_gone(process: &OwnedFd, within: Duration) -> io::Result<bool> {

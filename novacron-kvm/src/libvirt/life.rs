@@ -224,9 +224,6 @@ pub(super) fn start(task: &Task, id: DomainId) -> Result<()> {
         }
         let detail = error.message.clone();
         task.note(&found.dom, &Ended::of(&Exit::StartFailed { detail }))?;
-        if let Some(folder) = task.state.folder(id) {
-            tpm::unused(&folder).map_err(|e| files(task, "end the swtpm of", &folder, e))?;
-        }
         return Err(error::start_failed(task.operation, id, &error));
     }
     let refusal = match another_runs(task, id)? {
@@ -394,7 +391,9 @@ pub(super) fn undefine(task: &Task, id: DomainId) -> Result<()> {
         }
     }
     if let Some(folder) = task.state.folder(id) {
-        tpm::ended(&folder).map_err(|error| files(task, "end the swtpm of", &folder, error))?;
+        if folder.join(TPM).exists() {
+            tpm::end(&folder).map_err(|error| files(task, "end the swtpm of", &folder, error))?;
+        }
         absent(fs::remove_dir_all(&folder))
             .map_err(|error| files(task, "remove", &folder, error))?;
         // The VM's folder goes with its last start's.

@@ -23,6 +23,7 @@ use super::state::{Seen, Stranger, exit};
 use super::{QemuHypervisor, error, start, stats};
 use crate::events::pushed;
 use crate::process::{EndCause, Found, ProcessError, boot_id};
+use crate::tpm;
 
 /// Domains that `list` looks at side by side.
 const LOOKS: usize = 16;
@@ -156,10 +157,13 @@ impl Hypervisor for QemuHypervisor {
         }
         let dir = self.state.dir(id, OPERATION)?;
         let stored = StoredSpec::read(&dir).map_err(|e| error::process(OPERATION, e))?;
-        if stored.is_none_or(|spec| spec.id == id) {
+        if stored.as_ref().is_none_or(|spec| spec.id == id) {
+            let has_tpm = stored.is_some_and(|spec| spec.tpm.is_some());
             let gone = move || {
-                crate::tpm::ended(dir.path())
-                    .map_err(ProcessError::io("end the swtpm of", dir.path()))?;
+                if has_tpm {
+                    tpm::end(dir.path())
+                        .map_err(ProcessError::io("end the swtpm of", dir.path()))?;
+                }
                 dir.remove()
             };
             blocking(OPERATION, gone).await?;
