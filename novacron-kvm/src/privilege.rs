@@ -26,6 +26,13 @@ fn has(mask: &str, bit: u32) -> bool {
         .is_some_and(|mask| mask & (1 << bit) != 0)
 }
 
+/// Whether the kernel lets processes use io_uring; containers may forbid it besides.
+#[cfg(feature = "libvirt")]
+pub(crate) fn may_use_io_uring() -> bool {
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    disabled.map_or(true, |word| word.trim() == "0")
+}
+
 /// Whether it may keep any amount of memory from being swapped out: by its capability, or because nobody limits it.
 pub(crate) fn may_lock_memory() -> bool {
     getrlimit(Resource::Memlock).current.is_none() || is_effective(IPC_LOCK)

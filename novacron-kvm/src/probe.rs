@@ -121,7 +121,12 @@ pub(crate) struct Offer {
     pub(crate) cpus: Cpus,
     /// The types of devices, as `virtio-blk-pci`.
     pub(crate) devices: BTreeSet<String>,
+    /// Whether it, and the kernel, do io_uring.
+    pub(crate) io_uring: bool,
 }
+
+/// The name of a disk by io_uring, which is made to see whether it can be.
+const RING: &str = "ring";
 
 /// What it offers to guests that are run so.
 pub(crate) async fn offer(path: &Path, accel: Accel) -> Result<Offer, ProbeError> {
@@ -133,6 +138,9 @@ pub(crate) async fn offer(path: &Path, accel: Accel) -> Result<Offer, ProbeError
         command("query-cpu-definitions", json!({})),
         command("query-cpu-model-expansion", full),
         command("qom-list-types", json!({"implements": "device"})),
+        json!({ "execute": "blockdev-add", "id": RING, "arguments": {
+            "driver": "file", "node-name": RING, "filename": path, "read-only": true, "aio": "io_uring",
+        }}),
         command("quit", json!({})),
     ];
     let accel = match accel {
@@ -152,14 +160,15 @@ pub(crate) async fn offer(path: &Path, accel: Accel) -> Result<Offer, ProbeError
     ];
     let input = commands.map(|command| format!("{command}\n")).concat();
     let told = told(path, &arguments, &input).await?;
-    let answers: Vec<Value> = told
-        .lines()
-        .filter_map(|line| {
-            serde_json::from_str::<Value>(line)
-                .ok()?
-                .get_mut("return")
-                .map(Value::take)
-        })
+    let lines = told.lines();
+    let mut answers: Vec<Value> = lines
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let is_ring = |answer: &Value| answer["id"] == RING && answer.get("return").is_some();
+    let io_uring = answers.iter().any(is_ring);
+    let returned = answers.iter_mut();
+    let answers: Vec<Value> = returned
+        .filter_map(|answer| answer.get_mut("return").map(Value::take))
         .collect();
     let found = match &answers[..] {
         [_, definitions, expansion, devices, ..] => {
@@ -167,7 +176,11 @@ pub(crate) async fn offer(path: &Path, accel: Accel) -> Result<Offer, ProbeError
             let devices = devices.as_array().into_iter().flatten();
             let name = |device: &Value| device.get("name")?.as_str().map(str::to_owned);
             let devices = devices.filter_map(name).collect();
-            cpus.map(|cpus| Offer { cpus, devices })
+            cpus.map(|cpus| Offer {
+                cpus,
+                devices,
+                io_uring,
+            })
         }
         _ => None,
     };
@@ -304,7 +317,11 @@ mod tests {
                 .is_some_and(|machine| machine.starts_with("pc-q35-"))
         );
         assert!(qemu.user_network);
-        let Offer { cpus, devices } = offer(&qemu.path, Accel::Tcg).await.unwrap();
+        let Offer {
+            cpus,
+            devices,
+            io_uring: _,
+        } = offer(&qemu.path, Accel::Tcg).await.unwrap();
         assert!(devices.contains("virtio-blk-pci"), "{devices:?}");
         assert!(cpus.models.contains("Nehalem"), "{cpus:?}");
         assert!(cpus.features.contains("sse4.2"), "{cpus:?}");

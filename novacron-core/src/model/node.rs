@@ -192,6 +192,8 @@ pub enum Capability {
     NvmeDisks,
     /// What a guest reads and writes of a disk can be limited.
     DiskLimits,
+    /// Disks that are read and written by io_uring.
+    IoUring,
     /// Guests can have NICs of the model e1000e.
     E1000eNics,
     /// What a guest sends and receives over a NIC can be limited.
@@ -210,7 +212,7 @@ pub enum Capability {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Uefi,
         Self::SecureBoot,
         Self::Bridge,
@@ -221,6 +223,7 @@ impl Capability {
         Self::SataDisks,
         Self::NvmeDisks,
         Self::DiskLimits,
+        Self::IoUring,
         Self::E1000eNics,
         Self::NicLimits,
         Self::HugePages,
@@ -250,6 +253,7 @@ impl fmt::Display for Capability {
             Self::SataDisks => "SATA disks",
             Self::NvmeDisks => "NVMe disks",
             Self::DiskLimits => "limits of disks",
+            Self::IoUring => "disks by io_uring",
             Self::E1000eNics => "NICs of the model e1000e",
             Self::NicLimits => "limits of NICs",
             Self::HugePages => "huge pages",

@@ -449,6 +449,7 @@ pub(super) fn describe_disk(
             io: match options.io {
                 DiskIo::Threads => None,
                 DiskIo::Native => word("native"),
+                DiskIo::IoUring => word("io_uring"),
             },
             discard: match options.discard {
                 Discard::Unmap => word("unmap"),

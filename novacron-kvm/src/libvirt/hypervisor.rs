@@ -222,6 +222,11 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
         // libvirt 11.5 has a bus for them, which was never tried.
         (Capability::NvmeDisks, false),
         (Capability::DiskLimits, is_qemu),
+        // Of another host it is not known.
+        (
+            Capability::IoUring,
+            is_qemu && is_local && privilege::may_use_io_uring(),
+        ),
         (Capability::E1000eNics, is_qemu && arch == "x86_64"),
         (Capability::NicLimits, is_qemu && is_system),
         // Of another host it is not known what it has set aside.

@@ -121,6 +121,7 @@ fn opened(mut file: Value, options: &DiskOptions) -> Value {
         file["aio"] = match options.io {
             DiskIo::Threads => "threads",
             DiskIo::Native => "native",
+            DiskIo::IoUring => "io_uring",
         }
         .into();
     }

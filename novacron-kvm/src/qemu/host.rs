@@ -134,7 +134,11 @@ impl State {
     /// What the host can do now.
     pub(super) async fn capabilities(&self, operation: &'static str) -> Result<NodeCapabilities> {
         let qemu = self.binary(operation).await?;
-        let Offer { cpus, devices } = self.offer(operation).await?;
+        let Offer {
+            cpus,
+            devices,
+            io_uring,
+        } = self.offer(operation).await?;
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
         let has = |types: &[&str]| types.iter().all(|name| devices.contains(*name));
         let can = [
@@ -151,6 +155,7 @@ impl State {
             (Capability::SataDisks, has(&["ide-hd"])),
             (Capability::NvmeDisks, has(&["nvme"])),
             (Capability::DiskLimits, true),
+            (Capability::IoUring, *io_uring),
             (Capability::E1000eNics, has(&["e1000e"])),
             (
                 Capability::NicLimits,

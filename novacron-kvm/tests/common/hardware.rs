@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use novacron_core::driver::{GuestEvent, Hypervisor, StopMode};
 use novacron_core::model::{
-    Capability, ClockOffset, Cpu, CpuModel, CpuTopology, DiskBus, DiskCache, DiskLimits,
+    Capability, ClockOffset, Cpu, CpuModel, CpuTopology, DiskBus, DiskCache, DiskIo, DiskLimits,
     DiskOptions, Smbios, WatchdogAction,
 };
 
@@ -39,6 +39,9 @@ pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let mut slow = bench.disk("slow", "16M");
     slow.options.limits = limits;
     slow.options.cache = DiskCache::None;
+    if can.contains(&Capability::IoUring) {
+        slow.options.io = DiskIo::IoUring;
+    }
     let mut scsi = bench.disk("on-scsi", "8M");
     scsi.options = DiskOptions {
         bus: DiskBus::Scsi,
