@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "to panic is to fail the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -111,14 +111,20 @@ impl Guests {
         found.collect()
     }
 
-    /// How many processes each VM has: its name is the guest's name. Of TPMs one has the only.
+    /// How many processes each VM has: its name is the guest's name; and how many starts' TPMs there are, of which one VM has
+    /// the only. For a moment a TPM is two processes, which are the same: a daemon and who made it.
     fn by_vm(&self) -> BTreeMap<String, usize> {
         let mut count = BTreeMap::new();
+        let mut tpms = BTreeSet::new();
         for (_, command) in self.pids() {
-            let name = VMS
-                .iter()
-                .find(|vm| command.contains(&format!("guest={vm}")));
-            *count.entry(name.unwrap_or(&"TPM").to_string()).or_default() += 1;
+            let guest = |vm: &&&str| command.contains(&format!("guest={vm}"));
+            match VMS.iter().find(guest) {
+                Some(vm) => *count.entry((*vm).to_owned()).or_default() += 1,
+                None => drop(tpms.insert(command)),
+            }
+        }
+        if !tpms.is_empty() {
+            count.insert("TPM".to_owned(), tpms.len());
         }
         count
     }
