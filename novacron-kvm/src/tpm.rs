@@ -3,8 +3,8 @@
 //! ```text
 //!   QEMU ── a socket in the start's folder ── swtpm ── the volume
 //! ```
-//! It is started before QEMU, and ends when QEMU closes the socket, however that came about. `undefine` ends what is left,
-//! and waits for it: the volume is let go of after that, so that no two of them write to one. It is a daemon, and outlives the host application as QEMU does.
+//! It is started before QEMU, and ends when QEMU closes the socket, however that came about. `undefine` and the fence end what
+//! is left, and wait for it: the volume is let go of after that, so that no two of them write to one. It is a daemon, and outlives the host application as QEMU does.
 //!
 //! Which process it is, is told by the socket's path, which no other has on its command line.
 
@@ -77,21 +77,38 @@ pub(crate) struct Swtpm<'a> {
     pub(crate) kept: &'a Kept,
     /// The file in the folder to which it adds what it says.
     pub(crate) log: &'a str,
+    /// Whose QEMU it is, by user and group, if not ours.
+    pub(crate) user: Option<(u32, u32)>,
+}
+
+/// Why it did not start.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// It says so.
+    Refused(String),
+    /// What was tried around it failed.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// The program, if this host has one that keeps its state in a file: 0.7 or newer. Blocks.
 pub(crate) fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut programs = std::env::split_paths(&path).map(|folder| folder.join("swtpm"));
-    let program = programs.find(|program| program.exists())?;
-    let mut command = Command::new(&program);
-    command.args(["socket", "--print-capabilities"]);
-    let (_, told) = run(&mut command).ok()?;
-    let told: Value = serde_json::from_str(&told).ok()?;
-    let features = told.get("features").and_then(Value::as_array)?;
-    let needs = ["tpm-2.0", "nvram-backend-file"];
-    let can = |need: &&str| features.iter().any(|feature| feature == need);
-    needs.iter().all(can).then_some(program)
+    programs.find(|program| program.is_file() && keeps_state_in_a_file(program).unwrap_or(false))
+}
+
+fn keeps_state_in_a_file(program: &Path) -> io::Result<bool> {
+    let (_, told) = run(Command::new(program).args(["socket", "--print-capabilities"]))?;
+    let told: Value = serde_json::from_str(&told)?;
+    let features = told.get("features").and_then(Value::as_array);
+    let can = |need: &str| features.is_some_and(|all| all.iter().any(|feature| feature == need));
+    Ok(can("tpm-2.0") && can("nvram-backend-file"))
 }
 
 /// What a start of a guest with a TPM says without [`find`]'s program.
@@ -111,47 +128,67 @@ fn named(path: &Path, operation: &'static str) -> Result<PathBuf> {
 }
 
 impl Swtpm<'_> {
-    /// Starts it; it listens when this returns. Whoever starts it is the only one to start this VM. Blocks.
-    pub(crate) fn start(&self) -> Result<(), String> {
-        end(self.folder).map_err(|error| format!("cannot end another swtpm: {error}"))?;
+    /// Starts it; it listens when this returns. Whoever starts it is the only one to start this VM. Blocks. The passphrase is
+    /// gone from the folder then.
+    pub(crate) fn start(&self) -> Result<(), Failed> {
+        end(self.folder)?;
         // By its daemon, which goes to the root folder.
-        let folder = std::path::absolute(self.folder).map_err(|error| error.to_string())?;
+        let folder = whole(self.folder)?;
         if folder.to_str().is_none_or(|text| text.contains(',')) {
-            return Err(format!("{WORDS}: {}", folder.display()));
+            return Err(Failed::Refused(format!("{WORDS}: {}", folder.display())));
         }
         let at = |name: &str| folder.join(name).display().to_string();
         let volume = self.kept.volume.as_ref();
         let state = volume.map_or_else(|| at(OWN_STATE), |volume| volume.display().to_string());
+        let mut listens = listens_at(&folder);
+        if let Some((user, group)) = self.user {
+            listens += &format!(",uid={user},gid={group}");
+        }
         let mut command = Command::new(self.program);
-        command.args(["socket", "--tpm2", "--daemon", "--terminate", "--ctrl"]);
-        command.arg(listens_at(&folder));
+        command.args(["socket", "--tpm2", "--daemon", "--terminate"]);
+        command.args(["--ctrl", &listens]);
         command.args(["--tpmstate", &format!("backend-uri=file://{state}")]);
         command.args(["--log", &format!("file={},level=1", at(self.log))]);
         if self.kept.is_encrypted {
-            let key = at(PASSPHRASE);
-            command.args([
-                "--key",
-                &format!("pwdfile={key},mode=aes-256-cbc,kdf=pbkdf2"),
-            ]);
+            let file = at(PASSPHRASE);
+            let key = format!("pwdfile={file},mode=aes-256-cbc,kdf=pbkdf2");
+            command.args(["--key", &key]);
         }
         let path = std::env::var_os("PATH").map(|path| ("PATH", path));
         command.env_clear().envs(path);
-        let failed = |why: &str| format!("swtpm did not start: {}", why.trim());
-        match run(&mut command) {
-            Ok((true, _)) => Ok(()),
-            Ok((false, words)) => {
+        match run(&mut command)? {
+            (true, _) => remove(&folder.join(PASSPHRASE)).map_err(Failed::Io),
+            (false, words) => {
                 let log = fs::read_to_string(folder.join(self.log)).unwrap_or_default();
                 let last = log.lines().last().unwrap_or_default();
-                Err(failed(&format!("{words} {last}")))
+                let words = words.trim();
+                Err(Failed::Refused(format!(
+                    "swtpm did not start: {words} {last}"
+                )))
             }
-            Err(error) => Err(failed(&error.to_string())),
         }
     }
 }
 
 /// Ends that of a start, whose QEMU has ended or never came. Blocks.
 pub(crate) fn end(folder: &Path) -> io::Result<()> {
-    for process in running(folder)? {
+    end_all(&listens_at(&whole(folder)?))?;
+    remove(&folder.join(SOCKET))
+}
+
+/// Ends those of every start in a state folder. Blocks.
+pub(crate) fn end_below(folder: &Path) -> io::Result<()> {
+    let folder = whole(folder)?;
+    end_all(&format!("{LISTENS}{}/", folder.display()))
+}
+
+/// The folder's one name.
+fn whole(folder: &Path) -> io::Result<PathBuf> {
+    fs::canonicalize(folder).or_else(|_| std::path::absolute(folder))
+}
+
+fn end_all(listening: &str) -> io::Result<()> {
+    for process in running(listening)? {
         // Asked to end, it finishes what it writes.
         for signal in [Signal::TERM, Signal::KILL] {
             match pidfd_send_signal(&process, signal) {
@@ -163,22 +200,27 @@ pub(crate) fn end(folder: &Path) -> io::Result<()> {
             }
         }
         if !is_gone(&process, Duration::ZERO)? {
-            return Err(io::Error::other("swtpm was killed and has not ended yet"));
+            let message = "swtpm was killed and has not ended yet";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
         }
     }
-    match fs::remove_file(folder.join(SOCKET)) {
+    Ok(())
+}
+
+/// Removes a file that may not be there.
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-/// The processes of this start: one, or none. Its own note of its pid would come after it listens.
-fn running(folder: &Path) -> io::Result<Vec<OwnedFd>> {
-    let socket = listens_at(&std::path::absolute(folder)?);
+/// The processes that have an argument which begins so. Its own note of its pid would come after it listens.
+fn running(listening: &str) -> io::Result<Vec<OwnedFd>> {
     let is_it = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0)
-            .any(|word| word == socket.as_bytes())
+        let mut words = line.split(|byte| *byte == 0);
+        words.any(|word| word.starts_with(listening.as_bytes()))
     };
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -198,10 +240,12 @@ fn running(folder: &Path) -> io::Result<Vec<OwnedFd>> {
     Ok(found)
 }
 
-/// The argument that says where it listens, and that no other process has.
+/// How the argument begins that says where it listens.
+const LISTENS: &str = "type=unixio,path=";
+
+/// That argument, which no other process has.
 fn listens_at(folder: &Path) -> String {
-    let socket = folder.join(SOCKET);
-    format!("type=unixio,path={},mode=0600", socket.display())
+    format!("{LISTENS}{},mode=0600", folder.join(SOCKET).display())
 }
 
 fn is_gone(process: &OwnedFd, within: Duration) -> io::Result<bool> {
@@ -220,28 +264,25 @@ fn is_gone(process: &OwnedFd, within: Duration) -> io::Result<bool> {
 
 /// Runs it to its end: whether it succeeded, and what it printed.
 fn run(command: &mut Command) -> io::Result<(bool, String)> {
-    command.stdin(Stdio::null());
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-    if !is_gone(&process, PATIENCE)? {
-        pidfd_send_signal(&process, Signal::KILL)?;
-        child.wait_with_output()?;
-        return Err(io::Error::other(format!(
-            "it did not end within {PATIENCE:?}"
-        )));
+    let in_time = pid.ok_or(io::Error::from(io::ErrorKind::NotFound));
+    let in_time = in_time.and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+    let in_time = in_time.and_then(|process| is_gone(&process, PATIENCE));
+    if !matches!(in_time, Ok(true)) {
+        child.kill()?;
     }
     let output = child.wait_with_output()?;
-    let printed = if output.status.success() {
+    if !in_time? {
+        let message = format!("swtpm did not answer within {PATIENCE:?}");
+        return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+    }
+    let succeeded = output.status.success();
+    let printed = if succeeded {
         output.stdout
     } else {
         output.stderr
     };
-    Ok((
-        output.status.success(),
-        String::from_utf8_lossy(&printed).into_owned(),
-    ))
+    Ok((succeeded, String::from_utf8_lossy(&printed).into_owned()))
 }

@@ -7,7 +7,6 @@
 //! from others'. An epoch is started once. [`DomainState::Ended`] is a promise: this epoch does not run and never will;
 //! a driver that is not sure answers [`DomainState::Unknown`].
 
-use crate::driver::DomainStats;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
-use super::{Attachment, BlockExport, Call, HotPlug, MemorySnapshots, MigrationEndpoint};
+use super::{
+    Attachment, BlockExport, Call, DomainStats, HotPlug, MemorySnapshots, MigrationEndpoint,
+};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
     ClusterId, CpuModel, DiskOptions, Epoch, Exit, Hardware, HostInfo, MacAddr, NicOptions,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Bytes, PortId, VolumeId};
+use crate::time::Timestamp;
 
 /// Numbers of a running domain, since its start unless said otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +21,12 @@ pub struct DomainStats {
     pub guest_memory: Option<GuestMemory>,
 }
 
-/// A guest's memory, as its kernel counts it: a virtio balloon's statistics (virtio 1.2, 5.5.6.4). Each is a few seconds old.
+/// A guest's memory, as its kernel counted it at a time: a virtio balloon's statistics (virtio 1.2, 5.5.6.4). It is asked every
+/// few seconds; one that is paused or hangs does not answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMemory {
+    /// When the guest said so.
+    pub at: Timestamp,
     /// What the kernel has, less what it took for itself when it booted.
     pub total: Bytes,
     /// What programs could be given without swapping: Linux's `MemAvailable`.

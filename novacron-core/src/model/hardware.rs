@@ -3,8 +3,6 @@
 //! It is the same in what a caller asks for, in the VM's record, in its assignment and in what a driver is given, so that
 //! a new device is described once.
 
-use crate::model::DiskRole;
-use crate::model::SecretRef;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +12,10 @@ use super::cpu::Cpu;
 use super::disk::DiskOptions;
 use super::nic::NicOptions;
 use super::node::Capability;
+use super::secret::SecretRef;
 use super::settings::{Effect, FieldChange};
 use super::units::MiB;
+use super::vm::DiskRole;
 use crate::error::Problem;
 
 /// A machine's hardware, its disks and NICs aside.

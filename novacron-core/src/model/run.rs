@@ -8,14 +8,13 @@
 //! Each record has one writer. Every start has a new **epoch**: the leader grants it, in one commit with the assignment
 //! and the run, only if no claim exists or the one before was released by a [`StopProof`]; the types ask for the proof.
 
-use crate::model::DiskRole;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{HostId, NodeId, PlaceId, VmId, VolumeId};
 use super::member::FenceReceipt;
 use super::network::{MacAddr, NetworkKind, PortForward};
 use super::storage::VolumeFormat;
-use super::vm::{Machine, PowerRequest};
+use super::vm::{DiskRole, Machine, PowerRequest};
 use super::{PoolId, PortId};
 use crate::lifecycle::RunPhase;
 use crate::time::Timestamp;

@@ -193,7 +193,7 @@ impl DiskRole {
         self.state_size().is_some()
     }
 
-    /// The name of such a disk, which is kept for it; those of the guest have their own.
+    /// The name that no other disk can have; those of the guest have names of their own.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Disk => None,

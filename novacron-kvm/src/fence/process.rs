@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use crate::process::{FolderLock, Hold, Owner, Process, ProcessError, boot_id, hold, owner};
 use crate::qemu::{error, names};
+use crate::tpm;
 
 const OPERATION: &str = "fence.process";
 /// Between two looks at a lock.
@@ -137,10 +138,21 @@ impl ProcessFence {
                 }
             }
             if !held {
+                self.end_tpms().await?;
                 return Ok(killed.len());
             }
             pause(call, "a VM's run.lock is held by a process unknown").await?;
         }
+    }
+}
+
+impl ProcessFence {
+    /// Ends what emulates the guests' TPMs, and may still write: it holds no lock.
+    async fn end_tpms(&self) -> Result<()> {
+        let folder = self.folder.clone();
+        let ended = tokio::task::spawn_blocking(move || tpm::end_below(&folder)).await;
+        let ended = ended.unwrap_or_else(|lost| Err(std::io::Error::other(lost)));
+        ended.map_err(|error| failed(ProcessError::io("end the swtpms of", &self.folder)(error)))
     }
 }
 

@@ -28,7 +28,7 @@ use super::xml::{
 };
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
-use crate::qemu::{BALLOON_STATS_SECS, smbios, watchdog_action};
+use crate::qemu::{BALLOON_STATS_SECS, reports_free_pages, smbios, watchdog_action};
 
 pub(super) use nic::{bandwidth, describe_nic, kib, nic_alias};
 use tpm::describe_tpm;
@@ -113,6 +113,15 @@ pub(super) fn describe(
         let name = free_target(&devices.disks, DiskBus::Virtio);
         devices.disks.push(describe_seed(seed, &name, operation)?);
     }
+    let reports = reports_free_pages(hardware.memory_backing);
+    devices.balloon = Some(Balloon {
+        model: "virtio".to_owned(),
+        deflates: Some("on".to_owned()),
+        reports: reports.then(|| "on".to_owned()),
+        stats: Some(Period {
+            period: BALLOON_STATS_SECS,
+        }),
+    });
     devices.watchdogs = (hardware.watchdog.into_iter())
         .map(|action| WatchdogXml {
             model: "i6300esb".to_owned(),
@@ -357,15 +366,6 @@ fn basic_devices(place: &Place) -> Devices {
                 kind: "vga".to_owned(),
             },
         }],
-        // What the guest does not use goes back to the host.
-        balloon: Some(Balloon {
-            model: "virtio".to_owned(),
-            deflates: Some("on".to_owned()),
-            reports: Some("on".to_owned()),
-            stats: Some(Period {
-                period: BALLOON_STATS_SECS,
-            }),
-        }),
         rngs: vec![Rng {
             model: "virtio".to_owned(),
             backend: Backend {

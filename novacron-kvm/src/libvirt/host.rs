@@ -61,6 +61,22 @@ pub(super) struct Capabilities {
 struct Host {
     uuid: Option<String>,
     cpu: HostCpu,
+    secmodel: Vec<SecurityModel>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct SecurityModel {
+    model: String,
+    baselabel: Vec<BaseLabel>,
+}
+
+/// `<baselabel type='kvm'>+64055:+994</baselabel>`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct BaseLabel {
+    #[serde(rename = "$text")]
+    label: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -99,6 +115,18 @@ struct Kind {
 }
 
 impl Capabilities {
+    /// The user and the group that QEMU runs as, where libvirt says so.
+    pub(super) fn qemu_user(&self) -> Option<(u32, u32)> {
+        let dac = self
+            .host
+            .secmodel
+            .iter()
+            .find(|model| model.model == "dac")?;
+        let (user, group) = dac.baselabel.first()?.label.split_once(':')?;
+        let number = |text: &str| text.trim_start_matches('+').parse().ok();
+        Some((number(user)?, number(group)?))
+    }
+
     /// The host's UUID.
     pub(super) fn host(&self) -> Option<HostId> {
         self.host.uuid.as_deref()?.trim().parse().ok()
@@ -290,6 +318,17 @@ mod tests {
              <guest><os_type>hvm</os_type><arch name='x86_64'><wordsize>64</wordsize>{kinds}</arch></guest></capabilities>"
         );
         quick_xml::de::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn qemu_runs_as_the_user_of_its_label() {
+        let text = "<capabilities><host><secmodel><model>apparmor</model><doi>0</doi>\
+                    <baselabel type='kvm'>libvirt-1</baselabel></secmodel>\
+                    <secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+994</baselabel>\
+                    <baselabel type='qemu'>+64055:+994</baselabel></secmodel></host></capabilities>";
+        let told: Capabilities = quick_xml::de::from_str(text).unwrap();
+        assert_eq!(told.qemu_user(), Some((64055, 994)));
+        assert_eq!(capabilities("", "").qemu_user(), None);
     }
 
     #[test]

@@ -88,8 +88,9 @@ pub(super) fn define(task: &Task, spec: &DomainSpec) -> Result<()> {
         write_files(folder, spec.seed.as_ref(), own.map(|(ovmf, _)| ovmf))
             .map_err(|error| files(task, "make", folder, error))?;
     }
-    if let (Some(folder), Some(kept)) = (&place.folder, Kept::of(spec, task.operation)?) {
-        write_tpm(folder, &kept, tpm::passphrase(spec))
+    if let Some(folder) = &place.folder {
+        let kept = Kept::of(spec, task.operation)?;
+        write_tpm(folder, kept.as_ref(), tpm::passphrase(spec))
             .map_err(|error| files(task, "make", folder, error))?;
     }
     if let (Some((ovmf, variables)), Some(_)) = (&place.flash, &spec.nvram) {
@@ -136,11 +137,16 @@ fn write_files(folder: &Path, seed: Option<&Seed>, ovmf: Option<&Ovmf>) -> std::
 }
 
 /// What `start` needs for a domain's TPM.
-fn write_tpm(folder: &Path, kept: &Kept, passphrase: Option<&[u8]>) -> std::io::Result<()> {
-    if let Some(passphrase) = passphrase {
-        write_own(&folder.join(tpm::PASSPHRASE), passphrase)?;
+fn write_tpm(folder: &Path, kept: Option<&Kept>, passphrase: Option<&[u8]>) -> std::io::Result<()> {
+    let kept = kept.map(serde_json::to_vec).transpose()?;
+    for (name, bytes) in [(tpm::PASSPHRASE, passphrase), (TPM, kept.as_deref())] {
+        let file = folder.join(name);
+        match bytes {
+            Some(bytes) => write_own(&file, bytes)?,
+            None => absent(fs::remove_file(file))?,
+        }
     }
-    write_own(&folder.join(TPM), &serde_json::to_vec(kept)?)
+    Ok(())
 }
 
 /// Replaces a file of which only the owner reads.
@@ -174,8 +180,12 @@ fn start_tpm(task: &Task, id: DomainId) -> Result<()> {
         folder: &folder,
         kept: &kept,
         log: "swtpm.log",
+        user: task.live.facts.capabilities.qemu_user(),
     };
-    swtpm.start().map_err(failed)
+    swtpm.start().map_err(|error| match error {
+        tpm::Failed::Refused(words) => failed(words),
+        tpm::Failed::Io(error) => files(task, "start swtpm in", &folder, error),
+    })
 }
 
 /// What is not there is gone.

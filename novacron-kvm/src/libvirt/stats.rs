@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use novacron_core::Result;
 use novacron_core::driver::{DiskStats, DomainId, DomainStats, GuestMemory, NicStats};
 use novacron_core::model::Bytes;
+use novacron_core::{Result, Timestamp};
 
 use super::error::not_found;
 use super::look::Task;
@@ -72,10 +72,11 @@ pub(super) fn read(task: &Task, id: DomainId) -> Result<DomainStats> {
 }
 
 fn guest_memory(stats: &Stats) -> Option<GuestMemory> {
-    stats.number("balloon.last-update").filter(|at| *at > 0)?;
+    let at = stats.number("balloon.last-update").filter(|at| *at > 0)?;
     let told = |name: &str| Some(Bytes(stats.number(&format!("balloon.{name}"))? * 1024));
     let number = |name: &str| told(name).unwrap_or_default();
     Some(GuestMemory {
+        at: Timestamp::from_millis(at * 1000),
         total: told("available")?,
         usable: number("usable"),
         unused: number("unused"),

@@ -40,7 +40,7 @@ pub(crate) use error::ProcessError;
 pub(crate) use folder::{FolderLock, Owner, owner};
 pub(crate) use identity::{Identity, boot_id};
 pub(crate) use lock::Holder;
-pub(crate) use rundir::{Found, Hold, RunDir, fits, hold, holder};
+pub(crate) use rundir::{Found, Hold, RunDir, fits, hold, holder, remove_file};
 pub(crate) use spawn::{LOG, Launch, Listener, launch};
 pub(crate) use watch::Process;
 

@@ -29,6 +29,8 @@ const WATCHDOG_SLOT: &str = "0x1e";
 
 /// The balloon's place in QEMU's tree of objects.
 pub(super) const BALLOON: &str = "/machine/peripheral/balloon";
+/// How often a guest is asked for its memory's numbers, seconds.
+pub(crate) const BALLOON_STATS_SECS: u32 = 5;
 
 /// The name of the agent's virtio port, as qemu-ga looks for it.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
@@ -227,14 +229,12 @@ impl Machine<'_> {
         line.add("-object", "rng-random,id=rng,filename=/dev/urandom");
         let bus = line.next_port();
         line.add("-device", format!("virtio-rng-pci,rng=rng,bus={bus}"));
-        // What the guest does not use goes back to the host.
         let bus = line.next_port();
-        line.add(
-            "-device",
-            format!(
-                "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on,bus={bus}"
-            ),
-        );
+        let mut balloon = format!("virtio-balloon-pci,id=balloon,deflate-on-oom=on,bus={bus}");
+        if reports_free_pages(self.spec.hardware.memory_backing) {
+            balloon += ",free-page-reporting=on";
+        }
+        line.add("-device", balloon);
     }
 
     fn disks(&self, line: &mut Line) {
@@ -269,6 +269,12 @@ impl Machine<'_> {
             );
         }
     }
+}
+
+/// Whether what a guest does not use goes back to the host. Locked memory cannot, and another guest could take huge pages
+/// that were given back, so that this one finds none when it wants them again.
+pub(crate) fn reports_free_pages(backing: MemoryBacking) -> bool {
+    !(backing.locked || backing.hugepages)
 }
 
 /// QEMU's and libvirt's word.
@@ -461,6 +467,7 @@ mod tests {
         hardware.smbios.serial = Some("a,b".to_owned());
         spec.tpm = Some(Kept::default());
         let line = shown(&spec, None);
+        assert!(!line.contains("free-page-reporting"), "{line}");
         for wanted in [
             "-chardev socket,id=swtpm,path=tpm\n-tpmdev emulator,id=tpm,chardev=swtpm\n-device tpm-crb,tpmdev=tpm\n",
             "-object memory-backend-memfd,id=ram,size=192M,share=on,hugetlb=on\n",

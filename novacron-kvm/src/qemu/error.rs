@@ -52,6 +52,7 @@ pub(crate) fn process(operation: &'static str, error: ProcessError) -> Error {
                 ErrorKind::Exhausted
             }
             std::io::ErrorKind::NotFound => ErrorKind::Unsupported,
+            std::io::ErrorKind::TimedOut => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         },
     };

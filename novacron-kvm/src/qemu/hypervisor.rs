@@ -158,7 +158,8 @@ impl Hypervisor for QemuHypervisor {
         let dir = self.state.dir(id, OPERATION)?;
         let stored = StoredSpec::read(&dir).map_err(|e| error::process(OPERATION, e))?;
         if stored.as_ref().is_none_or(|spec| spec.id == id) {
-            let has_tpm = stored.is_some_and(|spec| spec.tpm.is_some());
+            // What cannot be read may have been one.
+            let has_tpm = stored.as_ref().is_none_or(|spec| spec.tpm.is_some());
             let gone = move || {
                 if has_tpm {
                     tpm::end(dir.path())

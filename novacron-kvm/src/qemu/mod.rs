@@ -48,12 +48,13 @@ use novacron_core::model::HostId;
 
 use crate::accel::AccelChoice;
 #[cfg(feature = "libvirt")]
+pub(crate) use args::{BALLOON_STATS_SECS, reports_free_pages};
+#[cfg(feature = "libvirt")]
 pub(crate) use args::{smbios, watchdog_action};
 #[cfg(feature = "libvirt")]
 pub(crate) use consoles::Stream as ConsoleIo;
 #[cfg(feature = "libvirt")]
 pub(crate) use host::huge_pages;
-pub(crate) use start::BALLOON_STATS_SECS;
 pub(crate) use state::names;
 use state::{Config, State};
 

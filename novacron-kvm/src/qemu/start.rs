@@ -11,7 +11,7 @@ use novacron_core::{Error, ErrorKind, Result};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
-use super::args::{BALLOON, Flash, Machine};
+use super::args::{BALLOON, BALLOON_STATS_SECS, Flash, Machine};
 use super::error;
 use super::hot_plug::{set_limits, set_link};
 use super::live::Live;
@@ -20,7 +20,9 @@ use super::spec::StoredSpec;
 use super::state::{Seen, State};
 use crate::accel::Accel;
 use crate::firmware::Ovmf;
-use crate::process::{EndCause, LOG, Launch, Listener, Process, ProcessError, RunDir, launch};
+use crate::process::{
+    EndCause, LOG, Launch, Listener, Process, ProcessError, RunDir, launch, remove_file,
+};
 use crate::qmp::Qmp;
 use crate::seed::Seed;
 use crate::tpm::{self, Swtpm};
@@ -56,10 +58,15 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
     let passphrase = tpm::passphrase(spec).map(<[u8]>::to_owned);
     let same_passphrase = || std::fs::read(dir.file(tpm::PASSPHRASE)).ok() == passphrase;
     let same_seed = || std::fs::read(dir.file("seed.iso")).ok() == seed;
-    if present.as_ref() == Some(&stored) && same_seed() && same_passphrase() {
+    let is_same = present.as_ref() == Some(&stored) && same_seed();
+    if is_same && same_passphrase() {
         return Ok(());
     }
     if present.is_some() && !matches!(state.observe(call, id, OPERATION).await?, Seen::Defined(_)) {
+        // Its passphrase went with the start.
+        if is_same {
+            return Ok(());
+        }
         let message = "it has been started, so its spec stays as it is";
         return Err(error::precondition(OPERATION, id, message));
     }
@@ -68,8 +75,9 @@ pub(super) async fn define(state: &State, call: Call, spec: &DomainSpec) -> Resu
         if let Some(iso) = seed {
             dir.write_bytes("seed.iso", &iso)?;
         }
-        if let Some(passphrase) = passphrase {
-            dir.write_bytes(tpm::PASSPHRASE, &passphrase)?;
+        match passphrase {
+            Some(passphrase) => dir.write_bytes(tpm::PASSPHRASE, &passphrase)?,
+            None => remove_file(&dir.file(tpm::PASSPHRASE))?,
         }
         stored.write(&dir)
     };
@@ -160,9 +168,6 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
     Ok(())
 }
 
-/// How often a guest is asked for its memory's numbers, seconds.
-pub(crate) const BALLOON_STATS_SECS: u32 = 5;
-
 /// Notes that a domain was prepared.
 const PREPARED: &str = "prepared.json";
 
@@ -239,8 +244,12 @@ impl Plan {
                 folder: dir.path(),
                 kept,
                 log: LOG,
+                user: None,
             };
-            swtpm.start().map_err(ProcessError::Swtpm)?;
+            swtpm.start().map_err(|failed| match failed {
+                tpm::Failed::Refused(words) => ProcessError::Swtpm(words),
+                tpm::Failed::Io(error) => ProcessError::io("start swtpm in", dir.path())(error),
+            })?;
         }
         let machine = Machine {
             spec: &spec,

@@ -1,8 +1,8 @@
 //! Numbers of a running domain: QEMU's for disks, the host's for CPUs, memory and taps.
 
-use novacron_core::Result;
 use novacron_core::driver::{DiskStats, DomainStats, GuestMemory, NicStats};
 use novacron_core::model::Bytes;
+use novacron_core::{Result, Timestamp};
 use serde_json::{Value, json};
 
 use super::args::BALLOON;
@@ -48,7 +48,7 @@ pub(super) async fn read(monitor: Monitor<'_>, pid: u32) -> Result<DomainStats> 
 
 /// From `{"stats": {"stat-total-memory": …}, "last-update": …}`; what the guest does not tell is all ones.
 fn guest_memory(told: &Value) -> Option<GuestMemory> {
-    told.get("last-update")?.as_u64().filter(|at| *at > 0)?;
+    let at = told.get("last-update")?.as_u64().filter(|at| *at > 0)?;
     let stats = told.get("stats")?;
     let told = |name: &str| {
         let bytes = stats.get(name)?.as_u64()?;
@@ -56,6 +56,7 @@ fn guest_memory(told: &Value) -> Option<GuestMemory> {
     };
     let number = |name: &str| told(name).unwrap_or_default();
     Some(GuestMemory {
+        at: Timestamp::from_millis(at * 1000),
         total: told("stat-total-memory")?,
         usable: number("stat-available-memory"),
         unused: number("stat-free-memory"),

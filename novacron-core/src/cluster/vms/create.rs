@@ -331,7 +331,7 @@ fn draft(
         let (Some(pool), Some(name), Some(size)) = (pool, role.name(), role.state_size()) else {
             continue;
         };
-        // libvirt takes no other for NVRAM before 9.2, and swtpm none at all.
+        // libvirt takes nothing else for NVRAM before 9.2, and swtpm never.
         let made = (pool, VolumeSource::Blank, size, VolumeFormat::Raw);
         let volume;
         (draft, volume) = new_volume(draft, name, made)?;

@@ -391,12 +391,12 @@ impl VmHandle {
         self.act("vm.reset", Verb::Reset, |_, _| Ok(())).await
     }
 
-    /// A volume, which no running VM may have, goes back to one of its snapshots. A VM that has the volume has another
-    /// [`generation_id`](Machine::generation_id) from then on.
+    /// A volume, which no running VM and no other one may have, goes back to one of its snapshots. If it is this VM's, the VM has
+    /// another [`generation_id`](Machine::generation_id) from then on, also should the operation fail.
     ///
     /// # Errors
     /// As [`VmHandle::start`]; [`ErrorKind::NotFound`] also for the volume and the snapshot; [`ErrorKind::Invalid`]
-    /// for a snapshot of another volume. That the volume is in use is the operation's failure.
+    /// for a snapshot of another volume, and for a volume of another VM. That the volume is in use is the operation's failure.
     pub async fn restore(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<OperationHandle> {
         const VERB: &str = "vm.restore";
         let options = self.cluster.options();
@@ -406,6 +406,10 @@ impl VmHandle {
             if of != volume {
                 let message = format!("it is a snapshot of volume {of}");
                 return Err(Error::invalid(VERB, vec![problem("snapshot", message)]));
+            }
+            if let Some(other) = cache.users_of(volume).find(|user| *user != vm.id) {
+                let message = format!("it is VM {other}'s, which has to know: restore it there");
+                return Err(Error::invalid(VERB, vec![problem("volume", message)]));
             }
             if vm.machine.role(volume).is_some() {
                 vm.machine.generation_id = self.inner().ids.uuid();
