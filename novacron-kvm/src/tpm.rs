@@ -3,8 +3,9 @@
 //! ```text
 //!   QEMU ── a socket in the start's folder ── swtpm ── the volume
 //! ```
-//! It is started before QEMU, and ends when QEMU closes the socket, however that came about. `undefine` and the fence end what
-//! is left, and wait for it: the volume is let go of after that, so that no two of them write to one. It is a daemon, and outlives the host application as QEMU does.
+//! It is started before QEMU, and ends when QEMU closes the socket, however that came about. `undefine` and the fence end
+//! what is left, and wait for it: the volume is let go of after that, so that no two of them write to one. It is a daemon,
+//! and outlives the host application as QEMU does.
 //!
 //! Which process it is, is told by the socket's path, which no other has on its command line.
 
@@ -188,23 +189,31 @@ fn whole(folder: &Path) -> io::Result<PathBuf> {
 }
 
 fn end_all(listening: &str) -> io::Result<()> {
-    for process in running(listening)? {
-        // Asked to end, it finishes what it writes.
-        for signal in [Signal::TERM, Signal::KILL] {
-            match pidfd_send_signal(&process, signal) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if is_gone(&process, PATIENCE)? {
-                break;
-            }
+    loop {
+        // One that was found may have been making its daemon.
+        let found = running(listening)?;
+        if found.is_empty() {
+            return Ok(());
         }
-        if !is_gone(&process, Duration::ZERO)? {
-            let message = "swtpm was killed and has not ended yet";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        for process in found {
+            end_one(&process)?;
         }
     }
-    Ok(())
+}
+
+fn end_one(process: &OwnedFd) -> io::Result<()> {
+    // Asked to end, it finishes what it writes.
+    for signal in [Signal::TERM, Signal::KILL] {
+        match pidfd_send_signal(process, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if is_gone(process, PATIENCE)? {
+            return Ok(());
+        }
+    }
+    let message = "swtpm was killed and has not ended yet";
+    Err(io::Error::new(io::ErrorKind::TimedOut, message))
 }
 
 /// Removes a file that may not be there.

@@ -15,7 +15,7 @@ use common::*;
 use novacron_core::ErrorKind;
 use novacron_core::conformance::fence::{FenceAbility, FenceFixture, HostCondition};
 use novacron_core::driver::{Call, DomainState, Fence, FenceTarget, Hypervisor};
-use novacron_core::model::HostId;
+use novacron_core::model::{HostId, Tpm};
 use novacron_kvm::QemuHypervisor;
 use novacron_kvm::fence::ProcessFence;
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,8 +32,13 @@ async fn owner() {
     };
     let bench = Bench::new();
     let hypervisor = QemuHypervisor::new(folder);
+    let guest = || {
+        let mut spec = bench.guest();
+        spec.hardware.tpm = Some(Tpm::default());
+        spec
+    };
     for _ in 0..2 {
-        let spec = bench.guest();
+        let spec = guest();
         hypervisor.define(call(), &spec).await.unwrap();
         hypervisor.start(call(), spec.id).await.unwrap();
         hypervisor.resume(call(), spec.id).await.unwrap();
@@ -41,7 +46,7 @@ async fn owner() {
     let info = hypervisor.probe(call()).await.unwrap();
     println!("\nUP={} {}", info.host, info.boot_id);
     loop {
-        let spec = bench.guest();
+        let spec = guest();
         hypervisor.define(call(), &spec).await.unwrap();
         hypervisor.start(call(), spec.id).await.unwrap();
     }
@@ -108,13 +113,16 @@ impl Host {
         vms.iter().map(|vm| self.bench.state().join(vm)).collect()
     }
 
-    /// The processes in a VM's folder that have not ended, as the kernel tells.
+    /// The processes in a VM's folder, and those that were told of one, that have not ended, as the kernel tells.
     fn guests(&self) -> Vec<u32> {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let state = self.bench.state().display().to_string();
         pids.filter(|pid: &u32| {
-            std::fs::read_link(format!("/proc/{pid}/cwd"))
-                .is_ok_and(|cwd| cwd.starts_with(self.bench.path()))
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(&state)
+                || std::fs::read_link(format!("/proc/{pid}/cwd"))
+                    .is_ok_and(|cwd| cwd.starts_with(self.bench.path()))
         })
         .collect()
     }
@@ -127,7 +135,8 @@ impl Host {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn owner_and_guests_are_ended_together_also_one_that_is_being_started() {
     let mut host = Host::up().await;
-    assert!(host.guests().len() >= 2);
+    // Two QEMUs, and what emulates their TPMs.
+    assert!(host.guests().len() >= 4);
     let receipt = host.fence().fence(call(), &host.target).await.unwrap();
     assert_eq!(receipt.method, "process");
     let killed = format!("process {} was killed", host.owner.id());

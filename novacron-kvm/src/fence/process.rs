@@ -11,7 +11,8 @@
 //!
 //! A process is killed by its pidfd, the owner after its start time was compared, a guest after it was seen to have the
 //! lock open: a pid that was reused is never hit. An owner that is stopped, or that died by itself, makes no difference.
-//! Every QEMU of the folder is ended, also another cluster's: it is the host that is fenced.
+//! Every QEMU of the folder is ended, also another cluster's: it is the host that is fenced. What emulates a guest's TPM
+//! holds no lock, and is found by what it was started with, after the last QEMU.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
