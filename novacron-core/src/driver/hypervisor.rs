@@ -54,7 +54,7 @@ pub struct DomainSpec {
     pub id: DomainId,
     /// The VM's name, for people (process title, `virsh list`).
     pub name: String,
-    /// What the machine has of its own. Its [`CpuModel::Baseline`](model::CpuModel::Baseline) has been replaced by a name.
+    /// What the machine has of its own. Its [`CpuModel::Baseline`] has been replaced by a name.
     pub hardware: Hardware,
     /// Disks, in the order of booting.
     pub disks: Vec<DiskAttachment>,
