@@ -145,9 +145,7 @@ impl ProcessFence {
             pause(call, "a VM's run.lock is held by a process unknown").await?;
         }
     }
-}
 
-impl ProcessFence {
     /// Ends what emulates the guests' TPMs, and may still write: it holds no lock.
     async fn end_tpms(&self) -> Result<()> {
         let folder = self.folder.clone();
