@@ -75,15 +75,15 @@ $(VENV)/bin/vbmcd: | deps
 	/usr/bin/python3 -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install -q sushy-tools==2.2.0 virtualbmc==3.3.0
 
-WATCHDOG := $(CURDIR)/target/watchdog
-$(WATCHDOG)/vmlinuz: examples/guest/watchdog.sh | deps
-	examples/guest/watchdog.sh $(WATCHDOG)
+GENERIC_KERNEL := $(CURDIR)/target/generic-kernel
+$(GENERIC_KERNEL)/vmlinuz: examples/guest/generic-kernel.sh | deps
+	examples/guest/generic-kernel.sh $(GENERIC_KERNEL)
 
 test: MORE_TOOLS := ip:iproute2 etcd:etcd-server etcdctl:etcd-client libvirtd:libvirt-daemon virsh:libvirt-clients xmllint:libxml2-utils ipmitool openssl \
   strip:binutils swtpm swtpm_setup:swtpm-tools ssh:openssh-client nc:netcat-openbsd dropbear:dropbear-bin
 test: MORE_FILES := $(LIBVIRT_DEV) /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu \
   /usr/lib/python3/dist-packages/libvirt.py:python3-libvirt /usr/lib/python3*/ensurepip:python3-venv
-test: deps $(VENV)/bin/vbmcd $(WATCHDOG)/vmlinuz ## every test, by cargo-nextest where there is one, else by cargo test
+test: deps $(VENV)/bin/vbmcd $(GENERIC_KERNEL)/vmlinuz ## every test, by cargo-nextest where there is one, else by cargo test
 	@cargo test --locked --doc --workspace --features $(CORE_FEATURES)
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  echo "runner: cargo-nextest"; \

@@ -22,6 +22,7 @@
 
 pub mod accel;
 mod agent;
+mod boot;
 mod console;
 mod cpu;
 mod events;

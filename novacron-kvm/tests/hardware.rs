@@ -6,6 +6,8 @@ mod common;
 mod hardware;
 #[path = "common/initramfs.rs"]
 mod initramfs;
+#[path = "common/media.rs"]
+mod media;
 #[path = "common/tpm.rs"]
 mod tpm;
 
@@ -27,4 +29,16 @@ async fn a_guest_that_does_not_feed_its_watchdog_is_reset() {
 async fn a_tpm_remembers() {
     let bench = Bench::new();
     tpm::state_stays(&bench, &bench.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn media_come_and_go_while_the_guest_runs() {
+    let bench = Bench::new();
+    media::come_and_go(&bench, &bench.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_boots_from_a_medium() {
+    let bench = Bench::new();
+    media::boots(&bench, &bench.hypervisor()).await;
 }

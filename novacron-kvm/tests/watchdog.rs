@@ -19,7 +19,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{BOOT, SOON};
-use initramfs::{Archive, watchdog_kernel};
+use initramfs::{Archive, generic_kernel};
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Call, Watchdog};
 use novacron_kvm::HostWatchdog;
@@ -168,7 +168,7 @@ impl Drop for Machine {
 impl Machine {
     fn up(act: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let kernel = watchdog_kernel();
+        let kernel = generic_kernel();
         let initramfs = folder.path().join("initramfs");
         std::fs::write(&initramfs, initramfs_of(&kernel)).unwrap();
         let (console, socket) = (folder.path().join("console"), folder.path().join("qmp"));

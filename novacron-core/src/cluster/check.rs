@@ -7,8 +7,8 @@ use super::request::problem;
 use super::{ImageSpec, VolumeSpec};
 use crate::error::Problem;
 use crate::model::{
-    Bytes, CloudInit, DiskOptions, DiskRole, DiskSource, ImageSource, NetworkKind, NicSpec,
-    SecretRef, VmSettings, VmSpec, VolumeSource, is_path, name_problem, path_rule,
+    BootDevice, Bytes, CloudInit, DiskOptions, DiskRole, DiskSource, ImageSource, NetworkKind,
+    NicSpec, SecretRef, VmSettings, VmSpec, VolumeSource, is_path, name_problem, path_rule,
 };
 
 pub(super) const MAX_DISKS: usize = 24;
@@ -41,9 +41,10 @@ impl Problems {
 pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     let mut found = Problems::default();
     found.found("name", name_problem(&spec.name));
+    let options = spec.disks.iter().map(|disk| &disk.options);
     found
         .0
-        .extend(settings(&VmSettings::of_spec(spec), spec.disks.is_empty()));
+        .extend(settings(&VmSettings::of_spec(spec), options));
     found.0.extend(labels("labels", &spec.labels));
     found.0.extend(labels("annotations", &spec.annotations));
     disks(&mut found, spec);
@@ -51,19 +52,26 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     found.0
 }
 
-/// What is wrong with a VM's settings.
-pub(super) fn settings(settings: &VmSettings, is_diskless: bool) -> Vec<Problem> {
+/// What is wrong with a VM's settings, and with these disks for its hardware.
+pub(super) fn settings<'a>(
+    settings: &VmSettings,
+    mut disks: impl Iterator<Item = &'a DiskOptions> + Clone,
+) -> Vec<Problem> {
     let mut found = Problems::default();
-    let hardware = settings.hardware.problems().into_iter();
-    found.0.extend(hardware.map(|p| p.under("hardware")));
+    let hardware = &settings.hardware;
+    let problems = hardware.problems().into_iter();
+    found.0.extend(problems.map(|p| p.under("hardware")));
+    found.found("disks", hardware.too_many(disks.clone()));
     let grace = settings.stop_grace_secs;
     found.check(grace <= MAX_GRACE_SECS, "stop_grace_secs", || {
         format!("{grace} s; at most {MAX_GRACE_SECS}")
     });
     found.check(
-        !is_diskless || settings.hardware.kernel.is_some(),
+        disks.next().is_some()
+            || hardware.kernel.is_some()
+            || hardware.boot_order.contains(&BootDevice::Network),
         "disks",
-        || "a VM boots from its first disk or from `hardware.kernel`; it has neither".to_owned(),
+        || "a VM boots from a disk, from `hardware.kernel`, or from the network if its `hardware.boot_order` has that; it has none of these".to_owned(),
     );
     if let Some(group) = &settings.anti_affinity {
         found.found("anti_affinity", name_problem(group));
@@ -185,8 +193,6 @@ fn disks(found: &mut Problems, spec: &VmSpec) {
     found.check(count <= MAX_DISKS, "disks", || {
         format!("{count} disks; at most {MAX_DISKS}")
     });
-    let options = spec.disks.iter().map(|disk| &disk.options);
-    found.found("disks", DiskOptions::too_many(options));
     let mut names = BTreeSet::new();
     let mut volumes = BTreeSet::new();
     for (i, disk) in spec.disks.iter().enumerate() {

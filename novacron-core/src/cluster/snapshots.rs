@@ -7,7 +7,7 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    DiskRole, Meta, Name, Snapshot, SnapshotId, StorageStatus, Versioned, Volume, VolumeId,
+    DiskBus, Meta, Name, Snapshot, SnapshotId, StorageStatus, Versioned, Volume, VolumeId,
 };
 use crate::time::Timestamp;
 
@@ -51,7 +51,8 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for the name; [`ErrorKind::NotFound`] for the volume;
-    /// [`ErrorKind::FailedPrecondition`] when the volume is being deleted; [`ErrorKind::AlreadyExists`].
+    /// [`ErrorKind::FailedPrecondition`] when the volume is being deleted, and while it is the medium in a CD-ROM drive;
+    /// [`ErrorKind::AlreadyExists`].
     pub async fn create(&self, name: &str, volume: VolumeId) -> Result<SnapshotHandle> {
         const VERB: &str = "snapshot.create";
         let (inner, options) = (&self.0.inner, self.0.options());
@@ -65,9 +66,14 @@ impl Snapshots {
                         let message = "the volume is being deleted";
                         return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                     }
-                    if cache.role_of(found).is_some_and(DiskRole::is_state) {
+                    let disk = cache.disk_of(found);
+                    if disk.is_some_and(|disk| disk.role.is_state()) {
                         let message = "it holds the state of a VM's firmware or TPM, of which there are no snapshots";
                         return Err(Error::new(ErrorKind::Unsupported, VERB, message));
+                    }
+                    if disk.is_some_and(|disk| disk.options.bus == DiskBus::Cdrom) {
+                        let message = "it is the medium in a VM's CD-ROM drive: detach it first";
+                        return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                     }
                     Ok(found.version)
                 })

@@ -12,7 +12,7 @@ use crate::control::plan::Draft;
 use crate::driver::{ArtefactId, Call};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{
-    Bytes, DiskRole, Image, Meta, Name, OperationKind, PoolId, Snapshot, SnapshotId, StorageState,
+    Bytes, DiskBus, Image, Meta, Name, OperationKind, PoolId, Snapshot, SnapshotId, StorageState,
     StorageStatus, Versioned, Volume, VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::time::Timestamp;
@@ -255,9 +255,14 @@ impl VolumeHandle {
                 if size < now {
                     problems.push(format!("{size} is less than its {now}; it can only grow"));
                 }
-                if cache.role_of(volume).is_some_and(DiskRole::is_state) {
+                let disk = cache.disk_of(volume);
+                if disk.is_some_and(|disk| disk.role.is_state()) {
                     let message =
                         "it holds the state of a VM's firmware or TPM, which has its size";
+                    problems.push(message.to_owned());
+                }
+                if disk.is_some_and(|disk| disk.options.bus == DiskBus::Cdrom) {
+                    let message = "it is the medium in a VM's CD-ROM drive, which has its size";
                     problems.push(message.to_owned());
                 }
                 let problems = problems.into_iter().map(|m| problem("size", m));

@@ -10,7 +10,7 @@ use super::plan::ObjectKey;
 use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
-    Action, ActionId, ActionStatus, Assignment, Claim, DiskRole, Image, ImageId, Member, MemberId,
+    Action, ActionId, ActionStatus, Assignment, Claim, Disk, Image, ImageId, Member, MemberId,
     Network, NetworkId, Node, NodeId, NodeStatus, ObjectRef, Operation, OperationId,
     OperationState, Pool, PoolId, PoolStatus, Port, PortId, PortStatus, Run, Snapshot, SnapshotId,
     StorageState, Verb, Versioned, Vm, VmId, Volume, VolumeClaim, VolumeId, VolumeSource,
@@ -499,10 +499,12 @@ impl Cache {
         )
     }
 
-    /// What a volume is to the VM that it was made with, while that has it.
-    pub(crate) fn role_of(&self, volume: &Volume) -> Option<DiskRole> {
-        let vm = self.vms.get(&volume.made_with?)?;
-        vm.machine.role(volume.id)
+    /// What a volume is to the VM that holds it, or that it was made with, while that has it.
+    pub(crate) fn disk_of(&self, volume: &Volume) -> Option<&Disk> {
+        let holder = self.volume_claims.get(&volume.id).map(|claim| claim.vm);
+        let vm = self.vms.get(&holder.or(volume.made_with)?)?;
+        let mut disks = vm.machine.disks.iter();
+        disks.find(|disk| disk.volume == volume.id)
     }
 
     /// The snapshots of the volume, oldest first.

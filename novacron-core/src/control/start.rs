@@ -30,8 +30,8 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    AssignedDisk, Assignment, Claim, CloudInit, DiskRole, HostBoot, Machine, NodeId, PoolId, Power,
-    StopProof, Tpm, VolumeId,
+    AssignedDisk, Assignment, BootDevice, Claim, CloudInit, DiskRole, HostBoot, Machine, NodeId,
+    PoolId, Power, StopProof, Tpm, VolumeId,
 };
 use crate::records::{self, NodeOwner, Stored};
 use crate::store::{Revision, Store};
@@ -222,10 +222,14 @@ pub(crate) async fn start(
             }),
             _ => None,
         };
+        let mut hardware = machine.hardware.clone();
+        if machine.volume(DiskRole::Rescue).is_some() {
+            hardware.boot_order = vec![BootDevice::Disk];
+        }
         let spec = DomainSpec {
             id,
             name: assignment.name.clone(),
-            hardware: machine.hardware.clone(),
+            hardware,
             disks,
             nics: nics.to_vec(),
             generation_id: machine.generation_id,

@@ -9,13 +9,15 @@ use crate::model::{self, DiskLimits, LinkState, NicLimits, PortId, VolumeId};
 /// Attach and detach while the guest runs.
 #[async_trait]
 pub trait HotPlug: Send + Sync {
-    /// Gives a disk to a started domain. *A second identical call* changes nothing. *Left behind on failure:* nothing.
+    /// Gives a disk to a started domain; one on [`DiskBus::Cdrom`](model::DiskBus) is put into a drive of it that is empty.
+    /// *A second identical call* changes nothing. *Left behind on failure:* nothing.
     /// *Errors:* `Unavailable` while another domain has the image open: unless the attachment says that its backend keeps a
-    /// second writer out, the image's lock does.
+    /// second writer out, the image's lock does; `Unsupported` for a bus on which a started domain takes no disk;
+    /// `FailedPrecondition` when no drive is empty.
     async fn attach_disk(&self, call: Call, id: DomainId, disk: &DiskAttachment) -> Result<()>;
 
     /// Takes a disk back: returns when the guest has let go and the image is closed. *Errors:* `DeadlineExceeded` with
-    /// the disk still attached when the guest does not answer. A disk that is not attached is no error.
+    /// the disk still attached when the guest does not answer, or keeps the drive's door locked. A disk that is not attached is no error.
     async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()>;
 
     /// Gives a NIC to a started domain. *A second identical call* changes nothing.

@@ -56,7 +56,7 @@ pub struct DomainSpec {
     pub name: String,
     /// What the machine has of its own. Its [`CpuModel::Baseline`] has been replaced by a name.
     pub hardware: Hardware,
-    /// Disks, in the order of booting.
+    /// Disks, in the order in which the guest boots from those of them that its boot order has next.
     pub disks: Vec<DiskAttachment>,
     /// NICs, in order.
     pub nics: Vec<NicAttachment>,
@@ -117,7 +117,7 @@ impl DomainSpec {
             "the machine has no TPM",
         );
         let options = self.disks.iter().map(|disk| &disk.options);
-        if let Some(why) = DiskOptions::too_many(options) {
+        if let Some(why) = hardware.too_many(options) {
             check(false, "disks".to_owned(), &why);
         }
         let tpm = self.tpm.as_ref().map(|tpm| &tpm.disk);

@@ -18,7 +18,7 @@ pub struct DiskOptions {
     pub io: DiskIo,
     /// What becomes of what the guest discards.
     pub discard: Discard,
-    /// Whether the guest can only read it.
+    /// Whether the guest can only read it, as it is with any medium of a CD-ROM drive.
     pub read_only: bool,
     /// How much the guest may read and write, changed while it runs.
     pub limits: DiskLimits,
@@ -30,17 +30,15 @@ impl DiskOptions {
         *self == Self::default()
     }
 
-    /// What is wrong with all disks of a machine together.
-    pub(crate) fn too_many<'a>(all: impl Iterator<Item = &'a Self>) -> Option<String> {
-        let count = all.filter(|options| options.bus == DiskBus::Sata).count();
-        (count > SATA_PORTS)
-            .then(|| format!("{count} SATA disks; a machine has {SATA_PORTS} ports"))
+    /// Whether the guest can only read it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only || self.bus == DiskBus::Cdrom
     }
 
     /// What is wrong with them, wherever the disk is to be, by their fields.
     pub fn problems(&self) -> Vec<Problem> {
         let direct = matches!(self.cache, DiskCache::None | DiskCache::DirectSync);
-        let bounded = |bus| matches!(bus, DiskBus::Virtio | DiskBus::Scsi);
+        let bounded = |bus| matches!(bus, DiskBus::Virtio | DiskBus::Scsi | DiskBus::Cdrom);
         let limits = &self.limits;
         let both = |total: Option<u64>, one: [Option<u64>; 2]| {
             total.is_some() && one.iter().any(Option::is_some)
@@ -55,6 +53,12 @@ impl DiskOptions {
                 self.read_only && !bounded(self.bus),
                 "read_only",
                 "only disks on `virtio` and `scsi` can be read-only",
+            ),
+            (
+                self.bus == DiskBus::Cdrom
+                    && (self.cache, self.io, self.discard) != Default::default(),
+                "bus",
+                "a medium in a CD-ROM drive is only read: it has no `cache`, `io` or `discard` of its own",
             ),
             (
                 limits
@@ -80,7 +84,7 @@ impl DiskOptions {
         let bus = match self.bus {
             DiskBus::Virtio => None,
             DiskBus::Scsi => Some(Capability::ScsiDisks),
-            DiskBus::Sata => Some(Capability::SataDisks),
+            DiskBus::Sata | DiskBus::Cdrom => Some(Capability::SataDisks),
             DiskBus::Nvme => Some(Capability::NvmeDisks),
         };
         let io = (self.io == DiskIo::IoUring).then_some(Capability::IoUring);
@@ -124,9 +128,6 @@ impl DiskOptions {
     }
 }
 
-/// SATA ports of a q35 machine.
-const SATA_PORTS: usize = 6;
-
 /// The bus that a disk is on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -140,6 +141,10 @@ pub enum DiskBus {
     Sata,
     /// NVMe: for guests that have no virtio driver and are newer.
     Nvme,
+    /// A medium in one of the machine's CD-ROM drives
+    /// ([`Hardware::cdroms`](super::Hardware::cdroms)), which the guest can only read. It is put in and taken out as any
+    /// other disk is attached and detached.
+    Cdrom,
 }
 
 /// How a guest's writes are cached. All but [`DiskCache::Unsafe`] keep what the guest flushed.
@@ -238,6 +243,12 @@ mod tests {
         let problems = options.problems();
         let fields: Vec<_> = problems.iter().map(|p| p.field.as_str()).collect();
         assert_eq!(fields, ["io", "read_only", "limits", "limits"]);
+        let medium = DiskOptions {
+            bus: DiskBus::Cdrom,
+            cache: DiskCache::Unsafe,
+            ..DiskOptions::default()
+        };
+        assert_eq!(medium.problems()[0].field, "bus");
         let good = DiskOptions {
             bus: DiskBus::Scsi,
             io: DiskIo::Native,

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
-use super::disk::DiskOptions;
+use super::disk::{DiskBus, DiskOptions};
 use super::nic::NicOptions;
 use super::node::Capability;
 use super::secret::SecretRef;
 use super::settings::{Effect, FieldChange};
 use super::units::MiB;
-use super::vm::DiskRole;
+use super::vm::{DiskRole, StateVolume};
 use crate::error::Problem;
 
 /// A machine's hardware, its disks and NICs aside.
@@ -33,9 +33,15 @@ pub struct Hardware {
     /// Firmware.
     #[serde(default)]
     pub firmware: Firmware,
-    /// A kernel to boot directly; from the first disk if none.
+    /// A kernel to boot directly; as the boot order says if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelBoot>,
+    /// What the firmware looks for something to boot on, and in which order.
+    #[serde(default = "boot_order")]
+    pub boot_order: Vec<BootDevice>,
+    /// CD-ROM drives (SATA). A disk on [`DiskBus::Cdrom`] is the medium in one of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cdroms: u8,
     /// What its memory is made of.
     #[serde(default, skip_serializing_if = "MemoryBacking::is_default")]
     pub memory_backing: MemoryBacking,
@@ -90,6 +96,18 @@ pub enum ClockOffset {
     Utc,
     /// The host's local time, as Windows expects it.
     LocalTime,
+}
+
+/// What a machine boots from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootDevice {
+    /// Its disks, in their order. A VM that is rescued boots from its rescue disk first, whatever the order is.
+    Disk,
+    /// What is in its CD-ROM drives.
+    Cdrom,
+    /// Its NICs, in their order: by PXE, or by HTTP where the firmware has it.
+    Network,
 }
 
 /// What is done when a guest no longer feeds its watchdog. Each is told by
@@ -153,6 +171,8 @@ impl Smbios {
     }
 }
 
+/// SATA ports of a q35 machine.
+const SATA_PORTS: usize = 6;
 const MAX_VCPUS: u32 = 1024;
 const MIN_MEMORY: MiB = MiB(16);
 const MAX_MEMORY: MiB = MiB(16 << 20);
@@ -187,8 +207,16 @@ fn one() -> u32 {
     1
 }
 
+fn is_zero(n: &u8) -> bool {
+    *n == 0
+}
+
+fn boot_order() -> Vec<BootDevice> {
+    vec![BootDevice::Disk, BootDevice::Cdrom]
+}
+
 impl Hardware {
-    /// A plain machine: the host's CPU, SeaBIOS, boot from the first disk.
+    /// A plain machine: the host's CPU, SeaBIOS, boot from its disks.
     pub fn new(vcpus: u32, memory: MiB) -> Self {
         Self {
             vcpus,
@@ -196,6 +224,8 @@ impl Hardware {
             cpu: Cpu::default(),
             firmware: Firmware::default(),
             kernel: None,
+            boot_order: boot_order(),
+            cdroms: 0,
             memory_backing: MemoryBacking::default(),
             clock: ClockOffset::default(),
             watchdog: None,
@@ -204,11 +234,38 @@ impl Hardware {
         }
     }
 
-    /// The devices whose state stays with the VM.
-    pub(crate) fn with_state(&self) -> impl Iterator<Item = DiskRole> {
+    /// The volumes of the devices whose state stays with the VM.
+    pub(crate) fn state_volumes(&self) -> impl Iterator<Item = StateVolume> {
         let variables = self.firmware.has_variables().then_some(DiskRole::Nvram);
         let tpm = self.tpm.as_ref().map(|_| DiskRole::Tpm);
-        variables.into_iter().chain(tpm)
+        let roles = variables.into_iter().chain(tpm);
+        roles.filter_map(DiskRole::state)
+    }
+
+    /// Why it has no place for all of these disks.
+    pub(crate) fn too_many<'a>(
+        &self,
+        disks: impl Iterator<Item = &'a DiskOptions>,
+    ) -> Option<String> {
+        let (mut sata, mut media) = (0, 0);
+        for options in disks {
+            match options.bus {
+                DiskBus::Sata => sata += 1,
+                DiskBus::Cdrom => media += 1,
+                DiskBus::Virtio | DiskBus::Scsi | DiskBus::Nvme => {}
+            }
+        }
+        let drives = usize::from(self.cdroms);
+        if media > drives {
+            return Some(format!(
+                "{media} media; the machine has {drives} CD-ROM drives (`hardware.cdroms`)"
+            ));
+        }
+        (sata + drives > SATA_PORTS).then(|| {
+            format!(
+                "{sata} SATA disks and {drives} CD-ROM drives; a machine has {SATA_PORTS} ports for them"
+            )
+        })
     }
 
     /// What is wrong with it, wherever it is to run, by its fields.
@@ -256,6 +313,18 @@ impl Hardware {
                 format!("its sockets, cores and threads have to make {vcpus} vCPUs"),
             );
         }
+        let order = &self.boot_order;
+        let different: BTreeSet<_> = order.iter().collect();
+        check(
+            !order.is_empty() && different.len() == order.len(),
+            "boot_order",
+            "one or more of `disk`, `cdrom`, `network`, each once".to_owned(),
+        );
+        check(
+            usize::from(self.cdroms) <= SATA_PORTS,
+            "cdroms",
+            format!("{} drives; at most {SATA_PORTS}", self.cdroms),
+        );
         if let Some(boot) = &self.kernel {
             let initrd = boot.initrd.as_deref();
             check(is_path(&boot.kernel), "kernel.kernel", path_rule());
@@ -292,6 +361,8 @@ impl Hardware {
             cpu,
             firmware,
             kernel,
+            boot_order,
+            cdroms,
             memory_backing,
             clock,
             watchdog,
@@ -305,6 +376,8 @@ impl Hardware {
             // What is installed boots by one of them.
             ("firmware", *firmware != new.firmware, Effect::Replacement),
             ("kernel", *kernel != new.kernel, Effect::Restart),
+            ("boot_order", *boot_order != new.boot_order, Effect::Restart),
+            ("cdroms", *cdroms != new.cdroms, Effect::Restart),
             (
                 "memory_backing",
                 *memory_backing != new.memory_backing,
@@ -336,6 +409,7 @@ impl Hardware {
             (Capability::LockedMemory, backing.locked),
             (Capability::SharedMemory, backing.shared),
             (Capability::Watchdog, self.watchdog.is_some()),
+            (Capability::SataDisks, self.cdroms > 0),
             (Capability::Tpm, self.tpm.is_some()),
         ];
         let mut needs = Capability::those(needs);
@@ -381,4 +455,46 @@ pub struct KernelBoot {
     /// The kernel's command line.
     #[serde(default)]
     pub cmdline: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(bus: DiskBus) -> DiskOptions {
+        DiskOptions {
+            bus,
+            ..DiskOptions::default()
+        }
+    }
+
+    #[test]
+    fn drives_and_sata_disks_share_the_ports() {
+        let mut hardware = Hardware::new(1, MiB(128));
+        let sata = [on(DiskBus::Sata), on(DiskBus::Sata), on(DiskBus::Sata)];
+        hardware.cdroms = 3;
+        assert_eq!(hardware.too_many(sata.iter()), None);
+        hardware.cdroms = 4;
+        let why = hardware.too_many(sata.iter()).unwrap();
+        assert!(why.contains("3 SATA disks and 4 CD-ROM drives"), "{why}");
+        hardware.cdroms = 1;
+        let media = [on(DiskBus::Cdrom), on(DiskBus::Cdrom)];
+        let why = hardware.too_many(media.iter()).unwrap();
+        assert!(why.contains("2 media"), "{why}");
+        hardware.cdroms = 7;
+        let problems = hardware.problems();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].field, "cdroms");
+    }
+
+    #[test]
+    fn a_boot_order_names_something_and_nothing_twice() {
+        let mut hardware = Hardware::new(1, MiB(128));
+        for wrong in [vec![], vec![BootDevice::Disk, BootDevice::Disk]] {
+            hardware.boot_order = wrong;
+            assert_eq!(hardware.problems()[0].field, "boot_order");
+        }
+        hardware.boot_order = vec![BootDevice::Network];
+        assert_eq!(hardware.problems(), []);
+    }
 }

@@ -24,7 +24,8 @@ pub use cpu::{Cpu, CpuBaseline, CpuModel, CpuTopology, newest_cpu_model};
 pub use decision::Decision;
 pub use disk::{Discard, DiskBus, DiskCache, DiskIo, DiskLimits, DiskOptions};
 pub use hardware::{
-    ClockOffset, Firmware, Hardware, KernelBoot, MemoryBacking, Smbios, Tpm, WatchdogAction,
+    BootDevice, ClockOffset, Firmware, Hardware, KernelBoot, MemoryBacking, Smbios, Tpm,
+    WatchdogAction,
 };
 pub(crate) use hardware::{is_path, path_rule};
 pub use ids::{

@@ -126,7 +126,7 @@ impl Machine {
     }
 
     /// The disks that the guest sees.
-    pub fn guest_disks(&self) -> impl Iterator<Item = &Disk> {
+    pub fn guest_disks(&self) -> impl Iterator<Item = &Disk> + Clone {
         self.disks.iter().filter(|disk| !disk.role.is_state())
     }
 
@@ -190,29 +190,43 @@ impl DiskRole {
 
     /// Whether the host keeps the state of a device there, and the guest sees no disk.
     pub fn is_state(self) -> bool {
-        self.state_size().is_some()
+        self.state().is_some()
     }
 
     /// The name that no other disk can have; those of the guest have names of their own.
     pub fn name(self) -> Option<&'static str> {
         match self {
-            Self::Disk => None,
-            Self::Nvram => Some("nvram"),
-            Self::Tpm => Some("tpm"),
             Self::Rescue => Some(Disk::RESCUE),
+            of_state => of_state.state().map(|state| state.name),
         }
     }
 
-    /// How much room a device's state has.
-    pub(crate) fn state_size(self) -> Option<Bytes> {
-        match self {
-            Self::Disk | Self::Rescue => None,
+    /// The volume of a device's state, if it is one.
+    pub(crate) fn state(self) -> Option<StateVolume> {
+        let (name, size) = match self {
+            Self::Disk | Self::Rescue => return None,
             // The variables of OVMF's builds of 4 MiB, the largest.
-            Self::Nvram => Some(Bytes(528 * 1024)),
+            Self::Nvram => ("nvram", Bytes(528 * 1024)),
             // swtpm keeps three states of up to 128 KiB each.
-            Self::Tpm => Some(Bytes(1024 * 1024)),
-        }
+            Self::Tpm => ("tpm", Bytes(1024 * 1024)),
+        };
+        Some(StateVolume {
+            role: self,
+            name,
+            size,
+        })
     }
+}
+
+/// The volume that the state of a device is kept in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StateVolume {
+    /// What it is to the machine.
+    pub(crate) role: DiskRole,
+    /// Its name, which no other disk has.
+    pub(crate) name: &'static str,
+    /// How much room it has.
+    pub(crate) size: Bytes,
 }
 
 impl Disk {
@@ -309,7 +323,7 @@ pub struct VmSpec {
     pub annotations: BTreeMap<String, String>,
     /// vCPUs, memory, and what else the machine has of its own.
     pub hardware: Hardware,
-    /// Disks; the first boots.
+    /// Disks; the first boots, if `hardware.boot_order` says nothing else.
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
     /// Network interfaces.

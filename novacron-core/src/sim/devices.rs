@@ -13,7 +13,7 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Bytes, DiskLimits, LinkState, NicLimits, PortBinding, PortId, SnapshotId, VolumeId,
+    Bytes, DiskBus, DiskLimits, LinkState, NicLimits, PortBinding, PortId, SnapshotId, VolumeId,
 };
 
 /// What has to be known of a disk.
@@ -27,6 +27,7 @@ pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
         pool,
         pivoted: None,
         limits: attachment.options.limits,
+        is_medium: attachment.options.bus == DiskBus::Cdrom,
         is_state: false,
     }
 }
@@ -54,6 +55,10 @@ impl HotPlug for SimHypervisor {
             let domain = started(state, OP, host, id)?;
             if domain.disks.iter().any(|d| d.volume == disk.volume) {
                 return Ok(());
+            }
+            if disk.is_medium && domain.drives_are_full() {
+                let message = "every CD-ROM drive of the machine has a medium";
+                return Err(refused(OP, id, message));
             }
             let (volume, runs) = (disk.volume, domain.since.is_some());
             state.may_open(OP, volume, (host, id))?;

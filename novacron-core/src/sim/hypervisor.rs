@@ -135,6 +135,7 @@ impl Hypervisor for SimHypervisor {
         let domain = SimDomain {
             vcpus: spec.hardware.vcpus,
             memory: spec.hardware.memory,
+            cdroms: spec.hardware.cdroms,
             disks: spec.disks.iter().map(disk).chain(state).collect(),
             nics: spec.nics.iter().map(nic).collect(),
             state: DomainState::Defined,

@@ -117,6 +117,7 @@ impl SimHost {
 pub(super) struct SimDomain {
     pub(super) vcpus: u32,
     pub(super) memory: MiB,
+    pub(super) cdroms: u8,
     pub(super) disks: Vec<SimDisk>,
     pub(super) nics: Vec<SimNic>,
     pub(super) state: DomainState,
@@ -153,6 +154,8 @@ pub(super) struct SimDisk {
     /// The last snapshot that the domain pivoted for.
     pub(super) pivoted: Option<SnapshotId>,
     pub(super) limits: DiskLimits,
+    /// Whether it is the medium in a CD-ROM drive.
+    pub(super) is_medium: bool,
     /// Whether it holds a device's state, and the guest sees no disk.
     pub(super) is_state: bool,
 }
@@ -161,6 +164,12 @@ impl SimDomain {
     /// The disks that its guest sees.
     pub(super) fn guest_disks(&self) -> impl Iterator<Item = &SimDisk> {
         self.disks.iter().filter(|disk| !disk.is_state)
+    }
+
+    /// Whether all of its CD-ROM drives have a medium.
+    pub(super) fn drives_are_full(&self) -> bool {
+        let media = self.disks.iter().filter(|disk| disk.is_medium);
+        media.count() >= usize::from(self.cdroms)
     }
 
     /// Whether it is in memory.

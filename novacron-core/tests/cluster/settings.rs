@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use novacron_core::cluster::VmHandle;
-use novacron_core::cluster::VolumeSpec;
+use novacron_core::cluster::{OperationHandle, VmHandle, VolumeSpec};
 use novacron_core::driver::DomainId;
 use novacron_core::model::{
     CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware, Hardware,
@@ -310,6 +309,8 @@ async fn a_disk_that_a_started_vm_cannot_be_given_is_refused() {
         assert_eq!(refused.problems()[0].field, "options");
         assert!(refused.to_string().contains(why), "{refused}");
     }
+    let refused = attach(DiskBus::Cdrom).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "options.bus");
     vm.stop().await.unwrap().wait(soon()).await.unwrap();
     attach(DiskBus::Sata)
         .await
@@ -319,4 +320,58 @@ async fn a_disk_that_a_started_vm_cannot_be_given_is_refused() {
         .unwrap();
     vm.start().await.unwrap().wait(soon()).await.unwrap();
     assert_eq!(vm.get().await.unwrap().machine.unwrap().disks.len(), 2);
+}
+
+/// Media are disks: they are attached and detached, as far as the VM was started with drives for them.
+#[tokio::test(start_paused = true)]
+async fn media_come_and_go_in_the_drives_that_the_vm_was_started_with() {
+    let cluster = Site::new(1).start().await;
+    let mut wanted = spec("web");
+    wanted.hardware.cdroms = 1;
+    let vm = running(&cluster, wanted).await;
+    let volume = async |name: &str| {
+        let volume = VolumeSpec::new(name, Bytes::gib(1));
+        cluster.volumes().create(volume).await.unwrap()
+    };
+    let (one, two) = (volume("one").await, volume("two").await);
+    let medium = || DiskOptions {
+        bus: DiskBus::Cdrom,
+        ..DiskOptions::default()
+    };
+    let done = async |operation: OperationHandle| operation.wait(soon()).await.unwrap();
+    done(vm.attach("cd", one.id(), medium()).await.unwrap()).await;
+
+    // A second drive is there with the next start.
+    let refused = vm.attach("cd-2", two.id(), medium()).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "options.bus", "{refused}");
+    let mut settings = VmSettings::of(&vm.get().await.unwrap().vm);
+    settings.hardware.cdroms = 2;
+    done(vm.update(settings.clone()).await.unwrap()).await;
+    let refused = vm.attach("cd-2", two.id(), medium()).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "options", "{refused}");
+    assert!(
+        refused.to_string().contains("each has a medium"),
+        "{refused}"
+    );
+
+    let snapshots = cluster.snapshots();
+    let refused = snapshots.create("of-a-medium", one.id()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
+    let refused = one.grow(Bytes::gib(2)).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "size", "{refused}");
+
+    // It stays in its drive until the next start, whatever it is to be then.
+    let otherwise = vm.set_disk("cd", DiskOptions::default()).await.unwrap();
+    done(otherwise).await;
+    let refused = vm.attach("cd-2", two.id(), medium()).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "options", "{refused}");
+    done(vm.detach("cd").await.unwrap()).await;
+    done(vm.attach("cd-2", two.id(), medium()).await.unwrap()).await;
+    let disks = vm.get().await.unwrap().machine.unwrap().disks;
+    assert_eq!(disks.last().unwrap().volume, two.id());
+
+    settings.hardware.cdroms = 0;
+    let refused = vm.update(settings).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "disks", "{refused}");
+    snapshots.create("free", one.id()).await.unwrap();
 }

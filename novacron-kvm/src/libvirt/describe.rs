@@ -4,32 +4,34 @@
 //! `virsh` or virt-manager. Devices carry aliases of ours (`ua-disk-<volume>`, `ua-nic-<port>`): they say which volume
 //! and port each is, in the definition and while the guest runs, and a device is taken back by its alias.
 
+mod disk;
 mod nic;
 mod tpm;
 
 use std::path::{Path, PathBuf};
 
-use novacron_core::driver::{AttachmentSource, DiskAttachment, DomainId, DomainSpec};
+use novacron_core::driver::{DomainId, DomainSpec};
 use novacron_core::model::{
-    self, ClockOffset, CpuModel, Discard, DiskBus, DiskCache, DiskIo, MemoryBacking, Smbios, VmId,
-    VolumeFormat, VolumeId,
+    self, BootDevice, ClockOffset, CpuModel, DiskBus, MemoryBacking, Smbios, VmId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
 
 use super::host::MACHINE;
-use super::notes::{Identity, Metadata};
+use super::notes::{Identity, Media, Metadata};
 use super::xml::{
-    Access, Address, Alias, Amount, Backend, Backing, Balloon, Boot, Character, Clock, Controller,
-    Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DiskDriver, DiskSource, DomainXml, Empty,
-    Features, Graphics, IoTune, Loader, Log, Model, Os, OsType, Period, QEMU_NAMESPACE,
-    QemuArgument, QemuArguments, Rng, SourceHost, Switch, Target, TopologyXml, Typed, Video,
-    WatchdogXml,
+    Access, Amount, Backend, Backing, Balloon, Boot, Character, Clock, Controller, Count, Cpu,
+    CpuFeature, CpuModelXml, Devices, Disk, DomainXml, Empty, Features, Graphics, Loader, Log,
+    Model, Os, OsType, Period, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Switch, Target,
+    TopologyXml, Typed, Video, WatchdogXml,
 };
 use crate::accel::Accel;
+use crate::boot;
 use crate::firmware::Ovmf;
 use crate::qemu::{BALLOON_STATS_SECS, reports_free_pages, smbios, watchdog_action};
 
+pub(super) use disk::{bus_name, describe_disk, disk_alias, free_target, tune};
+use disk::{describe_drive, describe_seed};
 pub(super) use nic::{bandwidth, describe_nic, kib, nic_alias};
 use tpm::describe_tpm;
 
@@ -63,18 +65,6 @@ pub(super) fn uuid_of(id: DomainId) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes())
 }
 
-pub(super) fn disk_alias(volume: VolumeId) -> String {
-    format!("ua-disk-{volume}")
-}
-
-impl Disk {
-    /// The volume, if it is one of ours.
-    pub(super) fn volume(&self) -> Option<VolumeId> {
-        let alias = self.alias.as_ref()?;
-        alias.name.strip_prefix("ua-disk-")?.parse().ok()
-    }
-}
-
 /// The whole description.
 pub(super) fn describe(
     spec: &DomainSpec,
@@ -95,14 +85,37 @@ pub(super) fn describe(
             model: Some("virtio-scsi".to_owned()),
         });
     }
-    for (i, disk) in spec.disks.iter().enumerate() {
-        let mut disk = describe_disk(disk, &devices.disks, operation)?;
-        if spec.hardware.kernel.is_none() {
-            let order = u32::try_from(i + 1).unwrap_or(u32::MAX);
-            disk.boot = Some(Boot { order });
-        }
-        devices.disks.push(disk);
+    let (mut media, disks): (Vec<_>, Vec<_>) =
+        (spec.disks.iter()).partition(|disk| disk.options.bus == DiskBus::Cdrom);
+    let order = |device, n| {
+        let place = boot::place(hardware, device, n, |device| match device {
+            BootDevice::Disk => disks.len(),
+            BootDevice::Cdrom => hardware.cdroms.into(),
+            BootDevice::Network => spec.nics.len(),
+        });
+        place.map(|place| Boot {
+            order: u32::try_from(place + 1).unwrap_or(u32::MAX),
+        })
+    };
+    for (n, disk) in disks.iter().enumerate() {
+        let disk = describe_disk(disk, &devices.disks, operation)?;
+        devices.disks.push(Disk {
+            boot: order(BootDevice::Disk, n),
+            ..disk
+        });
     }
+    media.truncate(hardware.cdroms.into());
+    for n in 0..hardware.cdroms {
+        let medium = media.get(usize::from(n)).copied();
+        let port = boot::drive_port(hardware, n);
+        let drive = describe_drive((n, port), medium, &devices.disks, operation)?;
+        devices.disks.push(Disk {
+            boot: order(BootDevice::Cdrom, n.into()),
+            ..drive
+        });
+    }
+    let drives = devices.disks.iter().filter(|disk| disk.is_drive());
+    let media = Media::of(media.iter().map(|medium| medium.volume).zip(drives));
     if spec.seed.is_some() {
         let Some(folder) = &place.folder else {
             let message = "a seed's CD cannot be put onto a host that is reached by libvirt alone; \
@@ -131,8 +144,9 @@ pub(super) fn describe(
     if hardware.tpm.is_some() {
         devices.tpms = vec![describe_tpm(id, place.folder.as_deref(), operation)?];
     }
-    for nic in &spec.nics {
-        devices.interfaces.push(describe_nic(nic, operation)?);
+    for (n, nic) in spec.nics.iter().enumerate() {
+        let boot = order(BootDevice::Network, n);
+        devices.interfaces.push(describe_nic(nic, boot, operation)?);
     }
     let describe = format!(
         "NovaCron's VM {}, start {}, of cluster {}. To be changed through NovaCron only.",
@@ -150,6 +164,7 @@ pub(super) fn describe(
         description: Some(describe),
         metadata: Metadata {
             domain: Some(Identity::of(id)),
+            media,
             ..Metadata::default()
         },
         memory: Some(Amount {
@@ -378,198 +393,6 @@ fn basic_devices(place: &Place) -> Devices {
         }],
         ..Devices::default()
     }
-}
-
-/// A disk, beside these.
-pub(super) fn describe_disk(
-    disk: &DiskAttachment,
-    others: &[Disk],
-    operation: &'static str,
-) -> Result<Disk> {
-    let target = &free_target(others, disk.options.bus);
-    let (kind, source) = match &disk.attachment.source {
-        AttachmentSource::File(file) => (
-            "file",
-            DiskSource {
-                file: Some(path(file, operation)?),
-                ..DiskSource::default()
-            },
-        ),
-        AttachmentSource::BlockDevice(device) => (
-            "block",
-            DiskSource {
-                device: Some(path(device, operation)?),
-                ..DiskSource::default()
-            },
-        ),
-        AttachmentSource::Nbd { socket, export } => (
-            "network",
-            DiskSource {
-                protocol: Some("nbd".to_owned()),
-                name: Some(export.clone()),
-                host: Some(SourceHost {
-                    transport: Some("unix".to_owned()),
-                    socket: Some(path(socket, operation)?),
-                }),
-                ..DiskSource::default()
-            },
-        ),
-        other => {
-            let message = format!("libvirt is not told how to reach a volume by {other:?}");
-            return Err(Error::new(ErrorKind::Unsupported, operation, message));
-        }
-    };
-    let format = match disk.attachment.format {
-        VolumeFormat::Qcow2 => "qcow2",
-        VolumeFormat::Raw => "raw",
-    };
-    let plain = virtio_disk(kind, format, target);
-    let options = &disk.options;
-    let limits = &options.limits;
-    let tune = IoTune {
-        bytes: limits.bytes_sec,
-        read_bytes: limits.read_bytes_sec,
-        write_bytes: limits.write_bytes_sec,
-        iops: limits.iops,
-        read_iops: limits.read_iops,
-        write_iops: limits.write_iops,
-    };
-    let word = |word: &str| Some(word.to_owned());
-    Ok(Disk {
-        source: Some(source),
-        driver: plain.driver.map(|driver| DiskDriver {
-            cache: match options.cache {
-                // QEMU's own.
-                DiskCache::WriteBack => None,
-                DiskCache::None => word("none"),
-                DiskCache::WriteThrough => word("writethrough"),
-                DiskCache::DirectSync => word("directsync"),
-                DiskCache::Unsafe => word("unsafe"),
-            },
-            io: match options.io {
-                DiskIo::Threads => None,
-                DiskIo::Native => word("native"),
-                DiskIo::IoUring => word("io_uring"),
-            },
-            discard: match options.discard {
-                Discard::Unmap => word("unmap"),
-                Discard::Ignore => word("ignore"),
-            },
-            ..driver
-        }),
-        target: Target {
-            bus: word(bus_name(options.bus)),
-            ..plain.target
-        },
-        iotune: (tune != IoTune::default()).then_some(tune),
-        readonly: options.read_only.then_some(Empty {}),
-        serial: Some(serial(&disk.name)).filter(|serial| !serial.is_empty()),
-        alias: Some(Alias {
-            name: disk_alias(disk.volume),
-        }),
-        address: (options.bus == DiskBus::Scsi).then(|| scsi_address(others)),
-        ..plain
-    })
-}
-
-/// The first place on our controller that none of these disks has. libvirt itself would put the eighth disk on a
-/// controller of another model.
-fn scsi_address(others: &[Disk]) -> Address {
-    let zero = || Some("0".to_owned());
-    let taken = |unit: &String| {
-        let mut addresses = others.iter().filter_map(|disk| disk.address.as_ref());
-        addresses.any(|a| a.kind == "drive" && a.unit.as_ref() == Some(unit))
-    };
-    let mut units = (0..=others.len()).map(|unit| unit.to_string());
-    Address {
-        kind: "drive".to_owned(),
-        controller: zero(),
-        bus: zero(),
-        target: zero(),
-        unit: units.find(|unit| !taken(unit)),
-    }
-}
-
-/// libvirt's word for a bus.
-pub(super) fn bus_name(bus: DiskBus) -> &'static str {
-    match bus {
-        DiskBus::Virtio => "virtio",
-        DiskBus::Scsi => "scsi",
-        DiskBus::Sata => "sata",
-        DiskBus::Nvme => "nvme",
-    }
-}
-
-fn describe_seed(file: &Path, target: &str, operation: &'static str) -> Result<Disk> {
-    Ok(Disk {
-        source: Some(DiskSource {
-            file: Some(path(file, operation)?),
-            ..DiskSource::default()
-        }),
-        readonly: Some(Empty {}),
-        serial: Some("cidata".to_owned()),
-        alias: Some(Alias {
-            name: SEED_ALIAS.to_owned(),
-        }),
-        ..virtio_disk("file", "raw", target)
-    })
-}
-
-fn virtio_disk(kind: &str, format: &str, target: &str) -> Disk {
-    Disk {
-        kind: kind.to_owned(),
-        device: "disk".to_owned(),
-        driver: Some(DiskDriver {
-            name: "qemu".to_owned(),
-            format: format.to_owned(),
-            discard: Some("unmap".to_owned()),
-            ..DiskDriver::default()
-        }),
-        target: Target {
-            device: Some(target.to_owned()),
-            bus: Some("virtio".to_owned()),
-            ..Target::default()
-        },
-        ..Disk::default()
-    }
-}
-
-/// The name of the n-th disk on a bus: `vda`, …, `vdz`, `vdaa`, … on virtio, `sda`, … on the others.
-fn target(bus: DiskBus, n: usize) -> String {
-    let mut letters = Vec::new();
-    let mut rest = n + 1;
-    while rest > 0 {
-        rest -= 1;
-        letters.push(b'a' + (rest % 26) as u8);
-        rest /= 26;
-    }
-    let letters = letters.into_iter().rev().map(char::from);
-    let prefix = if bus == DiskBus::Virtio { "vd" } else { "sd" };
-    prefix.chars().chain(letters).collect()
-}
-
-/// The first name that none of these disks has.
-pub(super) fn free_target(disks: &[Disk], bus: DiskBus) -> String {
-    let taken = |name: &String| {
-        let mut names = disks.iter().filter_map(|disk| disk.target.device.as_ref());
-        names.any(|taken| taken == name)
-    };
-    (0..=disks.len())
-        .map(|n| target(bus, n))
-        .find(|name| !taken(name))
-        .unwrap_or_else(|| target(bus, disks.len()))
-}
-
-/// The first 20 bytes of a name, cut between characters, of those that libvirt takes in a serial.
-fn serial(name: &str) -> String {
-    let clean = name.chars().map(|c| {
-        if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+' | ' ') {
-            c
-        } else {
-            '_'
-        }
-    });
-    clean.take(20).collect()
 }
 
 /// XML is text, so a path must be; and it must not depend on who reads it.

@@ -14,19 +14,19 @@ use novacron_core::model::{
 use novacron_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
-use super::LibvirtHypervisor;
 use super::describe::{
     bandwidth, describe_disk, describe_nic, disk_alias, nic_alias, path as xml_path, uuid_of,
 };
-use super::error::remaining;
+use super::error::{precondition, remaining};
 use super::look::{Found, Task};
 use super::pool::Effect;
 use super::state::Right;
 use super::sys::code;
 use super::xml::{
-    Bandwidth, Devices, Disk, DiskSource, Link, SnapshotDisk, SnapshotDisks, SnapshotDriver,
-    SnapshotXml,
+    Bandwidth, Devices, Disk, DiskSource, DomainXml, Link, SnapshotDisk, SnapshotDisks,
+    SnapshotDriver, SnapshotXml,
 };
+use super::{LibvirtHypervisor, media};
 
 /// How long a detach waits for an event before it looks again.
 const LOOK: Duration = Duration::from_millis(500);
@@ -37,10 +37,14 @@ impl HotPlug for LibvirtHypervisor {
         const OPERATION: &str = "libvirt.attach_disk";
         let disk = disk.clone();
         let attach = move |task: &Task| {
-            let (found, devices) = attached(task, id)?;
-            if has_disk(&devices, disk.volume) {
+            let (found, running) = attached(task, id)?;
+            if running.disk(disk.volume).is_some() {
                 return Ok(());
             }
+            if disk.options.bus == DiskBus::Cdrom {
+                return media::insert(task, &found, &running, &disk);
+            }
+            let devices = running.devices;
             place(&devices, disk.options.bus, OPERATION)?;
             let xml = describe_disk(&disk, &devices.disks, OPERATION)?;
             attach(task, &found, quick_xml::se::to_string(&xml))
@@ -52,7 +56,10 @@ impl HotPlug for LibvirtHypervisor {
 
     async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()> {
         const OPERATION: &str = "libvirt.detach_disk";
-        let has = move |devices: &Devices| has_disk(devices, volume);
+        if self.eject(call, id, volume, OPERATION).await? {
+            return Ok(());
+        }
+        let has = move |running: &DomainXml| running.disk(volume).is_some();
         self.detach(call, id, disk_alias(volume), has, OPERATION)
             .await
     }
@@ -67,8 +74,8 @@ impl HotPlug for LibvirtHypervisor {
         const OPERATION: &str = "libvirt.set_disk_limits";
         let limits = *limits;
         let set = move |task: &Task| {
-            let (found, devices) = attached(task, id)?;
-            let target = target_of(task, &devices, volume)?;
+            let (found, running) = attached(task, id)?;
+            let target = target_of(task, &running, volume)?;
             task.in_time()?;
             task.ok(found.dom.set_disk_limits(&target, &limits))
         };
@@ -82,11 +89,11 @@ impl HotPlug for LibvirtHypervisor {
         nic.check(OPERATION)?;
         let nic = nic.clone();
         let attach = move |task: &Task| {
-            let (found, devices) = attached(task, id)?;
-            if has_nic(&devices, nic.port) {
+            let (found, running) = attached(task, id)?;
+            if has_nic(&running, nic.port) {
                 return Ok(());
             }
-            let xml = describe_nic(&nic, OPERATION)?;
+            let xml = describe_nic(&nic, None, OPERATION)?;
             attach(task, &found, quick_xml::se::to_string(&xml))
         };
         self.state
@@ -105,8 +112,8 @@ impl HotPlug for LibvirtHypervisor {
         const OPERATION: &str = "libvirt.set_nic";
         let limits = *limits;
         let set = move |task: &Task| {
-            let (found, devices) = attached(task, id)?;
-            let mut interfaces = devices.interfaces.into_iter();
+            let (found, running) = attached(task, id)?;
+            let mut interfaces = running.devices.interfaces.into_iter();
             let nic = interfaces.find(|nic| nic.port() == Some(port));
             let Some(mut nic) = nic else {
                 let message = "the NIC is not attached";
@@ -143,7 +150,7 @@ impl HotPlug for LibvirtHypervisor {
 
     async fn detach_nic(&self, call: Call, id: DomainId, port: PortId) -> Result<()> {
         const OPERATION: &str = "libvirt.detach_nic";
-        let has = move |devices: &Devices| has_nic(devices, port);
+        let has = move |running: &DomainXml| has_nic(running, port);
         self.detach(call, id, nic_alias(port), has, OPERATION).await
     }
 
@@ -156,8 +163,8 @@ impl HotPlug for LibvirtHypervisor {
     ) -> Result<()> {
         const OPERATION: &str = "libvirt.resize_disk";
         let resize = move |task: &Task| {
-            let (found, devices) = attached(task, id)?;
-            let target = target_of(task, &devices, volume)?;
+            let (found, running) = attached(task, id)?;
+            let target = target_of(task, &running, volume)?;
             let present = task.ok(found.dom.disk_size(&target))?;
             if present == size.0 {
                 return Ok(());
@@ -189,18 +196,23 @@ impl DiskPivot for LibvirtHypervisor {
         const OPERATION: &str = "libvirt.pivot";
         let pivot = move |task: &Task| {
             let layer = xml_path(&path, OPERATION)?;
-            let (found, devices) = attached(task, id)?;
-            let target = target_of(task, &devices, volume)?;
+            let (found, running) = attached(task, id)?;
+            let target = target_of(task, &running, volume)?;
             let on_top = |disk: &Disk| {
                 let source = disk.source.as_ref();
                 source.and_then(|source| source.file.as_ref()) == Some(&layer)
             };
-            let of_volume = |disk: &&Disk| disk.volume() == Some(volume);
-            if devices.disks.iter().find(of_volume).is_some_and(on_top) {
+            let disk = running.disk(volume);
+            if disk.is_some_and(on_top) {
                 return Ok(());
             }
+            if disk.is_some_and(Disk::is_drive) {
+                let message =
+                    "a medium is not snapshot while it is in its drive: take it out first";
+                return Err(precondition(OPERATION, id, message.to_owned()));
+            }
             task.in_time()?;
-            let xml = snapshot(&devices, &target, &layer);
+            let xml = snapshot(&running.devices, &target, &layer);
             let xml = quick_xml::se::to_string(&xml).map_err(|e| not_xml(OPERATION, e))?;
             task.ok(found.dom.pivot(&xml))
         };
@@ -251,14 +263,14 @@ impl LibvirtHypervisor {
         call: Call,
         id: DomainId,
         alias: String,
-        has: impl Fn(&Devices) -> bool + Clone + Send + Sync + 'static,
+        has: impl Fn(&DomainXml) -> bool + Clone + Send + Sync + 'static,
         operation: &'static str,
     ) -> Result<()> {
         let mut removed = self.state.removed.subscribe();
         let (ask, asked) = (has.clone(), alias.clone());
         let detach = move |task: &Task| {
-            let (found, devices) = attached(task, id)?;
-            if !ask(&devices) {
+            let (found, running) = attached(task, id)?;
+            if !ask(&running) {
                 return Ok(true);
             }
             task.in_time()?;
@@ -308,11 +320,11 @@ impl LibvirtHypervisor {
     }
 }
 
-/// A started domain, and its devices now.
-fn attached(task: &Task, id: DomainId) -> Result<(Found, Devices)> {
+/// A started domain, and what it is now.
+pub(super) fn attached(task: &Task, id: DomainId) -> Result<(Found, DomainXml)> {
     let (found, _) = task.started(id)?;
-    let devices = task.running_xml(&found)?.devices;
-    Ok((found, devices))
+    let running = task.running_xml(&found)?;
+    Ok((found, running))
 }
 
 /// Whether a disk on this bus can be plugged in: libvirt would make a controller of its own choice.
@@ -322,21 +334,18 @@ fn place(devices: &Devices, bus: DiskBus, operation: &'static str) -> Result<()>
         DiskBus::Virtio | DiskBus::Nvme => return Ok(()),
         DiskBus::Scsi if has_scsi() => return Ok(()),
         DiskBus::Scsi => "the machine was started without a SCSI disk, so it has no controller",
-        DiskBus::Sata => "SATA disks are given to a machine at its start only",
+        DiskBus::Sata | DiskBus::Cdrom => "SATA disks are given to a machine at its start only",
     };
     Err(Error::new(ErrorKind::Unsupported, operation, message))
 }
 
-fn has_disk(devices: &Devices, volume: VolumeId) -> bool {
-    devices.disks.iter().any(|d| d.volume() == Some(volume))
+fn has_nic(running: &DomainXml, port: PortId) -> bool {
+    let mut nics = running.devices.interfaces.iter();
+    nics.any(|nic| nic.port() == Some(port))
 }
 
-fn has_nic(devices: &Devices, port: PortId) -> bool {
-    devices.interfaces.iter().any(|n| n.port() == Some(port))
-}
-
-fn target_of(task: &Task, devices: &Devices, volume: VolumeId) -> Result<String> {
-    let disk = devices.disks.iter().find(|d| d.volume() == Some(volume));
+fn target_of(task: &Task, running: &DomainXml, volume: VolumeId) -> Result<String> {
+    let disk = running.disk(volume);
     disk.and_then(|disk| disk.target.device.clone())
         .ok_or_else(|| {
             let message = "the volume is not attached";
@@ -360,7 +369,7 @@ fn attach(
     }
 }
 
-fn not_xml(operation: &'static str, error: quick_xml::SeError) -> Error {
+pub(super) fn not_xml(operation: &'static str, error: quick_xml::SeError) -> Error {
     let message = "a device cannot be described in XML";
     Error::new(ErrorKind::Internal, operation, message).caused_by(error)
 }

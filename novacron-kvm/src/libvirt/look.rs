@@ -265,10 +265,14 @@ impl Task {
         }
     }
 
-    /// A running domain as it is now.
+    /// A running domain as it is now, with the notes, which only its definition has.
     pub(super) fn running_xml(&self, found: &Found) -> Result<DomainXml> {
         let text = self.ok(found.dom.xml(false))?;
-        DomainXml::of_text(&text).map_err(|error| self.senseless(error))
+        let running = DomainXml::of_text(&text).map_err(|error| self.senseless(error))?;
+        Ok(DomainXml {
+            metadata: found.defined.metadata.clone(),
+            ..running
+        })
     }
 
     fn senseless(&self, error: quick_xml::DeError) -> Error {
@@ -278,21 +282,17 @@ impl Task {
 
     /// A domain of NovaCron's, as the contract names it.
     pub(super) fn domain(&self, found: &Found, seen: Seen) -> Result<Domain> {
-        let (state, devices) = match seen {
-            Seen::Defined => (DomainState::Defined, found.defined.devices.clone()),
-            Seen::Live(state) => (state, self.running_xml(found)?.devices),
+        let (state, domain) = match seen {
+            Seen::Defined => (DomainState::Defined, found.defined.clone()),
+            Seen::Live(state) => (state, self.running_xml(found)?),
             Seen::Ended(exit) => (DomainState::Ended(exit), <_>::default()),
             Seen::Unknown(reason) => (DomainState::Unknown(reason), <_>::default()),
         };
         Ok(Domain {
             owner: DomainOwner::NovaCron(found.id),
             state,
-            disks: devices
-                .disks
-                .iter()
-                .filter_map(super::xml::Disk::volume)
-                .collect(),
-            nics: (devices.interfaces.iter())
+            disks: domain.volumes().map(|(volume, _)| volume).collect(),
+            nics: (domain.devices.interfaces.iter())
                 .filter_map(super::xml::Interface::port)
                 .collect(),
         })

@@ -34,6 +34,7 @@ mod hypervisor;
 mod life;
 mod link;
 mod look;
+mod media;
 mod notes;
 mod pool;
 mod screens;

@@ -2,18 +2,22 @@
 //!
 //! ```text
 //!   domain   at define                     cluster, VM, epoch
+//!   media    at define, and before one is put into a CD-ROM drive    which volume each is: a drive has a name of its own
 //!   started  before it is started          from here on it is never Defined again
 //!   asked    before a request to end       what tells a request from the guest's own doing
 //!   ended    after the end, by whoever sees it first; before it, where NovaCron makes it
 //! ```
-//! Each lies in a namespace of its own and is written once, by one call of libvirt's: so nothing is read, changed and
-//! written back, and two writers cannot undo each other. They stay with the definition, over every restart.
+//! Each lies in a namespace of its own and is written by one call of libvirt's, all but `media` once: so nothing is read,
+//! changed and written back, and two writers cannot undo each other. `media` has one writer, who has the domain's turn. They
+//! stay with the definition, over every restart.
 
 use std::fmt;
 
 use novacron_core::driver::DomainId;
-use novacron_core::model::{ClusterId, Epoch, Exit, VmId};
+use novacron_core::model::{ClusterId, Epoch, Exit, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
+
+use super::xml::Disk;
 
 /// The metadata of a domain, as far as it is NovaCron's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,6 +31,11 @@ pub(super) struct Metadata {
         skip_serializing_if = "Option::is_none"
     )]
     pub(super) domain: Option<Identity>,
+    #[serde(
+        rename(serialize = "media:novacron-media", deserialize = "novacron-media"),
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) media: Option<Media>,
     #[serde(rename = "novacron-started", skip_serializing)]
     pub(super) started: Option<Started>,
     #[serde(rename = "novacron-asked", skip_serializing)]
@@ -68,6 +77,57 @@ impl Identity {
             epoch: self.epoch,
         }
     }
+}
+
+impl Metadata {
+    /// The volume of a disk, or of the medium in a drive.
+    pub(super) fn volume(&self, disk: &Disk) -> Option<VolumeId> {
+        if !disk.is_drive() {
+            return disk.volume();
+        }
+        let place = disk.place()?;
+        let mut known = self.media.iter().flat_map(|media| &media.media);
+        let medium = known.find(|medium| medium.source == place)?;
+        Some(medium.volume)
+    }
+}
+
+/// Which volumes the media in its drives are, or were.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename = "novacron-media")]
+pub(super) struct Media {
+    #[serde(rename(serialize = "@xmlns:media"), skip_deserializing)]
+    namespace: String,
+    #[serde(rename = "medium", default)]
+    media: Vec<Medium>,
+}
+
+/// A medium: what stands in a drive's `<source>`, and the volume that this is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Medium {
+    #[serde(rename = "@volume")]
+    volume: VolumeId,
+    #[serde(rename = "@source")]
+    source: String,
+}
+
+impl Media {
+    /// That these volumes are in these drives; none if none is.
+    pub(super) fn of<'a>(media: impl Iterator<Item = (VolumeId, &'a Disk)>) -> Option<Self> {
+        let medium = |(volume, drive): (VolumeId, &Disk)| {
+            let source = drive.place()?.to_owned();
+            Some(Medium { volume, source })
+        };
+        let media: Vec<_> = media.filter_map(medium).collect();
+        (!media.is_empty()).then(|| Self {
+            namespace: Self::namespace(),
+            media,
+        })
+    }
+}
+
+impl Note for Media {
+    const KEY: &'static str = "media";
 }
 
 /// Something that is written into a definition later on.

@@ -21,7 +21,7 @@ pub(super) fn read(task: &Task, id: DomainId) -> Result<DomainStats> {
     let state = stats.state().map_or_else(|| found.dom.state(), Ok);
     let seen = task.seen(&found, &starting, task.ok(state)?)?;
     task.live(id, seen)?;
-    let devices = task.running_xml(&found)?.devices;
+    let running = task.running_xml(&found)?;
 
     let vcpus = found.defined.vcpu.map_or(1, |count| count.value).max(1);
     let each_vcpu = (0..vcpus).map(|n| stats.number(&format!("vcpu.{n}.time")));
@@ -35,8 +35,8 @@ pub(super) fn read(task: &Task, id: DomainId) -> Result<DomainStats> {
         }
     };
 
-    let volumes: HashMap<_, _> = (devices.disks.iter())
-        .filter_map(|disk| Some((disk.target.device.as_deref()?, disk.volume()?)))
+    let volumes: HashMap<_, _> = (running.volumes())
+        .filter_map(|(volume, disk)| Some((disk.target.device.as_deref()?, volume)))
         .collect();
     let disks = each(&stats, "block").filter_map(|prefix| {
         let volume = volumes.get(stats.word(&format!("{prefix}.name"))?)?;
@@ -49,7 +49,7 @@ pub(super) fn read(task: &Task, id: DomainId) -> Result<DomainStats> {
             writes: number("wr.reqs"),
         })
     });
-    let ports: HashMap<_, _> = (devices.interfaces.iter())
+    let ports: HashMap<_, _> = (running.devices.interfaces.iter())
         .filter_map(|nic| Some((nic.target.as_ref()?.device.as_deref()?, nic.port()?)))
         .collect();
     // libvirt turns a tap's numbers round: these are the guest's. A user-mode network has no device and does not count.

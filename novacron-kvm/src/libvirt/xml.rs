@@ -3,11 +3,14 @@
 //! Only what NovaCron writes or looks at has a type; when it is read, everything else is left out, so that nothing here
 //! is ever written back in place of what libvirt has. Foreign domains of any driver can be read.
 
+mod disk;
 mod interface;
 
+use novacron_core::model::VolumeId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(super) use disk::{Address, Disk, DiskDriver, DiskSource, IoTune, SourceHost};
 pub(super) use interface::{
     Average, Bandwidth, Interface, InterfaceDriver, InterfaceModel, InterfaceSource, Link, Mac,
     Mtu, Rom,
@@ -64,6 +67,20 @@ pub(super) struct DomainXml {
         skip_serializing_if = "Option::is_none"
     )]
     pub(super) qemu: Option<QemuArguments>,
+}
+
+impl DomainXml {
+    /// Its disks and media that are volumes of ours.
+    pub(super) fn volumes(&self) -> impl Iterator<Item = (VolumeId, &Disk)> {
+        let disks = self.devices.disks.iter();
+        disks.filter_map(|disk| Some((self.metadata.volume(disk)?, disk)))
+    }
+
+    /// The disk, or the drive, that a volume is behind.
+    pub(super) fn disk(&self, volume: VolumeId) -> Option<&Disk> {
+        let mut disks = self.volumes();
+        disks.find(|(of, _)| *of == volume).map(|(_, disk)| disk)
+    }
 }
 
 /// Namespace of [`QemuArguments`].
@@ -353,106 +370,6 @@ pub(super) struct Controller {
     pub(super) index: Option<u32>,
     #[serde(rename = "@model", skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<String>,
-}
-
-/// `<disk>`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename = "disk")]
-pub(super) struct Disk {
-    #[serde(rename = "@type")]
-    pub(super) kind: String,
-    #[serde(rename = "@device")]
-    pub(super) device: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) driver: Option<DiskDriver>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) source: Option<DiskSource>,
-    pub(super) target: Target,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) iotune: Option<IoTune>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) readonly: Option<Empty>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) serial: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) boot: Option<Boot>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) alias: Option<Alias>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) address: Option<Address>,
-}
-
-/// `<address>`, as far as SCSI disks have one.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Address {
-    #[serde(rename = "@type")]
-    pub(super) kind: String,
-    #[serde(rename = "@controller", skip_serializing_if = "Option::is_none")]
-    pub(super) controller: Option<String>,
-    #[serde(rename = "@bus", skip_serializing_if = "Option::is_none")]
-    pub(super) bus: Option<String>,
-    #[serde(rename = "@target", skip_serializing_if = "Option::is_none")]
-    pub(super) target: Option<String>,
-    #[serde(rename = "@unit", skip_serializing_if = "Option::is_none")]
-    pub(super) unit: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct DiskDriver {
-    #[serde(rename = "@name")]
-    pub(super) name: String,
-    #[serde(rename = "@type")]
-    pub(super) format: String,
-    #[serde(rename = "@cache", skip_serializing_if = "Option::is_none")]
-    pub(super) cache: Option<String>,
-    #[serde(rename = "@io", skip_serializing_if = "Option::is_none")]
-    pub(super) io: Option<String>,
-    #[serde(rename = "@discard", skip_serializing_if = "Option::is_none")]
-    pub(super) discard: Option<String>,
-}
-
-/// `<iotune>`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct IoTune {
-    #[serde(rename = "total_bytes_sec", skip_serializing_if = "Option::is_none")]
-    pub(super) bytes: Option<u64>,
-    #[serde(rename = "read_bytes_sec", skip_serializing_if = "Option::is_none")]
-    pub(super) read_bytes: Option<u64>,
-    #[serde(rename = "write_bytes_sec", skip_serializing_if = "Option::is_none")]
-    pub(super) write_bytes: Option<u64>,
-    #[serde(rename = "total_iops_sec", skip_serializing_if = "Option::is_none")]
-    pub(super) iops: Option<u64>,
-    #[serde(rename = "read_iops_sec", skip_serializing_if = "Option::is_none")]
-    pub(super) read_iops: Option<u64>,
-    #[serde(rename = "write_iops_sec", skip_serializing_if = "Option::is_none")]
-    pub(super) write_iops: Option<u64>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct DiskSource {
-    #[serde(rename = "@file", skip_serializing_if = "Option::is_none")]
-    pub(super) file: Option<String>,
-    #[serde(rename = "@dev", skip_serializing_if = "Option::is_none")]
-    pub(super) device: Option<String>,
-    #[serde(rename = "@protocol", skip_serializing_if = "Option::is_none")]
-    pub(super) protocol: Option<String>,
-    #[serde(rename = "@name", skip_serializing_if = "Option::is_none")]
-    pub(super) name: Option<String>,
-    #[serde(rename = "host", skip_serializing_if = "Option::is_none")]
-    pub(super) host: Option<SourceHost>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct SourceHost {
-    #[serde(rename = "@transport", skip_serializing_if = "Option::is_none")]
-    pub(super) transport: Option<String>,
-    #[serde(rename = "@socket", skip_serializing_if = "Option::is_none")]
-    pub(super) socket: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

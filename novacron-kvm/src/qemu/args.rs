@@ -8,14 +8,19 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use novacron_core::model::{ClockOffset, DiskBus, MemoryBacking, Smbios, WatchdogAction};
+use novacron_core::model::{
+    BootDevice, ClockOffset, DiskBus, MemoryBacking, Smbios, WatchdogAction,
+};
 use serde_json::json;
 
-use super::devices::{Properties, SCSI, SCSI_BUS, blockdev, disk_device, key_value, nic_device};
+use super::devices::{
+    Properties, SCSI, SCSI_BUS, blockdev, booted, cdrom_device, disk_device, key_value, nic_device,
+};
 use super::net::Link;
 use super::screens;
 use super::spec::StoredSpec;
 use crate::accel::Accel;
+use crate::boot;
 use crate::firmware::Ovmf;
 use crate::tpm;
 
@@ -78,10 +83,11 @@ impl Machine<'_> {
             ));
         }
         self.disks(&mut line);
-        for (nic, link) in self.spec.nics.iter().zip(self.links) {
+        for (n, (nic, link)) in self.spec.nics.iter().zip(self.links).enumerate() {
             line.add("-netdev", link.key_value(nic.port));
             let bus = line.next_port();
-            line.device(&nic_device(nic, &bus));
+            let place = self.boot_place(BootDevice::Network, n);
+            line.device(&nic_device(nic, &bus, place));
         }
         line.arguments
     }
@@ -237,24 +243,39 @@ impl Machine<'_> {
         line.add("-device", balloon);
     }
 
+    /// The place of the n-th of these devices in the order of booting.
+    fn boot_place(&self, device: BootDevice, n: usize) -> Option<usize> {
+        let spec = self.spec;
+        boot::place(&spec.hardware, device, n, |device| match device {
+            BootDevice::Disk => spec.disks.len() - spec.on_bus(DiskBus::Cdrom).count(),
+            BootDevice::Cdrom => spec.hardware.cdroms.into(),
+            BootDevice::Network => spec.nics.len(),
+        })
+    }
+
     fn disks(&self, line: &mut Line) {
-        let mut sata = 0..;
+        let (mut sata, mut places) = (0.., 0..);
         if self.spec.on_bus(DiskBus::Scsi).next().is_some() {
             let bus = line.next_port();
             line.add("-device", format!("virtio-scsi-pci,id={SCSI},bus={bus}"));
         }
-        for (i, disk) in self.spec.disks.iter().enumerate() {
+        for disk in &self.spec.disks {
             line.add("-blockdev", blockdev(disk).to_string());
             let bus = match disk.options.bus {
                 DiskBus::Virtio | DiskBus::Nvme => line.next_port(),
                 DiskBus::Scsi => SCSI_BUS.to_owned(),
                 DiskBus::Sata => format!("ide.{}", sata.next().unwrap_or(0)),
+                DiskBus::Cdrom => continue,
             };
-            let mut device = disk_device(disk, &bus);
-            if self.spec.hardware.kernel.is_none() {
-                device.push(("bootindex", i.to_string()));
-            }
-            line.device(&device);
+            let n = places.next().unwrap_or(0);
+            let place = self.boot_place(BootDevice::Disk, n);
+            line.device(&booted(disk_device(disk, &bus), place));
+        }
+        let mut media = self.spec.on_bus(DiskBus::Cdrom);
+        for drive in 0..self.spec.hardware.cdroms {
+            let place = self.boot_place(BootDevice::Cdrom, drive.into());
+            let bus = format!("ide.{}", boot::drive_port(&self.spec.hardware, drive));
+            line.device(&booted(cdrom_device(drive, bus, media.next()), place));
         }
         if self.spec.seed {
             let seed = json!({
@@ -344,6 +365,7 @@ mod tests {
     };
     use uuid::Uuid;
 
+    use super::super::devices::volume_node;
     use super::super::spec::{StoredDisk, StoredNic, StoredSource};
     use super::*;
     use crate::tpm::Kept;
@@ -503,6 +525,29 @@ mod tests {
         };
         let line = shown(&spec, None);
         assert!(line.contains("-device e1000e,id=nic-"), "{line}");
+    }
+
+    #[test]
+    fn drives_and_nics_have_their_place_in_the_boot_order() {
+        let mut spec = spec();
+        spec.hardware.cdroms = 2;
+        spec.hardware.boot_order = vec![BootDevice::Cdrom, BootDevice::Network, BootDevice::Disk];
+        let mut medium = spec.disks[0].clone();
+        medium.volume = VolumeId::from_uuid(Uuid::from_u128(9));
+        medium.options.bus = DiskBus::Cdrom;
+        spec.disks.insert(0, medium);
+        let line = shown(&spec, None);
+        let node = volume_node(VolumeId::from_uuid(Uuid::from_u128(9)));
+        for wanted in [
+            &format!("-device ide-cd,id=cd0,bus=ide.4,drive={node},bootindex=0\n"),
+            "-device ide-cd,id=cd1,bus=ide.5,bootindex=1\n",
+            "mac=52:54:00:00:00:01,bootindex=2",
+            "serial=root,write-cache=on,bootindex=3\n",
+            &format!(r#""node-name":"{node}","read-only":true}}"#),
+        ] {
+            assert!(line.contains(wanted), "{wanted}: {line}");
+        }
+        assert!(!line.contains("romfile="), "{line}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | object | id | made by |
 //! |---|---|---|
 //! | disk device | `disk-<volume>` | `-device`, `device_add` |
+//! | CD-ROM drive | `cd0…cd5` | `-device`; the node of its medium says which volume that is |
 //! | a disk's first layer | `v<volume in base 32>` | `-blockdev`, `blockdev-add` |
 //! | a layer on top | `s<snapshot in base 32>` | `blockdev-add` before a pivot |
 //! | NIC device, its link | `nic-<port>`, `net-<port>` | `-device`/`device_add`, `-netdev`/`netdev_add` |
@@ -17,6 +18,7 @@ use novacron_core::model::{
     SnapshotId, VolumeFormat, VolumeId,
 };
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::spec::{StoredDisk, StoredNic, StoredSource};
 
@@ -40,6 +42,18 @@ pub(super) fn volume_of(device: &str) -> Option<VolumeId> {
     device.strip_prefix("disk-")?.parse().ok()
 }
 
+/// The id of a CD-ROM drive.
+pub(super) fn drive_id(drive: u8) -> String {
+    format!("cd{drive}")
+}
+
+/// Whether a device is a CD-ROM drive.
+pub(super) fn is_drive(device: &str) -> bool {
+    device
+        .strip_prefix("cd")
+        .is_some_and(|drive| drive.parse::<u8>().is_ok())
+}
+
 /// The port of a device, if it is a NIC.
 pub(super) fn port_of(device: &str) -> Option<PortId> {
     device.strip_prefix("nic-")?.parse().ok()
@@ -48,6 +62,17 @@ pub(super) fn port_of(device: &str) -> Option<PortId> {
 /// The node of a volume's first layer.
 pub(super) fn volume_node(volume: VolumeId) -> String {
     format!("v{}", base32(volume.uuid().as_u128()))
+}
+
+/// The volume of a first layer's node.
+pub(super) fn volume_of_node(node: &str) -> Option<VolumeId> {
+    let digits = is_our_node(node).then(|| node.strip_prefix('v'))??;
+    let digit = |b: u8| match b {
+        b'a'..=b'z' => u128::from(b - b'a'),
+        _ => u128::from(b - b'2') + 26,
+    };
+    let bits = digits.bytes().fold(0, |bits, b| bits << 5 | digit(b));
+    Some(VolumeId::from_uuid(Uuid::from_u128(bits)))
 }
 
 /// The node of the layer that was put on top at a snapshot.
@@ -87,7 +112,7 @@ pub(super) fn blockdev(disk: &StoredDisk) -> Value {
     let mut node = opened(file, &disk.options);
     node["driver"] = driver(disk.format).into();
     node["node-name"] = volume_node(disk.volume).into();
-    node["read-only"] = disk.options.read_only.into();
+    node["read-only"] = disk.options.is_read_only().into();
     node
 }
 
@@ -150,6 +175,7 @@ pub(super) fn disk_device(disk: &StoredDisk, bus: &str) -> Properties {
         DiskBus::Virtio => "virtio-blk-pci",
         DiskBus::Scsi => "scsi-hd",
         DiskBus::Sata => "ide-hd",
+        DiskBus::Cdrom => "ide-cd",
         DiskBus::Nvme => "nvme",
     };
     let write_cache = if has_write_cache(disk) { "on" } else { "off" };
@@ -163,12 +189,29 @@ pub(super) fn disk_device(disk: &StoredDisk, bus: &str) -> Properties {
     ]
 }
 
+/// A CD-ROM drive, with its medium if it has one.
+pub(super) fn cdrom_device(drive: u8, bus: String, medium: Option<&StoredDisk>) -> Properties {
+    let mut properties = vec![
+        ("driver", "ide-cd".to_owned()),
+        ("id", drive_id(drive)),
+        ("bus", bus),
+    ];
+    properties.extend(medium.map(|medium| ("drive", volume_node(medium.volume))));
+    properties
+}
+
+/// A device at its place in the order of booting.
+pub(super) fn booted(mut device: Properties, place: Option<usize>) -> Properties {
+    device.extend(place.map(|place| ("bootindex", place.to_string())));
+    device
+}
+
 /// The bus of the disks on virtio-scsi, if there are any at the start, and the controller's id.
 pub(super) const SCSI_BUS: &str = "scsi.0";
 pub(super) const SCSI: &str = "scsi";
 
-/// A NIC's device. Without its boot ROM: a guest boots from disks.
-pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
+/// A NIC's device, at its place in the order of booting. One that the guest does not boot from has no boot ROM.
+pub(super) fn nic_device(nic: &StoredNic, bus: &str, place: Option<usize>) -> Properties {
     let NicOptions {
         model, queues, mtu, ..
     } = nic.options;
@@ -182,8 +225,11 @@ pub(super) fn nic_device(nic: &StoredNic, bus: &str) -> Properties {
         ("bus", bus.into()),
         ("netdev", link_id(nic.port)),
         ("mac", nic.mac.to_string()),
-        ("romfile", String::new()),
     ];
+    match place {
+        Some(place) => properties.push(("bootindex", place.to_string())),
+        None => properties.push(("romfile", String::new())),
+    }
     if queues > 1 {
         // Two of each pair, one for the configuration and one for the control queue.
         let vectors = 2 * u32::from(queues) + 2;
@@ -241,7 +287,6 @@ pub(super) fn arguments(properties: &[(&str, String)]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     #[test]
     fn ids_are_read_back_and_nodes_fit() {
@@ -251,6 +296,9 @@ mod tests {
         assert_eq!(port_of(&disk_id(volume)), None);
         let node = volume_node(volume);
         assert!(node.len() <= 31 && is_our_node(&node), "{node}");
+        assert_eq!(volume_of_node(&node), Some(volume));
+        let layer = layer_node(SnapshotId::from_uuid(uuid));
+        assert_eq!(volume_of_node(&layer), None);
         assert!(!is_our_node("#block123"));
         assert_ne!(base32(u128::MAX), base32(u128::MAX - 1));
     }

@@ -18,7 +18,7 @@ use super::devices::{
 use super::monitor::Monitor;
 use super::net::{Link, connect};
 use super::spec::{StoredDisk, StoredNic};
-use super::{QemuHypervisor, error, shaping};
+use super::{QemuHypervisor, error, media, shaping};
 
 #[async_trait]
 impl HotPlug for QemuHypervisor {
@@ -30,6 +30,9 @@ impl HotPlug for QemuHypervisor {
         let limits = &disk.options.limits;
         if monitor.devices().await?.contains(&disk_id(disk.volume)) {
             return set_limits(monitor, disk.volume, limits).await;
+        }
+        if disk.options.bus == DiskBus::Cdrom {
+            return media::insert(monitor, &disk).await;
         }
         monitor.close_unused().await?;
         let port = place(monitor, disk.options.bus).await?;
@@ -67,7 +70,10 @@ impl HotPlug for QemuHypervisor {
         const OPERATION: &str = "qemu.detach_disk";
         let turn = self.state.turn(call, id, OPERATION).await?;
         let monitor = turn.monitor();
-        unplug(monitor, &disk_id(volume)).await?;
+        match media::drive_of(monitor, volume).await? {
+            Some(drive) => media::eject(monitor, &drive).await?,
+            None => unplug(monitor, &disk_id(volume)).await?,
+        }
         // QEMU lets go of the image a moment after it says that the device is gone.
         let mut look = interval(Duration::from_millis(20));
         while monitor.close_unused().await?.contains(&volume_node(volume)) {
@@ -92,7 +98,7 @@ impl HotPlug for QemuHypervisor {
         let plugged = match connect(&nic, call, OPERATION).await {
             Ok(()) => {
                 monitor
-                    .tell("device_add", arguments(&nic_device(&nic, &port)))
+                    .tell("device_add", arguments(&nic_device(&nic, &port, None)))
                     .await
             }
             refused => refused,
@@ -177,7 +183,7 @@ async fn place(monitor: Monitor<'_>, bus: DiskBus) -> Result<String> {
             return Ok(SCSI_BUS.to_owned());
         }
         DiskBus::Scsi => "the machine was started without a SCSI disk, so it has no controller",
-        DiskBus::Sata => "SATA disks are given to a machine at its start only",
+        DiskBus::Sata | DiskBus::Cdrom => "SATA disks are given to a machine at its start only",
     };
     Err(Error::new(
         ErrorKind::Unsupported,

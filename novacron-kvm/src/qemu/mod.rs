@@ -31,6 +31,7 @@ mod host;
 mod hot_plug;
 mod hypervisor;
 mod live;
+mod media;
 mod monitor;
 mod net;
 mod pivot;

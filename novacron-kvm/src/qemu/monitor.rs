@@ -7,7 +7,7 @@ use novacron_core::model::{DiskCache, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
-use super::devices::{disk_id, is_our_node, link_id, port_of, volume_of};
+use super::devices::{is_drive, is_our_node, link_id, port_of, volume_of, volume_of_node};
 use super::error;
 use crate::qmp::{Qmp, QmpError};
 
@@ -97,8 +97,13 @@ impl Monitor<'_> {
     /// The volumes and ports that are attached now.
     pub(super) async fn attached(&self) -> Result<(Vec<VolumeId>, Vec<PortId>)> {
         let devices = self.devices().await?;
-        let disks = devices.iter().filter_map(|id| volume_of(id)).collect();
-        Ok((disks, devices.iter().filter_map(|id| port_of(id)).collect()))
+        let ports = devices.iter().filter_map(|id| port_of(id)).collect();
+        let mut disks: Vec<_> = devices.iter().filter_map(|id| volume_of(id)).collect();
+        if devices.iter().any(|id| is_drive(id)) {
+            let media = self.drives().await?;
+            disks.extend(media.into_iter().filter_map(|(_, medium)| medium));
+        }
+        Ok((disks, ports))
     }
 
     /// The ways of its NICs to their networks. Only the monitor for people tells which tap one has; it may be somebody
@@ -127,11 +132,23 @@ impl Monitor<'_> {
         Err(Error::new(ErrorKind::Exhausted, self.operation, message))
     }
 
+    /// Its CD-ROM drives, each with its medium if it has one.
+    pub(super) async fn drives(&self) -> Result<Vec<(String, Option<VolumeId>)>> {
+        let list = self.ask("query-block", json!({})).await?;
+        let entries = list.as_array().into_iter().flatten();
+        let drive = |entry| {
+            let device = device_of(entry).filter(|device| is_drive(device))?;
+            Some((device.to_owned(), volume_in(entry)))
+        };
+        Ok(entries.filter_map(drive).collect())
+    }
+
     /// What is told of the block device that a volume is behind.
     async fn block_entry(&self, volume: VolumeId) -> Result<Option<Value>> {
         let list = self.ask("query-block", json!({})).await?;
         let mut entries = list.as_array().into_iter().flatten();
-        Ok(entries.find(|entry| is_of(entry, volume)).cloned())
+        let is_it = |entry: &&Value| volume_in(entry) == Some(volume);
+        Ok(entries.find(is_it).cloned())
     }
 
     /// QEMU's name of the block device that a volume is behind.
@@ -224,9 +241,16 @@ pub(super) struct TopLayer {
     pub(super) cache: DiskCache,
 }
 
-/// Whether an entry of `query-block` or `query-blockstats` is a volume's: QEMU names the device by its path.
-pub(super) fn is_of(entry: &Value, volume: VolumeId) -> bool {
-    device_of(entry).is_some_and(|device| device == disk_id(volume))
+/// The volume of an entry of `query-block` or `query-blockstats`: a disk's device is named by it, and in a CD-ROM drive the
+/// node is.
+pub(super) fn volume_in(entry: &Value) -> Option<VolumeId> {
+    let device = device_of(entry)?;
+    if !is_drive(device) {
+        return volume_of(device);
+    }
+    let inserted = entry.pointer("/inserted/node-name");
+    let node = inserted.or_else(|| entry.get("node-name"))?;
+    volume_of_node(node.as_str()?)
 }
 
 /// The id of the device of such an entry.

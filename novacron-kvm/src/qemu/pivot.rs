@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use novacron_core::Result;
 use novacron_core::driver::{Call, DiskPivot, DomainId};
 use novacron_core::model::{SnapshotId, VolumeId};
+use novacron_core::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use super::QemuHypervisor;
 use super::devices::{layer, layer_node};
 use super::hot_plug::not_attached;
+use super::{QemuHypervisor, media};
 
 #[async_trait]
 impl DiskPivot for QemuHypervisor {
@@ -25,6 +25,11 @@ impl DiskPivot for QemuHypervisor {
         const OPERATION: &str = "qemu.pivot";
         let turn = self.state.turn(call, id, OPERATION).await?;
         let monitor = turn.monitor();
+        if media::drive_of(monitor, volume).await?.is_some() {
+            let message = "a medium is not snapshot while it is in its drive: take it out first";
+            let error = Error::new(ErrorKind::FailedPrecondition, OPERATION, message);
+            return Err(error.with("volume", volume));
+        }
         let top = monitor
             .top_layer(volume)
             .await?

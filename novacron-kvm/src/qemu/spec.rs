@@ -33,10 +33,8 @@ pub(super) struct StoredSpec {
     pub(super) seed: bool,
     pub(super) generation_id: Uuid,
     /// The volume of its firmware's variables.
-    #[serde(default)]
     pub(super) nvram: Option<PathBuf>,
     /// Where its TPM's state is kept.
-    #[serde(default)]
     pub(super) tpm: Option<Kept>,
 }
 
@@ -48,7 +46,6 @@ pub(super) struct StoredDisk {
     pub(super) source: StoredSource,
     pub(super) format: VolumeFormat,
     pub(super) epoch: Epoch,
-    #[serde(default)]
     pub(super) options: DiskOptions,
 }
 
@@ -68,7 +65,6 @@ pub(super) struct StoredNic {
     pub(super) mac: MacAddr,
     pub(super) binding: PortBinding,
     pub(super) forwards: Vec<PortForward>,
-    #[serde(default)]
     pub(super) options: NicOptions,
 }
 

@@ -6,9 +6,8 @@ use novacron_core::{Result, Timestamp};
 use serde_json::{Value, json};
 
 use super::args::BALLOON;
-use super::devices::volume_of;
 use super::host::{device_counter, resident, thread_ns};
-use super::monitor::{Monitor, device_of};
+use super::monitor::{Monitor, volume_in};
 
 /// Reads them.
 pub(super) async fn read(monitor: Monitor<'_>, pid: u32) -> Result<DomainStats> {
@@ -67,7 +66,7 @@ fn guest_memory(told: &Value) -> Option<GuestMemory> {
 }
 
 fn disk(entry: &Value) -> Option<DiskStats> {
-    let volume = volume_of(device_of(entry)?)?;
+    let volume = volume_in(entry)?;
     let number = |key: &str| {
         entry
             .get("stats")

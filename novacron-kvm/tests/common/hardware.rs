@@ -9,7 +9,7 @@ use novacron_core::model::{
 };
 
 use crate::common::*;
-use crate::initramfs::{Archive, watchdog_kernel};
+use crate::initramfs::{Archive, generic_kernel};
 
 pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let can = hypervisor.probe(call()).await.unwrap().capabilities.can;
@@ -129,7 +129,7 @@ pub(crate) async fn watchdog_resets(bench: &Bench, hypervisor: &dyn Hypervisor) 
     let mut spec = bench.guest();
     spec.hardware.watchdog = Some(WatchdogAction::Reset);
     // Its driver is in another kernel, whose modules are added to what the guest boots.
-    let from = watchdog_kernel();
+    let from = generic_kernel();
     let mut modules = Archive::default();
     for module in ["watchdog.ko", "i6300esb.ko"] {
         modules.add(module, &std::fs::read(from.join(module)).unwrap());

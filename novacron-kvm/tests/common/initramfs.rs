@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-/// Debian's kernel that has the driver of the watchdog; `make test` takes its package apart.
-pub(crate) fn watchdog_kernel() -> PathBuf {
+/// Debian's kernel that has the drivers of the watchdog and of SATA; `make test` takes its package apart.
+pub(crate) fn generic_kernel() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let dir = root.join("target/watchdog");
+    let dir = root.join("target/generic-kernel");
     let there = dir.join("vmlinuz").exists();
     assert!(
         there,
-        "there is no {0}: make deps, and examples/guest/watchdog.sh {0}",
+        "there is no {0}: make deps, and examples/guest/generic-kernel.sh {0}",
         dir.display()
     );
     dir

@@ -201,7 +201,7 @@ impl Bench {
         self.attachment(name, path)
     }
 
-    fn attachment(&self, name: &str, path: PathBuf) -> DiskAttachment {
+    pub(crate) fn attachment(&self, name: &str, path: PathBuf) -> DiskAttachment {
         DiskAttachment {
             name: name.into(),
             volume: VolumeId::generate(self.now(), &self.ids),

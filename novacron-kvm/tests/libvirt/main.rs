@@ -12,6 +12,8 @@ mod firmware;
 mod hardware;
 #[path = "../common/initramfs.rs"]
 mod initramfs;
+#[path = "../common/media.rs"]
+mod media;
 #[path = "../common/nics.rs"]
 mod nics;
 mod remote;
@@ -48,4 +50,16 @@ async fn a_tpm_remembers() {
 async fn a_guest_that_does_not_feed_its_watchdog_is_reset() {
     let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
     hardware::watchdog_resets(&bench, &daemon.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn media_come_and_go_while_the_guest_runs() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    media::come_and_go(&bench, &daemon.hypervisor()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_boots_from_a_medium() {
+    let (bench, daemon) = (common::Bench::new(), daemon::Daemon::up());
+    media::boots(&bench, &daemon.hypervisor()).await;
 }

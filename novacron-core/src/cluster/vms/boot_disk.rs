@@ -20,7 +20,7 @@ use crate::control::plan::Draft;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Phase;
 use crate::model::{
-    Disk, DiskOptions, DiskRole, Image, ImageId, StorageState, Vm, VolumeFormat, VolumeId,
+    Disk, DiskBus, DiskOptions, DiskRole, Image, ImageId, StorageState, Vm, VolumeFormat, VolumeId,
     VolumeSource,
 };
 
@@ -99,7 +99,8 @@ impl VmHandle {
                     let message = "the VM has a rescue disk";
                     return Err(Error::new(ErrorKind::FailedPrecondition, VERB, message));
                 }
-                let first = vm.machine.guest_disks().next();
+                let is_medium = |disk: &&Disk| disk.options.bus == DiskBus::Cdrom;
+                let first = vm.machine.guest_disks().min_by_key(is_medium);
                 let first = first.filter(|_| vm.machine.hardware.kernel.is_none());
                 let refused = |why| Err(Error::invalid(VERB, vec![problem("image", why)]));
                 let Some(first) = first.map(|disk| disk.volume) else {

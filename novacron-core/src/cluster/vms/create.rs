@@ -81,7 +81,7 @@ impl Vms {
                         images: &images,
                     };
                     let disks = look.disks(&mut problems);
-                    let state = look.state(&disks, &mut problems);
+                    let state = look.state_pool(&disks, &mut problems);
                     let networks = look.networks(&mut problems);
                     let node = spec.node.as_ref();
                     let hardware = resolved(&spec.hardware, node, cache, &mut problems);
@@ -185,8 +185,8 @@ impl Look<'_> {
     }
 
     /// The pool of what its firmware and its TPM remember, if it has such: that of the first disk.
-    fn state(&self, disks: &[Resolved], problems: &mut Vec<Problem>) -> Option<PoolId> {
-        self.spec.hardware.with_state().next()?;
+    fn state_pool(&self, disks: &[Resolved], problems: &mut Vec<Problem>) -> Option<PoolId> {
+        self.spec.hardware.state_volumes().next()?;
         let pool = match disks.first() {
             Some(Resolved::Made { pool, .. }) => Ok(pool.clone()),
             Some(Resolved::Existing(volume)) => Ok(volume.pool.clone()),
@@ -281,7 +281,7 @@ fn draft(
     cluster: &Cluster,
     spec: &VmSpec,
     hardware: Hardware,
-    (disks, state): (Vec<Resolved>, Option<PoolId>),
+    (disks, state_pool): (Vec<Resolved>, Option<PoolId>),
     networks: Vec<Revision>,
 ) -> Result<(VmId, Draft)> {
     let (inner, options) = (&cluster.inner, cluster.options());
@@ -327,20 +327,18 @@ fn draft(
             role: DiskRole::Disk,
         });
     }
-    for (role, pool) in hardware.with_state().zip(std::iter::repeat(state)) {
-        let (Some(pool), Some(name), Some(size)) = (pool, role.name(), role.state_size()) else {
-            continue;
-        };
+    let pools = state_pool.into_iter().cycle();
+    for (pool, state) in pools.zip(hardware.state_volumes()) {
         // libvirt takes nothing else for NVRAM before 9.2, and swtpm never.
-        let made = (pool, VolumeSource::Blank, size, VolumeFormat::Raw);
+        let made = (pool, VolumeSource::Blank, state.size, VolumeFormat::Raw);
         let volume;
-        (draft, volume) = new_volume(draft, name, made)?;
+        (draft, volume) = new_volume(draft, state.name, made)?;
         machine_disks.push(Disk {
-            name: name.to_owned(),
+            name: state.name.to_owned(),
             volume,
             delete_with_vm: true,
             options: DiskOptions::default(),
-            role,
+            role: state.role,
         });
     }
     let mut nics = Vec::with_capacity(networks.len());

@@ -57,8 +57,18 @@ impl Place<'_> {
         ))
     }
 
-    /// Why the started VM can be given no such disk.
-    fn no_disk(&self, options: &DiskOptions) -> Option<String> {
+    /// Whether there is none for another medium, once it has the others of the machine that is wanted.
+    fn has_no_free_drive(&self, wanted: &Machine) -> bool {
+        // One that is given to it differently with its next start is what it was started as.
+        let media = wanted.guest_disks().filter(|disk| {
+            let started = self.machine.disk(disk.volume);
+            started.unwrap_or(&disk.options).bus == DiskBus::Cdrom
+        });
+        media.count() >= usize::from(self.machine.hardware.cdroms)
+    }
+
+    /// Why the started VM, which is to be this machine, can be given no such disk.
+    fn no_disk(&self, options: &DiskOptions, wanted: &Machine) -> Option<String> {
         let on_scsi = |disk: &Disk| disk.options.bus == DiskBus::Scsi;
         match options.bus {
             DiskBus::Sata => {
@@ -68,6 +78,10 @@ impl Place<'_> {
                 "the VM was started without a SCSI disk, so it has no controller for one"
                     .to_owned(),
             ),
+            DiskBus::Cdrom if self.has_no_free_drive(wanted) => Some(format!(
+                "the VM was started with {} CD-ROM drives, and each has a medium",
+                self.machine.hardware.cdroms
+            )),
             _ => self.lacking(options.needs()),
         }
     }
@@ -149,7 +163,8 @@ impl VmHandle {
     }
 
     /// Gives it a volume under a name that the guest sees as the disk's serial number, while it runs if it runs.
-    /// A VM that is started takes no disk on SATA, and one on SCSI only if it was started with one.
+    /// A VM that is started takes no disk on SATA, one on SCSI only if it was started with one, and a medium only if it was
+    /// started with a CD-ROM drive that has none.
     ///
     /// # Errors
     /// As [`VmHandle::start`]; [`ErrorKind::Invalid`] when the disk's name is taken or wrong, the VM has too many disks,
@@ -195,16 +210,18 @@ impl VmHandle {
             };
             problems.extend(options.problems().into_iter().map(|p| p.under("options")));
             let all = vm.machine.disks.iter().map(|d| &d.options);
-            let too_many = DiskOptions::too_many(all.chain([&options]));
+            let too_many = vm.machine.hardware.too_many(all.chain([&options]));
             problems.extend(too_many.map(|why| problem("options.bus", why)));
             let place = running_on(vm.id, cache);
-            let not_now = place.as_ref().and_then(|place| place.no_disk(&options));
+            let not_now = place.and_then(|place| place.no_disk(&options, &vm.machine));
             problems.extend(not_now.map(|why| problem("options", why)));
             refuse(VERB, problems)?;
             let draft = match options.bus {
                 DiskBus::Virtio | DiskBus::Nvme => draft,
                 // Between this look and the commit no start may begin that knows nothing of the disk.
-                DiskBus::Scsi | DiskBus::Sata => started_as_seen(vm.id, draft, cache),
+                DiskBus::Scsi | DiskBus::Sata | DiskBus::Cdrom => {
+                    started_as_seen(vm.id, draft, cache)
+                }
             };
             vm.machine.disks.push(Disk {
                 name: disk.to_owned(),
@@ -265,7 +282,7 @@ impl VmHandle {
                 let draft = needing(options.live_needs(), vm.id, draft, cache);
                 found.options = options;
                 let all = vm.machine.disks.iter().map(|d| &d.options);
-                let too_many = DiskOptions::too_many(all).into_iter();
+                let too_many = vm.machine.hardware.too_many(all).into_iter();
                 refuse(
                     VERB,
                     too_many.map(|why| problem("options.bus", why)).collect(),
@@ -329,8 +346,8 @@ impl VmHandle {
         let request = settings.clone();
         self.cluster
             .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
-                let is_diskless = vm.machine.guest_disks().next().is_none();
-                let mut problems = check::settings(&settings, is_diskless);
+                let disks = vm.machine.guest_disks().map(|disk| &disk.options);
+                let mut problems = check::settings(&settings, disks);
                 let changes = VmSettings::of(vm).changes(&settings).into_iter();
                 let never = changes.filter(|change| change.effect == Effect::Replacement);
                 problems.extend(never.map(|change| {

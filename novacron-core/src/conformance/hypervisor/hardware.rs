@@ -2,11 +2,11 @@
 
 use super::{HypervisorFixture, Subject};
 use crate::ErrorKind;
-use crate::driver::{DomainSpec, DomainState};
+use crate::driver::{DiskAttachment, DomainSpec, DomainState};
 use crate::model::{
-    Capability, ClockOffset, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache, DiskIo,
-    DiskLimits, DiskOptions, Firmware, Hardware, LinkState, NicLimits, NicModel, PortBinding, Tpm,
-    WatchdogAction, newest_cpu_model,
+    BootDevice, Capability, ClockOffset, Cpu, CpuModel, CpuTopology, Discard, DiskBus, DiskCache,
+    DiskIo, DiskLimits, DiskOptions, Firmware, Hardware, LinkState, NicLimits, NicModel,
+    PortBinding, Tpm, WatchdogAction, newest_cpu_model,
 };
 
 /// Hardware that no host can have is refused with its fields, and nothing is defined.
@@ -198,6 +198,55 @@ pub async fn disk_limits_are_set_while_it_runs(fixture: &dyn HypervisorFixture) 
     let kinds = [ErrorKind::NotFound, ErrorKind::FailedPrecondition];
     assert!(kinds.contains(&refused), "{refused:?}");
     assert_eq!(s.state(spec.id).await, DomainState::Running);
+}
+
+/// A domain starts with CD-ROM drives, whose media are put in and taken out while it is in memory; for one more than there are
+/// drives there is no room.
+pub async fn medium_is_put_into_a_drive_and_taken_out(fixture: &dyn HypervisorFixture) {
+    let s = Subject::open(fixture).await;
+    let can = s.hypervisor.probe(s.call()).await.unwrap().capabilities.can;
+    let mut spec = fixture.spec(s.fresh()).await;
+    spec.hardware.cdroms = 2;
+    spec.hardware.boot_order = vec![BootDevice::Network, BootDevice::Cdrom, BootDevice::Disk];
+    let mut media = Vec::new();
+    for name in ["one", "two", "three"] {
+        let mut medium = fixture.disk(name).await;
+        medium.options.bus = DiskBus::Cdrom;
+        media.push(medium);
+    }
+    let disks: Vec<_> = spec.disks.iter().map(|disk| disk.volume).collect();
+    spec.disks.push(media[0].clone());
+    if !can.contains(&Capability::SataDisks) {
+        let refused = s.hypervisor.define(s.call(), &spec).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        return;
+    }
+    s.define_as(&spec).await;
+    s.start(spec.id).await;
+    let present = async |media: &[&DiskAttachment]| {
+        let mut wanted: Vec<_> = media.iter().map(|medium| medium.volume).collect();
+        wanted.splice(0..0, disks.iter().copied());
+        assert_eq!(s.inspect(spec.id).await.unwrap().disks, wanted);
+    };
+    let [one, two, three] = [&media[0], &media[1], &media[2]];
+    present(&[one]).await;
+    let Some(plug) = s.hot_plug() else { return };
+    for _ in 0..2 {
+        plug.attach_disk(s.call(), spec.id, two).await.unwrap();
+        present(&[one, two]).await;
+    }
+    let refused = plug.attach_disk(s.call(), spec.id, three).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
+    for _ in 0..2 {
+        let detach = plug.detach_disk(s.call(), spec.id, one.volume);
+        detach.await.unwrap();
+        present(&[two]).await;
+    }
+    plug.attach_disk(s.call(), spec.id, three).await.unwrap();
+    let disks = s.inspect(spec.id).await.unwrap().disks;
+    assert!(disks.contains(&three.volume), "{disks:?}");
+    s.kill(spec.id).await;
 }
 
 /// A domain starts with every NIC that the host tells of, and is refused those that it has not; what cannot be is refused

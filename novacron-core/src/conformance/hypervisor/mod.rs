@@ -146,6 +146,7 @@ macro_rules! hypervisor_conformance {
             disk_starts_on_every_bus_of_the_host
             disk_options_that_cannot_be_are_refused
             disk_limits_are_set_while_it_runs
+            medium_is_put_into_a_drive_and_taken_out
             nics_start_as_far_as_the_host_has_them
             link_is_set_while_it_runs
             inspect_of_nothing_is_none

@@ -5,8 +5,8 @@ use novacron_core::model::{LinkState, NicLimits, NicModel, PortBinding, PortId};
 use novacron_core::{Error, ErrorKind, Result};
 
 use super::super::xml::{
-    Alias, Average, Bandwidth, Interface, InterfaceDriver, InterfaceModel, InterfaceSource, Link,
-    Mac, Mtu, Rom, Target,
+    Alias, Average, Bandwidth, Boot, Interface, InterfaceDriver, InterfaceModel, InterfaceSource,
+    Link, Mac, Mtu, Rom, Target,
 };
 
 pub(in super::super) fn nic_alias(port: PortId) -> String {
@@ -21,9 +21,10 @@ impl Interface {
     }
 }
 
-/// A NIC. Without its boot ROM: a guest boots from disks.
+/// A NIC, at its place in the order of booting. One that the guest does not boot from has no boot ROM.
 pub(in super::super) fn describe_nic(
     nic: &NicAttachment,
+    boot: Option<Boot>,
     operation: &'static str,
 ) -> Result<Interface> {
     let options = &nic.options;
@@ -66,9 +67,10 @@ pub(in super::super) fn describe_nic(
         mtu: options.mtu.map(|size| Mtu { size }),
         link: Some(Link::of(options.link)),
         bandwidth: bandwidth(&options.limits),
-        rom: Some(Rom {
+        rom: boot.is_none().then(|| Rom {
             enabled: Some("no".to_owned()),
         }),
+        boot,
         alias: Some(Alias {
             name: nic_alias(nic.port),
         }),

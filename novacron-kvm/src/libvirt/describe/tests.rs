@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
-use novacron_core::driver::{Attachment, NicAttachment};
+use novacron_core::driver::{Attachment, AttachmentSource, DiskAttachment, NicAttachment};
 use novacron_core::model::{
-    ClusterId, CpuTopology, DiskLimits, DiskOptions, Epoch, Firmware, Hardware, KernelBoot,
-    LinkState, MacAddr, MiB, NicLimits, NicOptions, PortBinding, PortId, VmId,
+    ClusterId, CpuTopology, Discard, DiskCache, DiskIo, DiskLimits, DiskOptions, Epoch, Firmware,
+    Hardware, KernelBoot, LinkState, MacAddr, MiB, NicLimits, NicOptions, PortBinding, PortId,
+    VmId, VolumeFormat, VolumeId,
 };
 
 use super::super::xml::Interface;
@@ -64,6 +65,9 @@ fn nic(n: u128, binding: PortBinding) -> NicAttachment {
 
 /// One of each kind, with names that XML has to escape.
 fn spec() -> DomainSpec {
+    let file = AttachmentSource::File("/srv/install <1>.iso".into());
+    let mut medium = disk(15, file, VolumeFormat::Raw);
+    medium.options.bus = DiskBus::Cdrom;
     DomainSpec {
         id: DomainId {
             cluster: ClusterId::from_uuid(uuid(1)),
@@ -85,6 +89,8 @@ fn spec() -> DomainSpec {
                 ..Smbios::default()
             },
             tpm: Some(model::Tpm::default()),
+            cdroms: 2,
+            boot_order: vec![BootDevice::Cdrom, BootDevice::Network, BootDevice::Disk],
             ..Hardware::new(2, MiB(192))
         },
         disks: vec![
@@ -108,6 +114,7 @@ fn spec() -> DomainSpec {
             ),
             special(13, DiskBus::Scsi),
             special(14, DiskBus::Sata),
+            medium,
         ],
         nics: vec![
             nic(20, PortBinding::User),
@@ -246,7 +253,7 @@ fn what_is_written_is_read_back() {
         (&read.title, &read.devices),
         (&written.title, &written.devices)
     );
-    let volumes: Vec<_> = read.devices.disks.iter().filter_map(Disk::volume).collect();
+    let volumes: Vec<_> = read.volumes().map(|(volume, _)| volume).collect();
     let expected: Vec<_> = spec.disks.iter().map(|disk| disk.volume).collect();
     assert_eq!(volumes, expected);
     let ports: Vec<_> = (read.devices.interfaces.iter())
@@ -329,17 +336,4 @@ fn each_start_has_a_uuid_of_its_own() {
         "5759249b-07be-54fb-998e-195face336fa",
         "domains that are there would not be found any more"
     );
-}
-
-#[test]
-fn targets_go_on_after_z_and_fill_gaps() {
-    let names = [0, 25, 26, 27, 701, 702].into_iter();
-    let names: Vec<_> = names.map(|n| target(DiskBus::Virtio, n)).collect();
-    assert_eq!(names, ["vda", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"]);
-    let taken = |name: &str| virtio_disk("file", "raw", name);
-    assert_eq!(
-        free_target(&[taken("vda"), taken("vdc")], DiskBus::Virtio),
-        "vdb"
-    );
-    assert_eq!(free_target(&[taken("vda")], DiskBus::Sata), "sda");
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Alias, Target};
+use super::{Alias, Boot, Target};
 
 /// `<interface>`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub(in super::super) struct Interface {
     pub(in super::super) mtu: Option<Mtu>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in super::super) link: Option<Link>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in super::super) boot: Option<Boot>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in super::super) rom: Option<Rom>,
     #[serde(skip_serializing_if = "Option::is_none")]
