@@ -11,6 +11,10 @@ use crate::accel::Accel;
 /// The models that QEMU has for other ends than to be a guest's named CPU.
 const NOT_NAMED: [&str; 3] = ["base", "host", "max"];
 
+/// The enlightenments that Windows makes use of and that kernels since 4.20 have.
+const HYPERV: &str = ",hv-relaxed=on,hv-vapic=on,hv-spinlocks=0x1fff,hv-vpindex=on,hv-runtime=on,hv-time=on,\
+                      hv-synic=on,hv-stimer=on,hv-frequencies=on,hv-tlbflush=on,hv-ipi=on";
+
 /// What guests can be given under one kind of acceleration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cpus {
@@ -56,6 +60,9 @@ impl Cpus {
         for (name, wanted) in &cpu.features {
             words += &format!(",{name}={}", if *wanted { "on" } else { "off" });
         }
+        if cpu.hyperv {
+            words += HYPERV;
+        }
         if model != everything(accel) || !cpu.features.is_empty() {
             words += ",enforce=on";
         }
@@ -96,7 +103,7 @@ mod tests {
             let cpu = Cpu {
                 model,
                 features: features.collect(),
-                topology: None,
+                ..Cpu::default()
             };
             cpus().argument(&cpu, Accel::Tcg)
         };
@@ -109,5 +116,11 @@ mod tests {
         );
         let named = CpuModel::Named("Haswell".to_owned());
         assert_eq!(argument(named, &both[..1]), "Haswell,aes=on,enforce=on");
+        let windows = Cpu {
+            hyperv: true,
+            ..Cpu::default()
+        };
+        let argument = cpus().argument(&windows, Accel::Kvm);
+        assert!(argument.starts_with("host,hv-relaxed=on,"), "{argument}");
     }
 }

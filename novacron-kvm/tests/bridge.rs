@@ -11,7 +11,8 @@ use std::process::Command;
 use common::*;
 use novacron_core::ErrorKind;
 use novacron_core::driver::{Hypervisor, StopMode};
-use novacron_core::model::{Capability, PortBinding};
+use novacron_core::model::{BootDevice, Capability, PortBinding};
+use tokio::io::AsyncBufReadExt;
 
 fn ip(arguments: &[&str]) -> bool {
     Command::new("ip")
@@ -59,6 +60,51 @@ async fn a_guest_sees_the_nic_that_was_asked_for_and_its_limits_hold() {
     assert!(ip(&["link", "set", &bridge.0, "up"]));
     let addresses = Some((host.as_str(), guest.as_str()));
     nics::is_seen(&bench, &bench.hypervisor(), &bridge.0, addresses).await;
+}
+
+/// A machine with nothing but a NIC asks its network for something to boot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_boots_from_its_network() {
+    let bench = Bench::new();
+    let hypervisor = bench.hypervisor();
+    let (bridge, made) = Bridge::up(2);
+    if !made {
+        eprintln!("no bridge can be made here");
+        return;
+    }
+    assert!(ip(&["link", "set", &bridge.0, "up"]));
+    // It tells whose frames the bridge has seen.
+    let mut monitor = tokio::process::Command::new("bridge")
+        .args(["monitor", "fdb"])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut seen = tokio::io::BufReader::new(monitor.stdout.take().unwrap()).lines();
+    let mut spec = bench.guest();
+    spec.hardware.kernel = None;
+    spec.hardware.boot_order = vec![BootDevice::Network];
+    let mut nic = bench.nic(None);
+    nic.binding = PortBinding::Bridge {
+        bridge: bridge.0.clone(),
+    };
+    let mac = nic.mac.to_string();
+    spec.nics = vec![nic];
+    hypervisor.define(call(), &spec).await.unwrap();
+    hypervisor.start(call(), spec.id).await.unwrap();
+    hypervisor.resume(call(), spec.id).await.unwrap();
+    let asks = async {
+        while let Some(line) = seen.next_line().await.unwrap() {
+            if line.contains(&mac) && line.contains(&bridge.0) {
+                return;
+            }
+        }
+        panic!("`bridge monitor` ended");
+    };
+    tokio::time::timeout(SOON, asks).await.unwrap();
+    let stop = hypervisor.stop(call(), spec.id, StopMode::Kill);
+    stop.await.unwrap();
+    hypervisor.undefine(call(), spec.id).await.unwrap();
 }
 
 #[tokio::test]

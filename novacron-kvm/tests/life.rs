@@ -27,6 +27,7 @@ async fn a_guest_lives_through_hot_plug_snapshot_restart_of_its_host_application
     let port = free_port();
     let root = bench.disk("root", "16M");
     let mut spec = bench.guest();
+    spec.hardware.io_threads = 2;
     spec.disks = vec![root.clone()];
     spec.nics = vec![bench.nic(Some(port))];
     spec.seed = Some(Seed {

@@ -17,6 +17,10 @@ pub struct Cpu {
     /// Features that the guest has for certain (`true`) or has not (`false`), whatever the model says: `{"vmx": false}`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub features: BTreeMap<String, bool>,
+    /// Whether it has Microsoft's Hyper-V enlightenments, by which Windows keeps time and waits for less. Only guests that
+    /// are not emulated have them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hyperv: bool,
     /// Sockets, cores and threads; one socket in which each vCPU is a core, if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<CpuTopology>,

@@ -42,6 +42,10 @@ pub struct Hardware {
     /// CD-ROM drives (SATA). A disk on [`DiskBus::Cdrom`] is the medium in one of them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cdroms: u8,
+    /// Threads that read and write its virtio disks (and one of them those on SCSI), each disk by one of them in turn. With
+    /// none, QEMU's main thread does it, which emulates the other devices.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub io_threads: u8,
     /// What its memory is made of.
     #[serde(default, skip_serializing_if = "MemoryBacking::is_default")]
     pub memory_backing: MemoryBacking,
@@ -173,6 +177,7 @@ impl Smbios {
 
 /// SATA ports of a q35 machine.
 const SATA_PORTS: usize = 6;
+const MAX_IO_THREADS: u8 = 64;
 const MAX_VCPUS: u32 = 1024;
 const MIN_MEMORY: MiB = MiB(16);
 const MAX_MEMORY: MiB = MiB(16 << 20);
@@ -226,6 +231,7 @@ impl Hardware {
             kernel: None,
             boot_order: boot_order(),
             cdroms: 0,
+            io_threads: 0,
             memory_backing: MemoryBacking::default(),
             clock: ClockOffset::default(),
             watchdog: None,
@@ -325,6 +331,11 @@ impl Hardware {
             "cdroms",
             format!("{} drives; at most {SATA_PORTS}", self.cdroms),
         );
+        check(
+            self.io_threads <= MAX_IO_THREADS,
+            "io_threads",
+            format!("{} threads; at most {MAX_IO_THREADS}", self.io_threads),
+        );
         if let Some(boot) = &self.kernel {
             let initrd = boot.initrd.as_deref();
             check(is_path(&boot.kernel), "kernel.kernel", path_rule());
@@ -363,6 +374,7 @@ impl Hardware {
             kernel,
             boot_order,
             cdroms,
+            io_threads,
             memory_backing,
             clock,
             watchdog,
@@ -377,6 +389,7 @@ impl Hardware {
             ("firmware", *firmware != new.firmware, Effect::Replacement),
             ("kernel", *kernel != new.kernel, Effect::Restart),
             ("boot_order", *boot_order != new.boot_order, Effect::Restart),
+            ("io_threads", *io_threads != new.io_threads, Effect::Restart),
             ("cdroms", *cdroms != new.cdroms, Effect::Restart),
             (
                 "memory_backing",
@@ -410,6 +423,8 @@ impl Hardware {
             (Capability::SharedMemory, backing.shared),
             (Capability::Watchdog, self.watchdog.is_some()),
             (Capability::SataDisks, self.cdroms > 0),
+            (Capability::IoThreads, self.io_threads > 0),
+            (Capability::HyperV, self.cpu.hyperv),
             (Capability::Tpm, self.tpm.is_some()),
         ];
         let mut needs = Capability::those(needs);

@@ -12,6 +12,7 @@ mod nic;
 mod node;
 mod object;
 mod operation;
+mod os;
 mod revision;
 mod run;
 mod secret;
@@ -48,6 +49,7 @@ pub use object::ObjectRef;
 pub use operation::{
     Action, ActionStatus, Audit, Event, Operation, OperationKind, OperationState, Verb,
 };
+pub use os::OsProfile;
 pub use revision::Revision;
 pub use run::{
     AssignedDisk, AssignedPort, Assignment, Claim, Epoch, Exit, HostBoot, Run, StopProof,

@@ -186,7 +186,7 @@ pub enum Capability {
     LiveSnapshot,
     /// Disks can be on virtio-scsi.
     ScsiDisks,
-    /// Disks can be on SATA.
+    /// Disks and CD-ROM drives can be on SATA.
     SataDisks,
     /// Disks can be on NVMe.
     NvmeDisks,
@@ -194,10 +194,14 @@ pub enum Capability {
     DiskLimits,
     /// Disks that are read and written by io_uring.
     IoUring,
+    /// Disks that are read and written by threads of their own.
+    IoThreads,
     /// Guests can have NICs of the model e1000e.
     E1000eNics,
     /// What a guest sends and receives over a NIC can be limited.
     NicLimits,
+    /// CPUs that have Hyper-V's enlightenments.
+    HyperV,
     /// Huge pages are set aside.
     HugePages,
     /// Guests' memory can be kept from being swapped out.
@@ -212,7 +216,7 @@ pub enum Capability {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Uefi,
         Self::SecureBoot,
         Self::Bridge,
@@ -224,8 +228,10 @@ impl Capability {
         Self::NvmeDisks,
         Self::DiskLimits,
         Self::IoUring,
+        Self::IoThreads,
         Self::E1000eNics,
         Self::NicLimits,
+        Self::HyperV,
         Self::HugePages,
         Self::LockedMemory,
         Self::SharedMemory,
@@ -254,6 +260,8 @@ impl fmt::Display for Capability {
             Self::NvmeDisks => "NVMe disks",
             Self::DiskLimits => "limits of disks",
             Self::IoUring => "disks by io_uring",
+            Self::IoThreads => "I/O threads",
+            Self::HyperV => "Hyper-V enlightenments",
             Self::E1000eNics => "NICs of the model e1000e",
             Self::NicLimits => "limits of NICs",
             Self::HugePages => "huge pages",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::cpu::CpuModel;
-use super::disk::DiskOptions;
+use super::disk::{DiskBus, DiskOptions};
 use super::hardware::{Hardware, KernelBoot};
 use super::ids::{Name, NetworkId, NodeId, PoolId, PortId, VmId, VolumeId};
 use super::meta::Meta;
@@ -503,6 +503,21 @@ impl VmSpec {
     #[must_use]
     pub fn disk(mut self, name: impl Into<String>, source: DiskSource) -> Self {
         self.disks.push(DiskSpec::new(name, source));
+        self
+    }
+
+    /// Adds a medium made from an image, and a CD-ROM drive for it.
+    #[must_use]
+    pub fn cdrom(mut self, name: impl Into<String>, image: impl Into<String>) -> Self {
+        let source = DiskSource::Image {
+            image: image.into(),
+            size: None,
+            pool: None,
+        };
+        let mut medium = DiskSpec::new(name, source);
+        medium.options.bus = DiskBus::Cdrom;
+        self.disks.push(medium);
+        self.hardware.cdroms = self.hardware.cdroms.saturating_add(1);
         self
     }
 

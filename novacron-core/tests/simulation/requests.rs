@@ -31,7 +31,7 @@ pub(crate) enum Request {
     Rescue(VmId, String),
     Unrescue(VmId),
     Update(VmId, Box<VmSettings>),
-    Attach(VmId, String, VolumeId),
+    Attach(VmId, String, VolumeId, DiskOptions),
     Detach(VmId, String, VolumeId),
     AttachNic(VmId, NicSpec),
     DetachNic(VmId, PortId),
@@ -161,8 +161,8 @@ impl Request {
             Self::Rescue(id, image) => vm(id).rescue(image).await?,
             Self::Unrescue(id) => vm(id).unrescue().await?,
             Self::Update(id, settings) => vm(id).update((**settings).clone()).await?,
-            Self::Attach(id, disk, volume) => {
-                vm(id).attach(disk, *volume, DiskOptions::default()).await?
+            Self::Attach(id, disk, volume, options) => {
+                vm(id).attach(disk, *volume, options.clone()).await?
             }
             Self::Detach(id, disk, _) => vm(id).detach(disk).await?,
             Self::AttachNic(id, nic) => vm(id).attach_nic(nic.clone()).await?,

@@ -320,7 +320,7 @@ pub(crate) async fn stage(
             crate::site::pass(RESYNC).await;
             Request::ConfirmStopped(o.lost)
         }
-        "vm.attach" => Request::Attach(named, "more".to_owned(), o.free),
+        "vm.attach" => Request::Attach(named, "more".to_owned(), o.free, <_>::default()),
         "vm.detach" if on_what == "on" => Request::Detach(o.on, "data".to_owned(), o.data),
         "vm.detach" => Request::Detach(o.off, "cold".to_owned(), o.cold),
         "vm.attach-nic" => Request::AttachNic(named, NicSpec::new(o.network)),

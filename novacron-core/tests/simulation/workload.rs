@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use novacron_core::cluster::VmView;
 use novacron_core::model::{
-    DiskRole, DiskSource, Firmware, Hardware, ImageId, NetworkId, NicOptions, NicSpec, ObjectRef,
-    OperationId, Power, Returning, SnapshotId, Tpm, VmId, VmSettings, VolumeId, VolumeSource,
+    DiskBus, DiskOptions, DiskRole, DiskSource, Firmware, Hardware, ImageId, NetworkId, NicOptions,
+    NicSpec, ObjectRef, OperationId, Power, Returning, SnapshotId, Tpm, VmId, VmSettings, VolumeId,
+    VolumeSource,
 };
 use novacron_core::sim::SimWorld;
 use novacron_core::{Bytes, Cluster, MiB, VmSpec};
@@ -245,6 +246,9 @@ impl Ledger {
         if rng.random_bool(0.1) {
             spec.hardware.tpm = Some(Tpm::default());
         }
+        if rng.random_bool(0.2) {
+            spec.hardware.cdroms = 1;
+        }
         match self.network(rng) {
             Some(network) if rng.random_bool(0.6) => spec.nic(NicSpec::new(network)),
             _ => spec,
@@ -298,7 +302,15 @@ impl Ledger {
             28..31 => Request::Pause(vm),
             31..38 => Request::Delete(ObjectRef::Vm(vm)),
             38..43 => Request::Move(vm, node(rng.random_range(0..3))),
-            43..49 => Request::Attach(vm, name("disk"), volume?),
+            43..49 => {
+                let hardware = view.map(|view| view.vm.value.machine.hardware);
+                let has_drive = hardware.is_some_and(|hardware| hardware.cdroms > 0);
+                let mut options = DiskOptions::default();
+                if has_drive && rng.random_bool(0.7) {
+                    options.bus = DiskBus::Cdrom;
+                }
+                Request::Attach(vm, name("disk"), volume?, options)
+            }
             49..53 => {
                 let (disk, volume) = disk(view.as_ref(), rng)?;
                 Request::Detach(vm, disk, volume)

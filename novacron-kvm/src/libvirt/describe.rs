@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use novacron_core::driver::{DomainId, DomainSpec};
 use novacron_core::model::{
-    self, BootDevice, ClockOffset, CpuModel, DiskBus, MemoryBacking, Smbios, VmId,
+    self, BootDevice, ClockOffset, CpuModel, DiskBus, Hardware, MemoryBacking, Smbios, VmId,
 };
 use novacron_core::{Error, ErrorKind, Problem, Result};
 use uuid::Uuid;
@@ -20,10 +20,11 @@ use uuid::Uuid;
 use super::host::MACHINE;
 use super::notes::{Identity, Media, Metadata};
 use super::xml::{
-    Access, Amount, Backend, Backing, Balloon, Boot, Character, Clock, Controller, Count, Cpu,
-    CpuFeature, CpuModelXml, Devices, Disk, DomainXml, Empty, Features, Graphics, Loader, Log,
-    Model, Os, OsType, Period, QEMU_NAMESPACE, QemuArgument, QemuArguments, Rng, Switch, Target,
-    TopologyXml, Typed, Video, WatchdogXml,
+    Access, Amount, Backend, Backing, Balloon, Boot, Character, Clock, Controller,
+    ControllerDriver, Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DomainXml, Empty,
+    Features, Graphics, HyperV, Loader, Log, Model, Os, OsType, Period, QEMU_NAMESPACE,
+    QemuArgument, QemuArguments, Rng, Spinlocks, Switch, Target, Timer, TopologyXml, Typed, Video,
+    WatchdogXml,
 };
 use crate::accel::Accel;
 use crate::boot;
@@ -73,6 +74,7 @@ pub(super) fn describe(
 ) -> Result<DomainXml> {
     check(spec, operation)?;
     let (id, hardware) = (spec.id, &spec.hardware);
+    let io_threads = u32::from(hardware.io_threads);
     let mut devices = basic_devices(place);
     if spec
         .disks
@@ -83,6 +85,7 @@ pub(super) fn describe(
             kind: "scsi".to_owned(),
             index: Some(0),
             model: Some("virtio-scsi".to_owned()),
+            driver: (io_threads > 0).then_some(ControllerDriver { io_thread: Some(1) }),
         });
     }
     let (mut media, disks): (Vec<_>, Vec<_>) =
@@ -98,7 +101,7 @@ pub(super) fn describe(
         })
     };
     for (n, disk) in disks.iter().enumerate() {
-        let disk = describe_disk(disk, &devices.disks, operation)?;
+        let disk = describe_disk(disk, &devices.disks, io_threads, operation)?;
         devices.disks.push(Disk {
             boot: order(BootDevice::Disk, n),
             ..disk
@@ -175,22 +178,18 @@ pub(super) fn describe(
         vcpu: Some(Count {
             value: hardware.vcpus,
         }),
+        io_threads: (io_threads > 0).then_some(Count { value: io_threads }),
         os: Some(boot(spec, place, operation)?),
         features: Some(Features {
             acpi: Some(Empty {}),
             apic: Some(Empty {}),
+            hyperv: hardware.cpu.hyperv.then(hyperv),
             smm: is_secure.then(|| Switch {
                 state: "on".to_owned(),
             }),
         }),
         cpu: Some(cpu(&hardware.cpu, hardware.vcpus, place.accel)),
-        clock: Some(Clock {
-            offset: match hardware.clock {
-                ClockOffset::Utc => "utc",
-                ClockOffset::LocalTime => "localtime",
-            }
-            .to_owned(),
-        }),
+        clock: Some(clock(hardware)),
         on_poweroff: word("destroy"),
         on_reboot: word("restart"),
         // Kept until its end is noted: libvirt itself forgets why a domain crashed when it is restarted.
@@ -253,6 +252,54 @@ fn cpu(cpu: &model::Cpu, vcpus: u32, accel: Accel) -> Cpu {
             threads: topology.threads,
         }),
         features: features.collect(),
+    }
+}
+
+/// The enlightenments that Windows makes use of and that kernels since 4.20 have.
+fn hyperv() -> HyperV {
+    let on = || Switch {
+        state: "on".to_owned(),
+    };
+    HyperV {
+        relaxed: on(),
+        vapic: on(),
+        spinlocks: Spinlocks {
+            state: "on".to_owned(),
+            retries: 0x1fff,
+        },
+        vpindex: on(),
+        runtime: on(),
+        synic: on(),
+        stimer: on(),
+        frequencies: on(),
+        tlbflush: on(),
+        ipi: on(),
+    }
+}
+
+/// Windows counts ticks: those that it missed are made up for.
+fn clock(hardware: &Hardware) -> Clock {
+    let timer = |name: &str, present: Option<&str>, policy: Option<&str>| Timer {
+        name: name.to_owned(),
+        present: present.map(str::to_owned),
+        tick_policy: policy.map(str::to_owned),
+    };
+    let timers = [
+        timer("rtc", None, Some("catchup")),
+        timer("pit", None, Some("delay")),
+        timer("hpet", Some("no"), None),
+        timer("hypervclock", Some("yes"), None),
+    ];
+    Clock {
+        offset: match hardware.clock {
+            ClockOffset::Utc => "utc",
+            ClockOffset::LocalTime => "localtime",
+        }
+        .to_owned(),
+        timers: match hardware.cpu.hyperv {
+            true => timers.into(),
+            false => Vec::new(),
+        },
     }
 }
 
@@ -332,6 +379,7 @@ fn basic_devices(place: &Place) -> Devices {
         kind: kind.to_owned(),
         index,
         model: Some(model.to_owned()),
+        driver: None,
     };
     let mut controllers = vec![
         controller("pci", Some(0), "pcie-root"),

@@ -44,9 +44,10 @@ impl HotPlug for LibvirtHypervisor {
             if disk.options.bus == DiskBus::Cdrom {
                 return media::insert(task, &found, &running, &disk);
             }
+            let io_threads = running.io_threads.map_or(0, |threads| threads.value);
             let devices = running.devices;
             place(&devices, disk.options.bus, OPERATION)?;
-            let xml = describe_disk(&disk, &devices.disks, OPERATION)?;
+            let xml = describe_disk(&disk, &devices.disks, io_threads, OPERATION)?;
             attach(task, &found, quick_xml::se::to_string(&xml))
         };
         self.state

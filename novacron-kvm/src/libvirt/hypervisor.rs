@@ -19,6 +19,7 @@ use super::pool::Effect;
 use super::state::Right;
 use super::sys::{Stats, code};
 use super::{LibvirtHypervisor, life, stats, uri};
+use crate::accel::Accel;
 use crate::events::pushed;
 use crate::firmware::Ovmf;
 use crate::privilege;
@@ -226,6 +227,11 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
         (
             Capability::IoUring,
             is_qemu && is_local && privilege::may_use_io_uring(),
+        ),
+        (Capability::IoThreads, is_qemu),
+        (
+            Capability::HyperV,
+            is_qemu && arch == "x86_64" && accel == Accel::Kvm,
         ),
         (Capability::E1000eNics, is_qemu && arch == "x86_64"),
         (Capability::NicLimits, is_qemu && is_system),

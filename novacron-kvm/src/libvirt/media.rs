@@ -38,7 +38,7 @@ pub(super) fn insert(
         driver,
         source,
         ..
-    } = describe_disk(medium, &[], task.operation)?;
+    } = describe_disk(medium, &[], 0, task.operation)?;
     let full = Disk {
         kind,
         driver,

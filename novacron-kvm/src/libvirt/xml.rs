@@ -46,6 +46,8 @@ pub(super) struct DomainXml {
     pub(super) memory_backing: Option<Backing>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) vcpu: Option<Count>,
+    #[serde(rename = "iothreads", skip_serializing_if = "Option::is_none")]
+    pub(super) io_threads: Option<Count>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) os: Option<Os>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,8 +263,35 @@ pub(super) struct Features {
     pub(super) acpi: Option<Empty>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) apic: Option<Empty>,
+    #[serde(rename = "hyperv", skip_serializing_if = "Option::is_none")]
+    pub(super) hyperv: Option<HyperV>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) smm: Option<Switch>,
+}
+
+/// `<hyperv>`: each enlightenment by its name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct HyperV {
+    pub(super) relaxed: Switch,
+    pub(super) vapic: Switch,
+    pub(super) spinlocks: Spinlocks,
+    pub(super) vpindex: Switch,
+    pub(super) runtime: Switch,
+    pub(super) synic: Switch,
+    pub(super) stimer: Switch,
+    pub(super) frequencies: Switch,
+    pub(super) tlbflush: Switch,
+    pub(super) ipi: Switch,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Spinlocks {
+    #[serde(rename = "@state")]
+    pub(super) state: String,
+    #[serde(rename = "@retries")]
+    pub(super) retries: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -327,6 +356,20 @@ pub(super) struct CpuFeature {
 pub(super) struct Clock {
     #[serde(rename = "@offset")]
     pub(super) offset: String,
+    #[serde(rename = "timer", skip_serializing_if = "Vec::is_empty")]
+    pub(super) timers: Vec<Timer>,
+}
+
+/// `<timer>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Timer {
+    #[serde(rename = "@name")]
+    pub(super) name: String,
+    #[serde(rename = "@present", skip_serializing_if = "Option::is_none")]
+    pub(super) present: Option<String>,
+    #[serde(rename = "@tickpolicy", skip_serializing_if = "Option::is_none")]
+    pub(super) tick_policy: Option<String>,
 }
 
 /// `<devices>`.
@@ -370,6 +413,15 @@ pub(super) struct Controller {
     pub(super) index: Option<u32>,
     #[serde(rename = "@model", skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) driver: Option<ControllerDriver>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct ControllerDriver {
+    #[serde(rename = "@iothread", skip_serializing_if = "Option::is_none")]
+    pub(super) io_thread: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,8 @@ use novacron_core::model::{
 use serde_json::json;
 
 use super::devices::{
-    Properties, SCSI, SCSI_BUS, blockdev, booted, cdrom_device, disk_device, key_value, nic_device,
+    Properties, SCSI, SCSI_BUS, blockdev, booted, cdrom_device, disk_device, io_thread, key_value,
+    nic_device, on_thread,
 };
 use super::net::Link;
 use super::screens;
@@ -125,6 +126,9 @@ impl Machine<'_> {
             line.add("-object", object);
             machine += ",memory-backend=ram";
         }
+        if hardware.cpu.hyperv {
+            machine += ",hpet=off";
+        }
         line.add("-machine", machine);
         if locked {
             line.add("-overcommit", "mem-lock=on");
@@ -145,13 +149,17 @@ impl Machine<'_> {
             ),
         );
         line.add("-m", format!("size={size}"));
-        line.add(
-            "-rtc",
-            match hardware.clock {
-                ClockOffset::Utc => "base=utc",
-                ClockOffset::LocalTime => "base=localtime",
-            },
-        );
+        let mut clock = match hardware.clock {
+            ClockOffset::Utc => "base=utc",
+            ClockOffset::LocalTime => "base=localtime",
+        }
+        .to_owned();
+        if hardware.cpu.hyperv {
+            // Windows counts ticks: those that it missed are made up for.
+            clock += ",driftfix=slew";
+            line.add("-global", "kvm-pit.lost_tick_policy=delay");
+        }
+        line.add("-rtc", clock);
         let mut action = "shutdown=pause,panic=pause".to_owned();
         if let Some(watchdog) = hardware.watchdog {
             action += ",watchdog=";
@@ -254,10 +262,18 @@ impl Machine<'_> {
     }
 
     fn disks(&self, line: &mut Line) {
-        let (mut sata, mut places) = (0.., 0..);
+        let io_threads = usize::from(self.spec.hardware.io_threads);
+        for n in 0..io_threads {
+            line.add("-object", format!("iothread,id={}", io_thread(n)));
+        }
+        let (mut sata, mut virtio, mut places) = (0.., 0.., 0..);
         if self.spec.on_bus(DiskBus::Scsi).next().is_some() {
             let bus = line.next_port();
-            line.add("-device", format!("virtio-scsi-pci,id={SCSI},bus={bus}"));
+            let mut controller = format!("virtio-scsi-pci,id={SCSI},bus={bus}");
+            if io_threads > 0 {
+                controller += &format!(",iothread={}", io_thread(0));
+            }
+            line.add("-device", controller);
         }
         for disk in &self.spec.disks {
             line.add("-blockdev", blockdev(disk).to_string());
@@ -269,7 +285,11 @@ impl Machine<'_> {
             };
             let n = places.next().unwrap_or(0);
             let place = self.boot_place(BootDevice::Disk, n);
-            line.device(&booted(disk_device(disk, &bus), place));
+            let mut device = booted(disk_device(disk, &bus), place);
+            if disk.options.bus == DiskBus::Virtio {
+                device.extend(on_thread(virtio.next().unwrap_or(0), io_threads));
+            }
+            line.device(&device);
         }
         let mut media = self.spec.on_bus(DiskBus::Cdrom);
         for drive in 0..self.spec.hardware.cdroms {
@@ -536,13 +556,18 @@ mod tests {
         medium.volume = VolumeId::from_uuid(Uuid::from_u128(9));
         medium.options.bus = DiskBus::Cdrom;
         spec.disks.insert(0, medium);
-        let line = shown(&spec, None);
         let node = volume_node(VolumeId::from_uuid(Uuid::from_u128(9)));
+        spec.hardware.io_threads = 1;
+        spec.hardware.cpu.hyperv = true;
+        let line = shown(&spec, None);
         for wanted in [
+            "-object iothread,id=io0\n",
+            "-machine q35,hpet=off\n",
+            "-rtc base=utc,driftfix=slew\n",
             &format!("-device ide-cd,id=cd0,bus=ide.4,drive={node},bootindex=0\n"),
             "-device ide-cd,id=cd1,bus=ide.5,bootindex=1\n",
             "mac=52:54:00:00:00:01,bootindex=2",
-            "serial=root,write-cache=on,bootindex=3\n",
+            "serial=root,write-cache=on,bootindex=3,iothread=io0\n",
             &format!(r#""node-name":"{node}","read-only":true}}"#),
         ] {
             assert!(line.contains(wanted), "{wanted}: {line}");

@@ -3,6 +3,7 @@
 //! | object | id | made by |
 //! |---|---|---|
 //! | disk device | `disk-<volume>` | `-device`, `device_add` |
+//! | I/O thread | `io0…` | `-object` |
 //! | CD-ROM drive | `cd0…cd5` | `-device`; the node of its medium says which volume that is |
 //! | a disk's first layer | `v<volume in base 32>` | `-blockdev`, `blockdev-add` |
 //! | a layer on top | `s<snapshot in base 32>` | `blockdev-add` before a pivot |
@@ -204,6 +205,16 @@ pub(super) fn cdrom_device(drive: u8, bus: String, medium: Option<&StoredDisk>) 
 pub(super) fn booted(mut device: Properties, place: Option<usize>) -> Properties {
     device.extend(place.map(|place| ("bootindex", place.to_string())));
     device
+}
+
+/// The id of an I/O thread.
+pub(super) fn io_thread(n: usize) -> String {
+    format!("io{n}")
+}
+
+/// The thread of the n-th disk on virtio, of so many.
+pub(super) fn on_thread(n: usize, threads: usize) -> Option<(&'static str, String)> {
+    (threads > 0).then(|| ("iothread", io_thread(n % threads)))
 }
 
 /// The bus of the disks on virtio-scsi, if there are any at the start, and the controller's id.

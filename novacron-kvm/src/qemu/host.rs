@@ -139,6 +139,7 @@ impl State {
             devices,
             io_uring,
         } = self.offer(operation).await?;
+        let accel = self.accel(operation)?;
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
         let has = |types: &[&str]| types.iter().all(|name| devices.contains(*name));
         let can = [
@@ -152,15 +153,17 @@ impl State {
             (Capability::HotPlug, true),
             (Capability::LiveSnapshot, true),
             (Capability::ScsiDisks, has(&["virtio-scsi-pci", "scsi-hd"])),
-            (Capability::SataDisks, has(&["ide-hd"])),
+            (Capability::SataDisks, has(&["ide-hd", "ide-cd"])),
             (Capability::NvmeDisks, has(&["nvme"])),
             (Capability::DiskLimits, true),
             (Capability::IoUring, *io_uring),
+            (Capability::IoThreads, true),
             (Capability::E1000eNics, has(&["e1000e"])),
             (
                 Capability::NicLimits,
                 privilege::is_effective(privilege::NET_ADMIN) && shaping::is_there(),
             ),
+            (Capability::HyperV, accel == Accel::Kvm),
             (Capability::HugePages, huge_pages() > 0),
             (Capability::LockedMemory, privilege::may_lock_memory()),
             (Capability::SharedMemory, true),
@@ -173,7 +176,7 @@ impl State {
         Ok(NodeCapabilities {
             hypervisor: format!("QEMU {}", qemu.version),
             arch: "x86_64".to_owned(),
-            acceleration: self.accel(operation)?.to_string(),
+            acceleration: accel.to_string(),
             cpus: u32::try_from(count).unwrap_or(u32::MAX),
             memory: memory(),
             max_vcpus: MAX_VCPUS,

@@ -37,9 +37,11 @@ impl HotPlug for QemuHypervisor {
         monitor.close_unused().await?;
         let port = place(monitor, disk.options.bus).await?;
         monitor.tell("blockdev-add", blockdev(&disk)).await?;
-        let plugged = monitor
-            .tell("device_add", arguments(&disk_device(&disk, &port)))
-            .await;
+        let mut device = disk_device(&disk, &port);
+        if disk.options.bus == DiskBus::Virtio {
+            device.extend(monitor.next_thread().await?);
+        }
+        let plugged = monitor.tell("device_add", arguments(&device)).await;
         match plugged {
             Ok(()) if *limits != DiskLimits::default() => {
                 set_limits(monitor, disk.volume, limits).await

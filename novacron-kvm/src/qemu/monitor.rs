@@ -7,7 +7,9 @@ use novacron_core::model::{DiskCache, PortId, VolumeId};
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
-use super::devices::{is_drive, is_our_node, link_id, port_of, volume_of, volume_of_node};
+use super::devices::{
+    is_drive, is_our_node, link_id, on_thread, port_of, volume_of, volume_of_node,
+};
 use super::error;
 use crate::qmp::{Qmp, QmpError};
 
@@ -112,6 +114,15 @@ impl Monitor<'_> {
         let command = json!({ "command-line": "info network" });
         let text = self.ask("human-monitor-command", command).await?;
         Ok(Links(text.as_str().unwrap_or_default().to_owned()))
+    }
+
+    /// The I/O thread of a disk on virtio that comes now, if there are such threads.
+    pub(super) async fn next_thread(&self) -> Result<Option<(&'static str, String)>> {
+        let threads = self.ask("query-iothreads", json!({})).await?;
+        let threads = threads.as_array().map_or(0, Vec::len);
+        let disks = self.devices().await?;
+        let disks = disks.iter().filter(|id| volume_of(id).is_some()).count();
+        Ok(on_thread(disks, threads))
     }
 
     /// A root port for hot-plug with nothing in it.

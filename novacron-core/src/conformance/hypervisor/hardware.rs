@@ -18,6 +18,7 @@ pub async fn hardware_that_cannot_be_is_refused_before_anything_is_made(
     spec.hardware.cpu = Cpu {
         model: CpuModel::Named("qemu64,+vmx".to_owned()),
         features: [("</feature>".to_owned(), true)].into(),
+        hyperv: false,
         topology: Some(CpuTopology {
             sockets: spec.hardware.vcpus,
             cores: 2,
@@ -87,6 +88,7 @@ pub async fn cpu_of_a_named_model_and_topology_starts(fixture: &dyn HypervisorFi
     spec.hardware.cpu = Cpu {
         model: CpuModel::Named(model.to_owned()),
         features: features.map(|f| (f.clone(), false)).collect(),
+        hyperv: false,
         topology: Some(CpuTopology {
             sockets: 1,
             cores: 1,
@@ -317,7 +319,9 @@ pub async fn link_is_set_while_it_runs(fixture: &dyn HypervisorFixture) {
 
 /// The rest of a machine's hardware that not every host has.
 type Change = fn(&mut Hardware);
-const OTHERS: [(Capability, Change); 5] = [
+const OTHERS: [(Capability, Change); 7] = [
+    (Capability::IoThreads, |hardware| hardware.io_threads = 2),
+    (Capability::HyperV, |hardware| hardware.cpu.hyperv = true),
     (Capability::HugePages, |hardware| {
         hardware.memory_backing.hugepages = true;
     }),

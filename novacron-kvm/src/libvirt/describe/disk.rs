@@ -37,10 +37,11 @@ impl Disk {
     }
 }
 
-/// A disk, beside these.
+/// A disk, beside these, in a machine with so many I/O threads.
 pub(in super::super) fn describe_disk(
     disk: &DiskAttachment,
     others: &[Disk],
+    io_threads: u32,
     operation: &'static str,
 ) -> Result<Disk> {
     let target = &free_target(others, disk.options.bus);
@@ -103,6 +104,7 @@ pub(in super::super) fn describe_disk(
                 Discard::Unmap => word("unmap"),
                 Discard::Ignore => word("ignore"),
             },
+            io_thread: on_thread(options.bus, others, io_threads),
             ..driver
         }),
         target: Target {
@@ -134,7 +136,7 @@ pub(in super::super) fn describe_drive(
 ) -> Result<Disk> {
     let name = free_target(others, DiskBus::Cdrom);
     let medium = match medium {
-        Some(medium) => describe_disk(medium, &[], operation)?,
+        Some(medium) => describe_disk(medium, &[], 0, operation)?,
         None => virtio_disk("file", "raw", &name),
     };
     Ok(Disk {
@@ -165,6 +167,13 @@ pub(in super::super) fn tune(limits: &DiskLimits) -> Option<IoTune> {
         write_iops: limits.write_iops,
     };
     (tune != IoTune::default()).then_some(tune)
+}
+
+/// The thread of the next disk on a bus: those on virtio have them in turn.
+fn on_thread(bus: DiskBus, others: &[Disk], io_threads: u32) -> Option<u32> {
+    let before = u32::try_from(on_bus(others, bus).count()).ok()?;
+    let thread = before.checked_rem(io_threads)? + 1;
+    (bus == DiskBus::Virtio).then_some(thread)
 }
 
 /// The disks on a bus, drives aside.

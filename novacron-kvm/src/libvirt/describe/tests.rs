@@ -90,6 +90,11 @@ fn spec() -> DomainSpec {
             },
             tpm: Some(model::Tpm::default()),
             cdroms: 2,
+            io_threads: 2,
+            cpu: model::Cpu {
+                hyperv: true,
+                ..model::Cpu::default()
+            },
             boot_order: vec![BootDevice::Cdrom, BootDevice::Network, BootDevice::Disk],
             ..Hardware::new(2, MiB(192))
         },
@@ -163,6 +168,7 @@ fn kernel_spec() -> DomainSpec {
     let cpu = model::Cpu {
         model: CpuModel::Named("Nehalem".to_owned()),
         features: [("aes".to_owned(), true), ("vmx".to_owned(), false)].into(),
+        hyperv: false,
         topology: Some(CpuTopology {
             sockets: 1,
             cores: 1,

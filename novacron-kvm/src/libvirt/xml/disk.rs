@@ -60,6 +60,9 @@ pub(in super::super) struct DiskDriver {
     pub(in super::super) io: Option<String>,
     #[serde(rename = "@discard", skip_serializing_if = "Option::is_none")]
     pub(in super::super) discard: Option<String>,
+    /// Counted from 1.
+    #[serde(rename = "@iothread", skip_serializing_if = "Option::is_none")]
+    pub(in super::super) io_thread: Option<u32>,
 }
 
 /// `<iotune>`.
