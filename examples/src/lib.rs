@@ -4,6 +4,14 @@
 pub mod guest_disk;
 pub mod leftovers;
 
+/// The guides with programs in them, which are compiled here.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../docs/guides/guest-systems.md")]
+    #[doc = include_str!("../../docs/guides/hardware.md")]
+    struct Compiled;
+}
+
 /// What can go wrong in an example is told to a person, so one type for all of it will do.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// With [`Error`].

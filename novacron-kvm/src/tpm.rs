@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use novacron_core::driver::DomainSpec;
@@ -35,6 +36,9 @@ const OWN_STATE: &str = "tpm.state";
 const WORDS: &str = "swtpm is told paths of UTF-8 without a comma only";
 /// How long it may take to come up, to say what it can, and to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long one that does not say what it can is not asked again.
+const SULK: Duration = Duration::from_secs(60);
 
 /// Where a TPM's state is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,11 +101,47 @@ impl From<io::Error> for Failed {
     }
 }
 
-/// The program, if this host has one that keeps its state in a file: 0.7 or newer. Blocks.
-pub(crate) fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut programs = std::env::split_paths(&path).map(|folder| folder.join("swtpm"));
-    programs.find(|program| program.is_file() && keeps_state_in_a_file(program).unwrap_or(false))
+/// The host's program, if it has one that keeps its state in a file: 0.7 or newer.
+#[derive(Debug, Default)]
+pub(crate) struct Program(Mutex<Known>);
+
+/// What is known of it.
+#[derive(Debug, Default)]
+enum Known {
+    #[default]
+    Nothing,
+    /// It did not say what it can, at that time.
+    Mute(Instant),
+    There(PathBuf),
+}
+
+impl Program {
+    /// Where it is, looked for until it is found. Blocks.
+    pub(crate) fn find(&self) -> Option<PathBuf> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Known::There(program) => return Some(program.clone()),
+            Known::Mute(since) if since.elapsed() < SULK => return None,
+            Known::Mute(_) | Known::Nothing => {}
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let programs = std::env::split_paths(&path).map(|folder| folder.join("swtpm"));
+        *known = Known::Nothing;
+        for program in programs.filter(|program| program.is_file()) {
+            match keeps_state_in_a_file(&program) {
+                Ok(true) => {
+                    *known = Known::There(program.clone());
+                    return Some(program);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, program = %program.display(), "it does not say what it can");
+                    *known = Known::Mute(Instant::now());
+                }
+            }
+        }
+        None
+    }
 }
 
 fn keeps_state_in_a_file(program: &Path) -> io::Result<bool> {
@@ -112,7 +152,7 @@ fn keeps_state_in_a_file(program: &Path) -> io::Result<bool> {
     Ok(can("tpm-2.0") && can("nvram-backend-file"))
 }
 
-/// What a start of a guest with a TPM says without [`find`]'s program.
+/// What a start of a guest with a TPM says without the [`Program`].
 pub(crate) fn missing(operation: &'static str) -> Error {
     let message =
         "this host has no swtpm (0.7 or newer); on Debian and Ubuntu: apt-get install swtpm";

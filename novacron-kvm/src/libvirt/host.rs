@@ -115,16 +115,21 @@ struct Kind {
 }
 
 impl Capabilities {
-    /// The user and the group that QEMU runs as, where libvirt says so.
-    pub(super) fn qemu_user(&self) -> Option<(u32, u32)> {
-        let dac = self
-            .host
-            .secmodel
-            .iter()
-            .find(|model| model.model == "dac")?;
-        let (user, group) = dac.baselabel.first()?.label.split_once(':')?;
+    /// The user and the group that QEMU runs as, where they are libvirtd's own to choose.
+    ///
+    /// # Errors
+    /// What libvirt says instead of their numbers.
+    pub(super) fn qemu_user(&self) -> Result<Option<(u32, u32)>, &str> {
+        let mut models = self.host.secmodel.iter();
+        let dac = models.find(|model| model.model == "dac");
+        let Some(label) = dac.and_then(|dac| dac.baselabel.first()) else {
+            return Ok(None);
+        };
+        let label = label.label.as_str();
         let number = |text: &str| text.trim_start_matches('+').parse().ok();
-        Some((number(user)?, number(group)?))
+        let ids = label.split_once(':');
+        let ids = ids.and_then(|(user, group)| Some((number(user)?, number(group)?)));
+        ids.map(Some).ok_or(label)
     }
 
     /// The host's UUID.
@@ -327,8 +332,10 @@ mod tests {
                     <secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+994</baselabel>\
                     <baselabel type='qemu'>+64055:+994</baselabel></secmodel></host></capabilities>";
         let told: Capabilities = quick_xml::de::from_str(text).unwrap();
-        assert_eq!(told.qemu_user(), Some((64055, 994)));
-        assert_eq!(capabilities("", "").qemu_user(), None);
+        assert_eq!(told.qemu_user(), Ok(Some((64055, 994))));
+        assert_eq!(capabilities("", "").qemu_user(), Ok(None));
+        let named: Capabilities = quick_xml::de::from_str(&text.replace("+64055", "qemu")).unwrap();
+        assert_eq!(named.qemu_user(), Err("qemu:+994"));
     }
 
     #[test]

@@ -249,7 +249,7 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
             Capability::Tpm,
             task.state.config.folder.is_some()
                 && guests.domain.tpm_backend("external")
-                && task.state.swtpm().is_some(),
+                && task.state.swtpm.find().is_some(),
         ),
     ];
     let (hypervisor, library) = facts.versions;

@@ -4,7 +4,7 @@
 //! which start is under way.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
@@ -27,6 +27,7 @@ use super::pool::{Effect, Pool};
 use super::sys::{Event, LvError, LvResult, code};
 use crate::accel::AccelChoice;
 use crate::console::Progress;
+use crate::tpm;
 
 /// Events that a slow reader may be behind.
 const EVENT_BACKLOG: usize = 4096;
@@ -60,7 +61,7 @@ pub(super) struct State {
     events: Mutex<broadcast::Sender<HypervisorEvent>>,
     /// Devices that guests have let go of.
     pub(super) removed: broadcast::Sender<(Uuid, String)>,
-    swtpm: OnceLock<PathBuf>,
+    pub(super) swtpm: tpm::Program,
     turns: Mutex<HashMap<(DomainId, Right), Turn>>,
     pub(super) known: Mutex<HashMap<Uuid, DomainId>>,
     starting: Mutex<HashSet<DomainId>>,
@@ -95,7 +96,7 @@ impl State {
             supervisor: OnceLock::new(),
             events: Mutex::new(broadcast::Sender::new(EVENT_BACKLOG)),
             removed: broadcast::Sender::new(EVENT_BACKLOG),
-            swtpm: OnceLock::new(),
+            swtpm: tpm::Program::default(),
             turns: Mutex::default(),
             known: Mutex::default(),
             starting: Mutex::default(),
@@ -103,16 +104,6 @@ impl State {
             consoles: Mutex::default(),
             inputs: Mutex::default(),
         }
-    }
-
-    /// The program that emulates TPMs; looked for until it is found. Blocks.
-    pub(super) fn swtpm(&self) -> Option<&Path> {
-        if self.swtpm.get().is_none()
-            && let Some(program) = crate::tpm::find()
-        {
-            let _ = self.swtpm.set(program);
-        }
-        self.swtpm.get().map(PathBuf::as_path)
     }
 
     /// The domain's folder.

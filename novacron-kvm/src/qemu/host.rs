@@ -15,7 +15,6 @@ use crate::accel::Accel;
 use crate::firmware::Ovmf;
 use crate::privilege;
 use crate::probe::{self, Offer};
-use crate::tpm;
 
 /// The host's id unless one was given: from the machine's id and the state folder, so that it needs no file, survives
 /// restarts, and differs for two hypervisors on one machine. A machine without an id gets one in the state folder.
@@ -119,16 +118,11 @@ impl State {
         asked.map_err(|e| error::probe(operation, e))
     }
 
-    /// The program that emulates TPMs; looked for until it is found.
-    pub(super) async fn swtpm(&self) -> Option<&Path> {
-        let found = self.swtpm.get_or_try_init(|| async {
-            tokio::task::spawn_blocking(tpm::find)
-                .await
-                .ok()
-                .flatten()
-                .ok_or(())
-        });
-        found.await.ok().map(PathBuf::as_path)
+    /// The program that emulates TPMs.
+    pub(super) async fn swtpm(&self) -> Option<PathBuf> {
+        let swtpm = Arc::clone(&self.swtpm);
+        let found = tokio::task::spawn_blocking(move || swtpm.find()).await;
+        found.ok().flatten()
     }
 
     /// What the host can do now.

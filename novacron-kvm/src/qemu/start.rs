@@ -1,7 +1,7 @@
 //! `define` and `start`: from a spec to a QEMU whose vCPUs are held.
 
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         cpu,
         flash,
         links,
-        swtpm: swtpm.map(Path::to_owned),
+        swtpm,
     };
     let process = blocking(OPERATION, move || plan.launch()).await?;
 

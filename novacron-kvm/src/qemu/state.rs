@@ -23,6 +23,7 @@ use crate::process::{
     holder, owner,
 };
 use crate::qmp::Qmp;
+use crate::tpm;
 
 /// Events that a slow reader may be behind.
 const EVENT_BACKLOG: usize = 4096;
@@ -45,7 +46,7 @@ pub(super) struct State {
     pub(super) events: broadcast::Sender<HypervisorEvent>,
     binary: OnceCell<QemuBinary>,
     pub(super) offer: OnceCell<Offer>,
-    pub(super) swtpm: OnceCell<PathBuf>,
+    pub(super) swtpm: Arc<tpm::Program>,
     slots: Mutex<HashMap<DomainId, Arc<Slot>>>,
     owned: Mutex<Option<FolderLock>>,
 }
@@ -160,7 +161,7 @@ impl State {
             events: broadcast::Sender::new(EVENT_BACKLOG),
             binary: OnceCell::new(),
             offer: OnceCell::new(),
-            swtpm: OnceCell::new(),
+            swtpm: Arc::default(),
             slots: Mutex::default(),
             owned: Mutex::default(),
         }

@@ -1,6 +1,6 @@
 //! CD-ROM drives: what the guest reads in them, and what it boots from, whoever runs it.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -32,14 +32,8 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {words}");
 }
 
-/// A medium with what lies in a folder.
-fn medium(bench: &Bench, name: &str, folder: &Path, more: &[&str]) -> DiskAttachment {
-    let image = bench.path().join(format!("{name}.iso"));
-    let (text, folder) = (image.to_str().unwrap(), folder.to_str().unwrap());
-    run(
-        "genisoimage",
-        &[&["-quiet", "-r", "-o", text], more, &[folder]].concat(),
-    );
+/// A file as a medium.
+fn medium(bench: &Bench, name: &str, image: PathBuf) -> DiskAttachment {
     let mut medium = bench.attachment(name, image);
     medium.attachment.format = VolumeFormat::Raw;
     medium.options.bus = DiskBus::Cdrom;
@@ -51,28 +45,20 @@ fn readable(bench: &Bench, name: &str) -> DiskAttachment {
     let folder = bench.path().join(name);
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("word"), name).unwrap();
-    medium(bench, name, &folder, &[])
+    let image = bench.path().join(format!("{name}.iso"));
+    let (text, folder) = (image.to_str().unwrap(), folder.to_str().unwrap());
+    run("genisoimage", &["-quiet", "-r", "-o", text, folder]);
+    medium(bench, name, image)
 }
 
 /// A medium that the guest boots from, as if it were its disk.
 fn bootable(bench: &Bench) -> DiskAttachment {
-    let folder = bench.path().join("bootable");
-    std::fs::create_dir(&folder).unwrap();
-    let (disk, config) = (folder.join("disk.img"), bench.path().join("syslinux.cfg"));
-    let disk = disk.to_str().unwrap();
-    qemu_img(&["convert", "-O", "raw", guest_disk().to_str().unwrap(), disk]);
-    let partition = format!("{disk}@@1M");
-    let text = config.to_str().unwrap();
-    run("mcopy", &["-n", "-i", &partition, "::/syslinux.cfg", text]);
-    let said = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, said.replace("quiet", &format!("quiet {MARK}"))).unwrap();
-    run("mcopy", &["-o", "-i", &partition, text, "::/syslinux.cfg"]);
-    medium(
-        bench,
-        "install",
-        &folder,
-        &["-hard-disk-boot", "-b", "disk.img"],
-    )
+    let image = bench.path().join("install.iso");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/guest/iso.sh");
+    let disk = guest_disk();
+    let (text, disk) = (image.to_str().unwrap(), disk.to_str().unwrap());
+    run(script, &[disk, text, MARK]);
+    medium(bench, "install", image)
 }
 
 /// The guest, with a kernel that has the drivers of a CD-ROM drive.
