@@ -147,6 +147,20 @@ pub enum DiskBus {
     Cdrom,
 }
 
+impl DiskBus {
+    /// Why a machine that is started takes no disk on it; one on [`DiskBus::Cdrom`] wants an empty drive instead.
+    pub fn takes_none_now(self, has_scsi_disk: bool) -> Option<&'static str> {
+        match self {
+            Self::Virtio | Self::Nvme | Self::Cdrom => None,
+            Self::Scsi if has_scsi_disk => None,
+            Self::Scsi => {
+                Some("the machine was started without a SCSI disk, so it has no controller for one")
+            }
+            Self::Sata => Some("SATA disks are given to a machine at its start only"),
+        }
+    }
+}
+
 /// How a guest's writes are cached. All but [`DiskCache::Unsafe`] keep what the guest flushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

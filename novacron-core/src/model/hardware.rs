@@ -55,6 +55,10 @@ pub struct Hardware {
     /// A watchdog (Intel 6300ESB) that the guest may arm and then has to feed, and what is done when it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<WatchdogAction>,
+    /// Whether it has a USB tablet, which tells the guest where the pointer of who looks at its screen is. Without one, that
+    /// pointer and the guest's own go apart.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tablet: bool,
     /// What its SMBIOS tables say of the system.
     #[serde(default, skip_serializing_if = "Smbios::is_default")]
     pub smbios: Smbios,
@@ -235,6 +239,7 @@ impl Hardware {
             memory_backing: MemoryBacking::default(),
             clock: ClockOffset::default(),
             watchdog: None,
+            tablet: false,
             smbios: Smbios::default(),
             tpm: None,
         }
@@ -378,6 +383,7 @@ impl Hardware {
             memory_backing,
             clock,
             watchdog,
+            tablet,
             smbios,
             tpm,
         } = self;
@@ -398,6 +404,7 @@ impl Hardware {
             ),
             ("clock", *clock != new.clock, Effect::Restart),
             ("watchdog", *watchdog != new.watchdog, Effect::Restart),
+            ("tablet", *tablet != new.tablet, Effect::Restart),
             ("smbios", *smbios != new.smbios, Effect::Restart),
             // What it remembers is in a volume that is made with the VM, and encrypted or not from the first start on.
             ("tpm", *tpm != new.tpm, Effect::Replacement),
@@ -423,6 +430,7 @@ impl Hardware {
             (Capability::SharedMemory, backing.shared),
             (Capability::Watchdog, self.watchdog.is_some()),
             (Capability::SataDisks, self.cdroms > 0),
+            (Capability::Tablet, self.tablet),
             (Capability::IoThreads, self.io_threads > 0),
             (Capability::HyperV, self.cpu.hyperv),
             (Capability::Tpm, self.tpm.is_some()),

@@ -208,6 +208,8 @@ pub enum Capability {
     LockedMemory,
     /// Guests' memory can be shared with other processes.
     SharedMemory,
+    /// Guests can have a USB tablet.
+    Tablet,
     /// Guests can have a watchdog.
     Watchdog,
     /// A TPM 2.0 of the guest's, whose state is kept.
@@ -216,7 +218,7 @@ pub enum Capability {
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Uefi,
         Self::SecureBoot,
         Self::Bridge,
@@ -235,6 +237,7 @@ impl Capability {
         Self::HugePages,
         Self::LockedMemory,
         Self::SharedMemory,
+        Self::Tablet,
         Self::Watchdog,
         Self::Tpm,
     ];
@@ -267,6 +270,7 @@ impl fmt::Display for Capability {
             Self::HugePages => "huge pages",
             Self::LockedMemory => "locked memory",
             Self::SharedMemory => "shared memory",
+            Self::Tablet => "USB tablets of guests",
             Self::Watchdog => "watchdogs of guests",
             Self::Tpm => "TPMs of guests",
         })

@@ -145,6 +145,7 @@ impl OsProfile {
         hardware.io_threads = u8::from(self.has_virtio);
         let is_windows = self.family != Family::Unix;
         hardware.cpu.hyperv = is_windows;
+        hardware.tablet = is_windows;
         (hardware.clock, hardware.firmware, hardware.tpm) = match self.family {
             Family::Unix => (ClockOffset::Utc, Firmware::Bios, None),
             Family::Windows => (ClockOffset::LocalTime, Firmware::Uefi, None),

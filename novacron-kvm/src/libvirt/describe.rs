@@ -22,7 +22,7 @@ use super::notes::{Identity, Media, Metadata};
 use super::xml::{
     Access, Amount, Backend, Backing, Balloon, Boot, Character, Clock, Controller,
     ControllerDriver, Count, Cpu, CpuFeature, CpuModelXml, Devices, Disk, DomainXml, Empty,
-    Features, Graphics, HyperV, Loader, Log, Model, Os, OsType, Period, QEMU_NAMESPACE,
+    Features, Graphics, HyperV, Input, Loader, Log, Model, Os, OsType, Period, QEMU_NAMESPACE,
     QemuArgument, QemuArguments, Rng, Spinlocks, Switch, Target, Timer, TopologyXml, Typed, Video,
     WatchdogXml,
 };
@@ -75,7 +75,7 @@ pub(super) fn describe(
     check(spec, operation)?;
     let (id, hardware) = (spec.id, &spec.hardware);
     let io_threads = u32::from(hardware.io_threads);
-    let mut devices = basic_devices(place);
+    let mut devices = basic_devices(place, hardware.tablet);
     if spec
         .disks
         .iter()
@@ -374,7 +374,7 @@ fn boot(spec: &DomainSpec, place: &Place, operation: &'static str) -> Result<Os>
     Ok(os)
 }
 
-fn basic_devices(place: &Place) -> Devices {
+fn basic_devices(place: &Place, has_tablet: bool) -> Devices {
     let controller = |kind: &str, index, model: &str| Controller {
         kind: kind.to_owned(),
         index,
@@ -383,7 +383,10 @@ fn basic_devices(place: &Place) -> Devices {
     };
     let mut controllers = vec![
         controller("pci", Some(0), "pcie-root"),
-        controller("usb", None, "none"),
+        match has_tablet {
+            true => controller("usb", Some(0), "qemu-xhci"),
+            false => controller("usb", None, "none"),
+        },
     ];
     controllers.extend((0..SPARE_PORTS).map(|_| controller("pci", None, "pcie-root-port")));
     let log = place.folder.as_ref().and_then(|folder| {
@@ -418,6 +421,13 @@ fn basic_devices(place: &Place) -> Devices {
                 ..Target::default()
             }),
         }],
+        inputs: has_tablet
+            .then(|| Input {
+                kind: "tablet".to_owned(),
+                bus: "usb".to_owned(),
+            })
+            .into_iter()
+            .collect(),
         graphics: vec![Graphics {
             kind: "vnc".to_owned(),
             listens: vec![Typed {

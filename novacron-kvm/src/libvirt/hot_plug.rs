@@ -330,14 +330,11 @@ pub(super) fn attached(task: &Task, id: DomainId) -> Result<(Found, DomainXml)> 
 
 /// Whether a disk on this bus can be plugged in: libvirt would make a controller of its own choice.
 fn place(devices: &Devices, bus: DiskBus, operation: &'static str) -> Result<()> {
-    let has_scsi = || devices.controllers.iter().any(|c| c.kind == "scsi");
-    let message = match bus {
-        DiskBus::Virtio | DiskBus::Nvme => return Ok(()),
-        DiskBus::Scsi if has_scsi() => return Ok(()),
-        DiskBus::Scsi => "the machine was started without a SCSI disk, so it has no controller",
-        DiskBus::Sata | DiskBus::Cdrom => "SATA disks are given to a machine at its start only",
-    };
-    Err(Error::new(ErrorKind::Unsupported, operation, message))
+    let has_scsi = devices.controllers.iter().any(|c| c.kind == "scsi");
+    match bus.takes_none_now(has_scsi) {
+        Some(why) => Err(Error::new(ErrorKind::Unsupported, operation, why)),
+        None => Ok(()),
+    }
 }
 
 fn has_nic(running: &DomainXml, port: PortId) -> bool {

@@ -243,6 +243,7 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
         // libvirtd raises a limit for it.
         (Capability::LockedMemory, is_qemu && is_system && may_raise),
         (Capability::SharedMemory, is_qemu),
+        (Capability::Tablet, is_qemu),
         (Capability::Watchdog, is_qemu),
         // By a swtpm of this process's: libvirt's own keep their state out of the VM's volumes.
         (

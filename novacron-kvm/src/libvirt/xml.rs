@@ -388,6 +388,8 @@ pub(super) struct Devices {
     pub(super) consoles: Vec<Character>,
     #[serde(rename = "channel", skip_serializing_if = "Vec::is_empty")]
     pub(super) channels: Vec<Character>,
+    #[serde(rename = "input", skip_serializing_if = "Vec::is_empty")]
+    pub(super) inputs: Vec<Input>,
     #[serde(rename = "graphics", skip_serializing_if = "Vec::is_empty")]
     pub(super) graphics: Vec<Graphics>,
     #[serde(rename = "video", skip_serializing_if = "Vec::is_empty")]
@@ -422,6 +424,16 @@ pub(super) struct Controller {
 pub(super) struct ControllerDriver {
     #[serde(rename = "@iothread", skip_serializing_if = "Option::is_none")]
     pub(super) io_thread: Option<u32>,
+}
+
+/// `<input>`: libvirt adds a keyboard and a mouse to every machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Input {
+    #[serde(rename = "@type")]
+    pub(super) kind: String,
+    #[serde(rename = "@bus")]
+    pub(super) bus: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -27,8 +27,8 @@ use crate::tpm;
 
 /// Root ports for hot-plug.
 pub(super) const SPARE_PORTS: usize = 8;
-/// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and four ports are our own devices'.
-pub(super) const MAX_DEVICES: usize = 14 * 8 - 4;
+/// The most disks and NICs at the start: slots 2 to 15 hold eight root ports each, and five ports are our own devices'.
+pub(super) const MAX_DEVICES: usize = 14 * 8 - 5;
 const FIRST_PORT_SLOT: usize = 0x2;
 const FIRST_SPARE_SLOT: usize = 0x10;
 const WATCHDOG_SLOT: &str = "0x1e";
@@ -249,6 +249,11 @@ impl Machine<'_> {
             balloon += ",free-page-reporting=on";
         }
         line.add("-device", balloon);
+        if self.spec.hardware.tablet {
+            let bus = line.next_port();
+            line.add("-device", format!("qemu-xhci,id=usb,bus={bus}"));
+            line.add("-device", "usb-tablet,id=tablet,bus=usb.0");
+        }
     }
 
     /// The place of the n-th of these devices in the order of booting.
@@ -578,6 +583,7 @@ mod tests {
     #[test]
     fn every_device_has_a_place_up_to_the_limit() {
         let mut full = spec();
+        full.hardware.tablet = true;
         let disk = full.disks[0].clone();
         full.disks = (0..MAX_DEVICES as u128 - 1)
             .map(|n| StoredDisk {

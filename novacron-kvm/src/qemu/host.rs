@@ -161,6 +161,7 @@ impl State {
             (Capability::HugePages, huge_pages() > 0),
             (Capability::LockedMemory, privilege::may_lock_memory()),
             (Capability::SharedMemory, true),
+            (Capability::Tablet, has(&["qemu-xhci", "usb-tablet"])),
             (Capability::Watchdog, has(&["i6300esb"])),
             (
                 Capability::Tpm,

@@ -179,19 +179,12 @@ impl HotPlug for QemuHypervisor {
 
 /// Where a disk on this bus is plugged in.
 async fn place(monitor: Monitor<'_>, bus: DiskBus) -> Result<String> {
-    let message = match bus {
-        DiskBus::Virtio | DiskBus::Nvme => return monitor.free_port().await,
-        DiskBus::Scsi if monitor.devices().await?.iter().any(|id| id == SCSI) => {
-            return Ok(SCSI_BUS.to_owned());
-        }
-        DiskBus::Scsi => "the machine was started without a SCSI disk, so it has no controller",
-        DiskBus::Sata | DiskBus::Cdrom => "SATA disks are given to a machine at its start only",
-    };
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        monitor.operation,
-        message,
-    ))
+    let has_scsi = monitor.devices().await?.iter().any(|id| id == SCSI);
+    match bus.takes_none_now(has_scsi) {
+        Some(why) => Err(Error::new(ErrorKind::Unsupported, monitor.operation, why)),
+        None if bus == DiskBus::Scsi => Ok(SCSI_BUS.to_owned()),
+        None => monitor.free_port().await,
+    }
 }
 
 /// Sets what may be read and written of a volume.

@@ -70,14 +70,11 @@ impl Place<'_> {
     /// Why the started VM, which is to be this machine, can be given no such disk.
     fn no_disk(&self, options: &DiskOptions, wanted: &Machine) -> Option<String> {
         let on_scsi = |disk: &Disk| disk.options.bus == DiskBus::Scsi;
+        let has_scsi_disk = self.machine.guest_disks().any(on_scsi);
+        if let Some(why) = options.bus.takes_none_now(has_scsi_disk) {
+            return Some(why.to_owned());
+        }
         match options.bus {
-            DiskBus::Sata => {
-                Some("the VM is started, and takes SATA disks with a start only".to_owned())
-            }
-            DiskBus::Scsi if !self.machine.guest_disks().any(on_scsi) => Some(
-                "the VM was started without a SCSI disk, so it has no controller for one"
-                    .to_owned(),
-            ),
             DiskBus::Cdrom if self.has_no_free_drive(wanted) => Some(format!(
                 "the VM was started with {} CD-ROM drives, and each has a medium",
                 self.machine.hardware.cdroms

@@ -319,7 +319,8 @@ pub async fn link_is_set_while_it_runs(fixture: &dyn HypervisorFixture) {
 
 /// The rest of a machine's hardware that not every host has.
 type Change = fn(&mut Hardware);
-const OTHERS: [(Capability, Change); 7] = [
+const OTHERS: [(Capability, Change); 8] = [
+    (Capability::Tablet, |hardware| hardware.tablet = true),
     (Capability::IoThreads, |hardware| hardware.io_threads = 2),
     (Capability::HyperV, |hardware| hardware.cpu.hyperv = true),
     (Capability::HugePages, |hardware| {

@@ -91,6 +91,7 @@ fn spec() -> DomainSpec {
             tpm: Some(model::Tpm::default()),
             cdroms: 2,
             io_threads: 2,
+            tablet: true,
             cpu: model::Cpu {
                 hyperv: true,
                 ..model::Cpu::default()
