@@ -1,8 +1,10 @@
-//! A machine that is installed from a medium: an empty disk, an ISO file in its CD-ROM drive, and a profile of the operating
-//! system. Its console is this program's input and output. When the guest has powered itself off, the medium is taken out, and
-//! the machine is started from its disk; when it powers itself off again, that is the end.
+//! A machine that is installed from a medium: an empty disk, an ISO file in its CD-ROM drive, a NIC, and a profile of the
+//! operating system. Its serial console is this program's input and output, so the medium has to use that. When the guest has
+//! powered itself off, the medium is taken out, and the machine is started from its disk; when it powers itself off again, that
+//! is the end.
 //!
-//! The machine stays in its folder: the program goes on with what is there when it is run again.
+//! All of it stays in its folder, the medium's volume and image, too: the program goes on with what is there when it is run
+//! again.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,9 +12,9 @@ use std::time::Duration;
 
 use novacron_core::cluster::VmHandle;
 use novacron_core::driver::{Call, ConsoleStart};
-use novacron_core::model::{DiskSource, OsProfile, RestartPolicy};
+use novacron_core::model::{DiskSource, NetworkKind, NicSpec, OsProfile, RestartPolicy};
 use novacron_core::store::SqliteStore;
-use novacron_core::{Bytes, Cluster, Deadline, Phase, VmSpec};
+use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, Phase, VmSpec};
 use novacron_examples::{Result, interrupted};
 use novacron_kvm::QemuHypervisor;
 use novacron_storage::LocalStorage;
@@ -72,9 +74,9 @@ async fn install(folder: PathBuf, iso: PathBuf, os: OsProfile) -> Result<()> {
         .build()
         .await?;
     cluster.nodes().wait_available(soon()).await?;
-    let vm = match cluster.vms().by_name("guest").await {
-        Ok(vm) => vm,
-        Err(_) => create(&cluster, iso, os).await?,
+    let vm = match found(cluster.vms().by_name("guest").await)? {
+        Some(vm) => vm,
+        None => create(&cluster, iso, os).await?,
     };
     let is_installing = async || -> Result<bool> {
         let disks = &vm.get().await?.vm.machine.disks;
@@ -90,20 +92,30 @@ async fn install(folder: PathBuf, iso: PathBuf, os: OsProfile) -> Result<()> {
     Ok(())
 }
 
-async fn create(cluster: &Cluster, iso: PathBuf, os: OsProfile) -> Result<VmHandle> {
-    let image = cluster.images().import_file(MEDIUM, iso).await?;
-    if let Some(import) = image.operation() {
-        import
-            .wait(Deadline::after(Duration::from_secs(600)))
-            .await?;
+/// What has this name, if anything has.
+fn found<T>(named: novacron_core::Result<T>) -> novacron_core::Result<Option<T>> {
+    match named {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        named => named.map(Some),
     }
+}
+
+async fn create(cluster: &Cluster, iso: PathBuf, os: OsProfile) -> Result<VmHandle> {
+    if found(cluster.images().by_name(MEDIUM).await)?.is_none() {
+        cluster.images().import_file(MEDIUM, iso).await?;
+    }
+    let network = match found(cluster.networks().by_name("nat").await)? {
+        Some(network) => network,
+        None => cluster.networks().create("nat", NetworkKind::User).await?,
+    };
     let root = DiskSource::Blank {
         size: Bytes::gib(64),
         pool: None,
     };
     let spec = VmSpec::new("guest")
         .disk("root", root)
-        .cdrom(MEDIUM, MEDIUM);
+        .cdrom(MEDIUM, MEDIUM)
+        .nic(NicSpec::new(network.id()));
     let mut spec = os.furnish(spec);
     // Its own poweroff is what is waited for.
     spec.restart = RestartPolicy::Never;
@@ -126,7 +138,9 @@ fn keyboard() -> mpsc::Receiver<Vec<u8>> {
 
 /// Starts the machine, unless it runs, and is its terminal until it has powered itself off.
 async fn on_console(vm: &VmHandle, keyboard: &mut mpsc::Receiver<Vec<u8>>) -> Result<()> {
-    vm.start().await?.wait(soon()).await?;
+    // The import of a large medium takes its time.
+    let ready = Deadline::after(Duration::from_secs(600));
+    vm.start().await?.wait(ready).await?;
     let call = Call::within(Duration::from_secs(10));
     let console = vm.console(call, ConsoleStart::Offset(0)).await?;
     let (mut from, mut to) = split(console.stream);

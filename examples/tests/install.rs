@@ -3,9 +3,13 @@
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use novacron_examples::{guest_disk, leftovers};
 
+/// How long it may say nothing.
+const PATIENCE: Duration = Duration::from_secs(100);
 /// What it prints when it boots from its disk.
 const INSTALLED: &[u8] = b"INSTALLED\r\n\0";
 
@@ -84,15 +88,26 @@ fn a_machine_is_installed_from_a_medium_and_boots_from_its_disk() {
     let program = site.program.insert(program.unwrap());
     let mut keyboard = program.stdin.take().unwrap();
     let mut screen = program.stdout.take().unwrap();
+    let (told, heard) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut some = [0; 4096];
+        while let Ok(read @ 1..) = screen.read(&mut some) {
+            if told.send(some[..read].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
     let mut shown = Vec::new();
     let mut is_asked = false;
-    let mut some = [0; 4096];
     loop {
-        let read = screen.read(&mut some).unwrap();
-        if read == 0 {
-            break;
-        }
-        shown.extend_from_slice(&some[..read]);
+        let some = match heard.recv_timeout(PATIENCE) {
+            Ok(some) => some,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("nothing more: {}", String::from_utf8_lossy(&shown))
+            }
+        };
+        shown.extend_from_slice(&some);
         let text = String::from_utf8_lossy(&shown);
         if !is_asked && text.contains("NOVACRON-GUEST-READY") && text.ends_with("# ") {
             is_asked = true;

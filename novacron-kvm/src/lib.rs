@@ -31,6 +31,7 @@ mod firmware;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod lines;
+mod media;
 mod privilege;
 mod probe;
 mod process;

@@ -117,11 +117,19 @@ enum Known {
 
 impl Program {
     /// Where it is, looked for until it is found. Blocks.
-    pub(crate) fn find(&self) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// `Unsupported` when there is none; `Unavailable` while one is left alone because it did not say what it can.
+    pub(crate) fn find(&self, operation: &'static str) -> Result<PathBuf> {
+        let mute = || {
+            let message =
+                "this host's swtpm does not say what it can; it is asked again in a minute";
+            Error::new(ErrorKind::Unavailable, operation, message)
+        };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            Known::There(program) => return Some(program.clone()),
-            Known::Mute(since) if since.elapsed() < SULK => return None,
+            Known::There(program) => return Ok(program.clone()),
+            Known::Mute(since) if since.elapsed() < SULK => return Err(mute()),
             Known::Mute(_) | Known::Nothing => {}
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -131,7 +139,7 @@ impl Program {
             match keeps_state_in_a_file(&program) {
                 Ok(true) => {
                     *known = Known::There(program.clone());
-                    return Some(program);
+                    return Ok(program);
                 }
                 Ok(false) => {}
                 Err(error) => {
@@ -140,7 +148,10 @@ impl Program {
                 }
             }
         }
-        None
+        match *known {
+            Known::Mute(_) => Err(mute()),
+            Known::Nothing | Known::There(_) => Err(missing(operation)),
+        }
     }
 }
 
@@ -152,8 +163,7 @@ fn keeps_state_in_a_file(program: &Path) -> io::Result<bool> {
     Ok(can("tpm-2.0") && can("nvram-backend-file"))
 }
 
-/// What a start of a guest with a TPM says without the [`Program`].
-pub(crate) fn missing(operation: &'static str) -> Error {
+fn missing(operation: &'static str) -> Error {
     let message =
         "this host has no swtpm (0.7 or newer); on Debian and Ubuntu: apt-get install swtpm";
     Error::new(ErrorKind::Unsupported, operation, message)

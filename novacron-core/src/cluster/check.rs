@@ -42,9 +42,11 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     let mut found = Problems::default();
     found.found("name", name_problem(&spec.name));
     let options = spec.disks.iter().map(|disk| &disk.options);
-    found
-        .0
-        .extend(settings(&VmSettings::of_spec(spec), options));
+    found.0.extend(settings(
+        &VmSettings::of_spec(spec),
+        options,
+        !spec.nics.is_empty(),
+    ));
     found.0.extend(labels("labels", &spec.labels));
     found.0.extend(labels("annotations", &spec.annotations));
     disks(&mut found, spec);
@@ -52,10 +54,11 @@ pub(super) fn vm(spec: &VmSpec) -> Vec<Problem> {
     found.0
 }
 
-/// What is wrong with a VM's settings, and with these disks for its hardware.
+/// What is wrong with a VM's settings, and with these disks, and a NIC or none, for its hardware.
 pub(super) fn settings<'a>(
     settings: &VmSettings,
     mut disks: impl Iterator<Item = &'a DiskOptions> + Clone,
+    has_nic: bool,
 ) -> Vec<Problem> {
     let mut found = Problems::default();
     let hardware = &settings.hardware;
@@ -69,9 +72,9 @@ pub(super) fn settings<'a>(
     found.check(
         disks.next().is_some()
             || hardware.kernel.is_some()
-            || hardware.boot_order.contains(&BootDevice::Network),
+            || (has_nic && hardware.boot_order.contains(&BootDevice::Network)),
         "disks",
-        || "a VM boots from a disk, from `hardware.kernel`, or from the network if its `hardware.boot_order` has that; it has none of these".to_owned(),
+        || "a VM boots from a disk, from `hardware.kernel`, or from the network of a NIC if its `hardware.boot_order` has that; it has none of these".to_owned(),
     );
     if let Some(group) = &settings.anti_affinity {
         found.found("anti_affinity", name_problem(group));

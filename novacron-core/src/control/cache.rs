@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::index::Index;
 use super::plan::ObjectKey;
+use super::resolve::started_with;
 use crate::driver::Rejected;
 use crate::error::Error;
 use crate::model::{
@@ -499,11 +500,13 @@ impl Cache {
         )
     }
 
-    /// What a volume is to the VM that holds it, or that it was made with, while that has it.
+    /// What a volume is to the VM that holds it, or that it was made with: as that was started, else as it is to be.
     pub(crate) fn disk_of(&self, volume: &Volume) -> Option<&Disk> {
         let holder = self.volume_claims.get(&volume.id).map(|claim| claim.vm);
-        let vm = self.vms.get(&holder.or(volume.made_with)?)?;
-        let mut disks = vm.machine.disks.iter();
+        let vm = holder.or(volume.made_with)?;
+        let wanted = self.vms.get(&vm).map(|vm| &vm.machine);
+        let machines = [started_with(vm, self), wanted].into_iter().flatten();
+        let mut disks = machines.flat_map(|machine| &machine.disks);
         disks.find(|disk| disk.volume == volume.id)
     }
 

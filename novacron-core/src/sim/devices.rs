@@ -27,7 +27,7 @@ pub(super) fn disk(attachment: &DiskAttachment) -> SimDisk {
         pool,
         pivoted: None,
         limits: attachment.options.limits,
-        is_medium: attachment.options.bus == DiskBus::Cdrom,
+        bus: attachment.options.bus,
         is_state: false,
     }
 }
@@ -56,7 +56,11 @@ impl HotPlug for SimHypervisor {
             if domain.disks.iter().any(|d| d.volume == disk.volume) {
                 return Ok(());
             }
-            if disk.is_medium && domain.drives_are_full() {
+            let has_scsi = domain.disks.iter().any(|disk| disk.bus == DiskBus::Scsi);
+            if let Some(why) = disk.bus.takes_none_now(has_scsi) {
+                return Err(Error::new(ErrorKind::Unsupported, OP, why));
+            }
+            if disk.bus == DiskBus::Cdrom && domain.drives_are_full() {
                 let message = "every CD-ROM drive of the machine has a medium";
                 return Err(refused(OP, id, message));
             }

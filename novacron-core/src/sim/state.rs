@@ -17,8 +17,8 @@ use super::pool::{SimPool, SimSource};
 use crate::driver::{DomainId, DomainState, GuestEvent, HypervisorEvent, PortArtefact};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Capability, ClusterId, DiskLimits, Epoch, HostId, LinkState, MiB, NicLimits, NodeCapabilities,
-    PoolId, PortId, SnapshotId, VmId, VolumeId,
+    Capability, ClusterId, DiskBus, DiskLimits, Epoch, HostId, LinkState, MiB, NicLimits,
+    NodeCapabilities, PoolId, PortId, SnapshotId, VmId, VolumeId,
 };
 
 /// A change of the world that somebody else carries out.
@@ -154,8 +154,7 @@ pub(super) struct SimDisk {
     /// The last snapshot that the domain pivoted for.
     pub(super) pivoted: Option<SnapshotId>,
     pub(super) limits: DiskLimits,
-    /// Whether it is the medium in a CD-ROM drive.
-    pub(super) is_medium: bool,
+    pub(super) bus: DiskBus,
     /// Whether it holds a device's state, and the guest sees no disk.
     pub(super) is_state: bool,
 }
@@ -168,7 +167,7 @@ impl SimDomain {
 
     /// Whether all of its CD-ROM drives have a medium.
     pub(super) fn drives_are_full(&self) -> bool {
-        let media = self.disks.iter().filter(|disk| disk.is_medium);
+        let media = self.disks.iter().filter(|disk| disk.bus == DiskBus::Cdrom);
         media.count() >= usize::from(self.cdroms)
     }
 

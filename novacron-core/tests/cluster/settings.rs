@@ -5,9 +5,9 @@ use std::time::Duration;
 use novacron_core::cluster::{OperationHandle, VmHandle, VolumeSpec};
 use novacron_core::driver::DomainId;
 use novacron_core::model::{
-    CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware, Hardware,
-    LinkState, NetworkKind, NicLimits, NicModel, NicOptions, NicSpec, OperationState, PortId,
-    RestartPolicy, VmSettings,
+    BootDevice, CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware,
+    Hardware, LinkState, NetworkKind, NicLimits, NicModel, NicOptions, NicSpec, OperationState,
+    PortId, RestartPolicy, VmSettings,
 };
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
 
@@ -363,6 +363,8 @@ async fn media_come_and_go_in_the_drives_that_the_vm_was_started_with() {
     // It stays in its drive until the next start, whatever it is to be then.
     let otherwise = vm.set_disk("cd", DiskOptions::default()).await.unwrap();
     done(otherwise).await;
+    let refused = snapshots.create("of-a-medium", one.id()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused}");
     let refused = vm.attach("cd-2", two.id(), medium()).await.unwrap_err();
     assert_eq!(refused.problems()[0].field, "options", "{refused}");
     done(vm.detach("cd").await.unwrap()).await;
@@ -374,4 +376,17 @@ async fn media_come_and_go_in_the_drives_that_the_vm_was_started_with() {
     let refused = vm.update(settings).await.unwrap_err();
     assert_eq!(refused.problems()[0].field, "disks", "{refused}");
     snapshots.create("free", one.id()).await.unwrap();
+}
+
+/// A VM without a disk boots from its network, if it has one.
+#[tokio::test(start_paused = true)]
+async fn a_vm_boots_from_a_network_that_it_has() {
+    let cluster = Site::new(1).start().await;
+    let networks = cluster.networks();
+    let nat = networks.create("nat", NetworkKind::User).await.unwrap();
+    let mut wanted = VmSpec::new("web");
+    wanted.hardware.boot_order = vec![BootDevice::Network];
+    let refused = cluster.vms().create(wanted.clone()).await.unwrap_err();
+    assert_eq!(refused.problems()[0].field, "disks", "{refused}");
+    running(&cluster, wanted.nic(NicSpec::new(nat.id()))).await;
 }

@@ -88,7 +88,7 @@ pub(super) fn describe(
             driver: (io_threads > 0).then_some(ControllerDriver { io_thread: Some(1) }),
         });
     }
-    let (mut media, disks): (Vec<_>, Vec<_>) =
+    let (media, disks): (Vec<_>, Vec<_>) =
         (spec.disks.iter()).partition(|disk| disk.options.bus == DiskBus::Cdrom);
     let order = |device, n| {
         let place = boot::place(hardware, device, n, |device| match device {
@@ -107,7 +107,6 @@ pub(super) fn describe(
             ..disk
         });
     }
-    media.truncate(hardware.cdroms.into());
     for n in 0..hardware.cdroms {
         let medium = media.get(usize::from(n)).copied();
         let port = boot::drive_port(hardware, n);

@@ -14,6 +14,7 @@ use novacron_core::model::{
 use novacron_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
+use super::LibvirtHypervisor;
 use super::describe::{
     bandwidth, describe_disk, describe_nic, disk_alias, nic_alias, path as xml_path, uuid_of,
 };
@@ -26,7 +27,7 @@ use super::xml::{
     Bandwidth, Devices, Disk, DiskSource, DomainXml, Link, SnapshotDisk, SnapshotDisks,
     SnapshotDriver, SnapshotXml,
 };
-use super::{LibvirtHypervisor, media};
+use crate::media::NO_SNAPSHOT;
 
 /// How long a detach waits for an event before it looks again.
 const LOOK: Duration = Duration::from_millis(500);
@@ -35,14 +36,14 @@ const LOOK: Duration = Duration::from_millis(500);
 impl HotPlug for LibvirtHypervisor {
     async fn attach_disk(&self, call: Call, id: DomainId, disk: &DiskAttachment) -> Result<()> {
         const OPERATION: &str = "libvirt.attach_disk";
+        if disk.options.bus == DiskBus::Cdrom {
+            return self.insert(call, id, disk.clone(), OPERATION).await;
+        }
         let disk = disk.clone();
         let attach = move |task: &Task| {
             let (found, running) = attached(task, id)?;
             if running.disk(disk.volume).is_some() {
                 return Ok(());
-            }
-            if disk.options.bus == DiskBus::Cdrom {
-                return media::insert(task, &found, &running, &disk);
             }
             let io_threads = running.io_threads.map_or(0, |threads| threads.value);
             let devices = running.devices;
@@ -208,9 +209,7 @@ impl DiskPivot for LibvirtHypervisor {
                 return Ok(());
             }
             if disk.is_some_and(Disk::is_drive) {
-                let message =
-                    "a medium is not snapshot while it is in its drive: take it out first";
-                return Err(precondition(OPERATION, id, message.to_owned()));
+                return Err(precondition(OPERATION, id, NO_SNAPSHOT.to_owned()));
             }
             task.in_time()?;
             let xml = snapshot(&running.devices, &target, &layer);

@@ -250,7 +250,7 @@ pub(super) fn capabilities(task: &Task, guests: GuestFacts) -> Result<NodeCapabi
             Capability::Tpm,
             task.state.config.folder.is_some()
                 && guests.domain.tpm_backend("external")
-                && task.state.swtpm.find().is_some(),
+                && task.state.swtpm.find(task.operation).is_ok(),
         ),
     ];
     let (hypervisor, library) = facts.versions;

@@ -173,8 +173,7 @@ fn start_tpm(task: &Task, id: DomainId) -> Result<()> {
     };
     let failed = |why: String| error::precondition(task.operation, id, why);
     let kept: Kept = serde_json::from_slice(&kept).map_err(|e| failed(e.to_string()))?;
-    let program = task.state.swtpm.find();
-    let program = program.ok_or_else(|| tpm::missing(task.operation))?;
+    let program = task.state.swtpm.find(task.operation)?;
     let user = task.live.facts.capabilities.qemu_user().map_err(|label| {
         failed(format!("libvirt says of its QEMU's user `{label}`, which are no numbers: a TPM's socket cannot be given to it"))
     })?;

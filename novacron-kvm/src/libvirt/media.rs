@@ -17,21 +17,102 @@ use super::look::{Found, Task};
 use super::notes::Media;
 use super::state::Right;
 use super::xml::{Disk, DomainXml};
+use crate::media::{LOCKED, NO_DRIVE};
 
 /// How long libvirt waits for the guest to open the door (`CHANGE_MEDIA_TIMEOUT`), and a little more.
 const TRY: Duration = Duration::from_secs(6);
 
-/// Puts a volume into a drive that is empty.
-pub(super) fn insert(
+/// What a try came to.
+#[derive(Clone, Copy)]
+enum Tried {
+    Done,
+    /// There is nothing to take out.
+    NoMedium,
+    /// The guest has locked the door, or too little time is left to find out.
+    Locked,
+}
+
+impl LibvirtHypervisor {
+    /// Puts a volume into a drive that is empty, unless it is in one.
+    pub(super) async fn insert(
+        &self,
+        call: Call,
+        id: DomainId,
+        medium: DiskAttachment,
+        operation: &'static str,
+    ) -> Result<()> {
+        let insert = move |task: &Task| {
+            let (found, running) = attached(task, id)?;
+            if running.disk(medium.volume).is_some() {
+                return Ok(Tried::Done);
+            }
+            insert(task, &found, &running, &medium)
+        };
+        let inserted = self.through_the_door(call, id, operation, insert);
+        inserted.await.map(drop)
+    }
+
+    /// Takes a volume out of its drive; whether it was in one.
+    pub(super) async fn eject(
+        &self,
+        call: Call,
+        id: DomainId,
+        volume: VolumeId,
+        operation: &'static str,
+    ) -> Result<bool> {
+        let eject = move |task: &Task| {
+            let (found, running) = attached(task, id)?;
+            let Some(drive) = running.disk(volume).filter(|disk| disk.is_drive()) else {
+                return Ok(Tried::NoMedium);
+            };
+            let empty = Disk {
+                source: None,
+                ..drive.clone()
+            };
+            update(task, &found, &empty)
+        };
+        let ejected = self.through_the_door(call, id, operation, eject).await?;
+        Ok(matches!(ejected, Tried::Done))
+    }
+
+    /// Tries until the guest has opened the door.
+    async fn through_the_door(
+        &self,
+        call: Call,
+        id: DomainId,
+        operation: &'static str,
+        try_it: impl Fn(&Task) -> Result<Tried> + Clone + Send + 'static,
+    ) -> Result<Tried> {
+        loop {
+            let tried = self
+                .state
+                .change(call, id, Right::Devices, operation, try_it.clone());
+            match tried.await? {
+                Tried::Locked if has_time(call, operation) => {}
+                Tried::Locked => {
+                    let error = Error::new(ErrorKind::DeadlineExceeded, operation, LOCKED);
+                    return Err(error.with("domain", id));
+                }
+                tried => return Ok(tried),
+            }
+        }
+    }
+}
+
+/// Whether there is time for another try. One that is cut short by the deadline would have an outcome that nobody knows.
+fn has_time(call: Call, operation: &'static str) -> bool {
+    remaining(call, operation).is_ok_and(|left| left > TRY)
+}
+
+fn insert(
     task: &Task,
     found: &Found,
     running: &DomainXml,
     medium: &DiskAttachment,
-) -> Result<()> {
+) -> Result<Tried> {
     let mut drives = running.devices.disks.iter();
     let Some(drive) = drives.find(|disk| disk.is_drive() && disk.place().is_none()) else {
-        let message = "every CD-ROM drive of the machine has a medium, or it has no drive";
-        return Err(precondition(task.operation, found.id, message.to_owned()));
+        return Err(precondition(task.operation, found.id, NO_DRIVE.to_owned()));
     };
     let Disk {
         kind,
@@ -51,71 +132,26 @@ pub(super) fn insert(
         task.in_time()?;
         task.note(&found.dom, &media)?;
     }
-    update(task, found, &full)?;
     let limits = &medium.options.limits;
-    match &drive.target.device {
-        Some(target) if drive.iotune != tune(limits) => {
+    match (update(task, found, &full)?, &drive.target.device) {
+        (Tried::Done, Some(target)) if drive.iotune != tune(limits) => {
             task.in_time()?;
-            task.ok(found.dom.set_disk_limits(target, limits))
+            task.ok(found.dom.set_disk_limits(target, limits))?;
+            Ok(Tried::Done)
         }
-        _ => Ok(()),
+        (tried, _) => Ok(tried),
     }
 }
 
-fn update(task: &Task, found: &Found, drive: &Disk) -> Result<()> {
+fn update(task: &Task, found: &Found, drive: &Disk) -> Result<Tried> {
     let xml = quick_xml::se::to_string(drive).map_err(|e| not_xml(task.operation, e))?;
-    task.in_time()?;
-    task.ok(found.dom.update(&xml))
-}
-
-/// What a try to take out a volume came to.
-#[derive(Clone, Copy)]
-enum Tried {
-    /// It is in no drive.
-    NoMedium,
-    Out,
-    /// The guest has locked the door.
-    Locked,
-}
-
-impl LibvirtHypervisor {
-    /// Takes a volume out of its drive; whether it was in one.
-    pub(super) async fn eject(
-        &self,
-        call: Call,
-        id: DomainId,
-        volume: VolumeId,
-        operation: &'static str,
-    ) -> Result<bool> {
-        let eject = move |task: &Task| {
-            let (found, running) = attached(task, id)?;
-            let Some(drive) = running.disk(volume).filter(|disk| disk.is_drive()) else {
-                return Ok(Tried::NoMedium);
-            };
-            let empty = Disk {
-                source: None,
-                ..drive.clone()
-            };
-            match update(task, &found, &empty) {
-                Err(refused) if refused.message().contains("open tray") => Ok(Tried::Locked),
-                updated => updated.map(|()| Tried::Out),
-            }
-        };
-        loop {
-            let tried = self
-                .state
-                .change(call, id, Right::Devices, operation, eject);
-            match tried.await? {
-                Tried::NoMedium => return Ok(false),
-                Tried::Out => return Ok(true),
-                // One that is cut short by the deadline would have an outcome that nobody knows.
-                Tried::Locked if remaining(call, operation).is_ok_and(|left| left > TRY) => {}
-                Tried::Locked => {
-                    let message = "the guest keeps the drive's door locked; the medium stays in it";
-                    let error = Error::new(ErrorKind::DeadlineExceeded, operation, message);
-                    return Err(error.with("volume", volume));
-                }
-            }
+    if !has_time(task.call, task.operation) {
+        return Ok(Tried::Locked);
+    }
+    match found.dom.update(&xml) {
+        Err(refused) if !task.is_lost() && refused.message.contains("open tray") => {
+            Ok(Tried::Locked)
         }
+        updated => task.ok(updated).map(|()| Tried::Done),
     }
 }

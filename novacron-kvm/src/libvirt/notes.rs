@@ -115,7 +115,7 @@ impl Media {
     /// That these volumes are in these drives; none if none is.
     pub(super) fn of<'a>(media: impl Iterator<Item = (VolumeId, &'a Disk)>) -> Option<Self> {
         let medium = |(volume, drive): (VolumeId, &Disk)| {
-            let source = drive.place()?.to_owned();
+            let source = drive.place()?;
             Some(Medium { volume, source })
         };
         let media: Vec<_> = media.filter_map(medium).collect();

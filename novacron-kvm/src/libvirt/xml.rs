@@ -263,7 +263,7 @@ pub(super) struct Features {
     pub(super) acpi: Option<Empty>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) apic: Option<Empty>,
-    #[serde(rename = "hyperv", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) hyperv: Option<HyperV>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) smm: Option<Switch>,

@@ -10,6 +10,7 @@
 //! | `../run.lock` | the child, before exec | held (flock) for as long as QEMU lives, on a descriptor that it inherited; holds the epoch and its pid |
 //! | `started.json` | us, before the spawn | this start was used up; the host's boot id |
 //! | `run.json` | us, after the spawn | pid, start time, host boot id |
+//! | `inserting.json` | us, while a medium is put into a drive | which volume: it is not attached before that is over |
 //! | `exit.json` | whoever learns the end | how it ended, when that was seen |
 //! | `qemu.log` | QEMU, swtpm | stdout and stderr of this start: its last words |
 //!

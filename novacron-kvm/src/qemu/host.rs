@@ -119,10 +119,13 @@ impl State {
     }
 
     /// The program that emulates TPMs.
-    pub(super) async fn swtpm(&self) -> Option<PathBuf> {
+    pub(super) async fn swtpm(&self, operation: &'static str) -> Result<PathBuf> {
         let swtpm = Arc::clone(&self.swtpm);
-        let found = tokio::task::spawn_blocking(move || swtpm.find()).await;
-        found.ok().flatten()
+        let found = tokio::task::spawn_blocking(move || swtpm.find(operation)).await;
+        found.unwrap_or_else(|panicked| {
+            let message = "the look for swtpm did not end";
+            Err(Error::new(ErrorKind::Internal, operation, message).caused_by(panicked))
+        })
     }
 
     /// What the host can do now.
@@ -165,7 +168,7 @@ impl State {
             (Capability::Watchdog, has(&["i6300esb"])),
             (
                 Capability::Tpm,
-                has(&["tpm-crb"]) && self.swtpm().await.is_some(),
+                has(&["tpm-crb"]) && self.swtpm(operation).await.is_ok(),
             ),
         ];
         Ok(NodeCapabilities {

@@ -32,7 +32,7 @@ impl HotPlug for QemuHypervisor {
             return set_limits(monitor, disk.volume, limits).await;
         }
         if disk.options.bus == DiskBus::Cdrom {
-            return media::insert(monitor, &disk).await;
+            return media::insert(&turn, &disk).await;
         }
         monitor.close_unused().await?;
         let port = place(monitor, disk.options.bus).await?;

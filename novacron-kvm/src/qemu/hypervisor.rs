@@ -89,7 +89,11 @@ impl Hypervisor for QemuHypervisor {
                 Seen::Live(live, status) => {
                     let attached = live.monitor(call, OPERATION).attached().await;
                     match attached {
-                        Ok(attached) => domain(status.domain_state(), self.in_order(id, attached)?),
+                        Ok((mut disks, nics)) => {
+                            disks.retain(|disk| !live.is_inserting(*disk).unwrap_or(false));
+                            let attached = self.in_order(id, (disks, nics))?;
+                            domain(status.domain_state(), attached)
+                        }
                         Err(error) => {
                             domain(DomainState::Unknown(error.message().to_owned()), nothing)
                         }

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::devices::{layer, layer_node};
 use super::hot_plug::not_attached;
 use super::{QemuHypervisor, media};
+use crate::media::NO_SNAPSHOT;
 
 #[async_trait]
 impl DiskPivot for QemuHypervisor {
@@ -26,8 +27,7 @@ impl DiskPivot for QemuHypervisor {
         let turn = self.state.turn(call, id, OPERATION).await?;
         let monitor = turn.monitor();
         if media::drive_of(monitor, volume).await?.is_some() {
-            let message = "a medium is not snapshot while it is in its drive: take it out first";
-            let error = Error::new(ErrorKind::FailedPrecondition, OPERATION, message);
+            let error = Error::new(ErrorKind::FailedPrecondition, OPERATION, NO_SNAPSHOT);
             return Err(error.with("volume", volume));
         }
         let top = monitor

@@ -113,7 +113,7 @@ pub(super) async fn start(state: Arc<State>, call: Call, id: DomainId) -> Result
         .map(|nic| Link::plan(nic, OPERATION))
         .collect::<Result<Vec<_>>>()?;
     let swtpm = match &spec.tpm {
-        Some(_) => Some(state.swtpm().await.ok_or_else(|| tpm::missing(OPERATION))?),
+        Some(_) => Some(state.swtpm(OPERATION).await?),
         None => None,
     };
     error::remaining(call, OPERATION)?;

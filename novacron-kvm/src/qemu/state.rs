@@ -69,7 +69,7 @@ pub(super) struct Stranger {
 /// A started domain, and the right to change it.
 #[derive(Debug)]
 pub(super) struct Turn {
-    live: Arc<Live>,
+    pub(super) live: Arc<Live>,
     call: Call,
     operation: &'static str,
     _right: OwnedMutexGuard<()>,

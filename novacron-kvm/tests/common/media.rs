@@ -106,7 +106,7 @@ pub(crate) async fn come_and_go(bench: &Bench, hypervisor: &dyn Hypervisor) {
 
     // It has locked the door; libvirt waits five seconds for it.
     let soon = Call {
-        deadline: Deadline::after(Duration::from_secs(7)),
+        deadline: Deadline::after(Duration::from_secs(11)),
     };
     let refused = plug.detach_disk(soon, spec.id, one.volume).await;
     let refused = refused.unwrap_err();

@@ -13,9 +13,9 @@ use crate::control::cache::Cache;
 use crate::control::plan::Draft;
 use crate::error::{Problem, Result};
 use crate::model::{
-    Bytes, CpuModel, Disk, DiskOptions, DiskRole, DiskSource, Hardware, Image, ImageId, Machine,
-    Meta, Name, NodeId, PoolId, PowerRequest, Versioned, Vm, VmId, VmSpec, Volume, VolumeFormat,
-    VolumeId, VolumeSource,
+    Bytes, CpuModel, Disk, DiskBus, DiskOptions, DiskRole, DiskSource, Hardware, Image, ImageId,
+    Machine, Meta, Name, NodeId, PoolId, PowerRequest, Versioned, Vm, VmId, VmSpec, Volume,
+    VolumeFormat, VolumeId, VolumeSource,
 };
 use crate::store::Revision;
 use crate::time::Timestamp;
@@ -184,10 +184,13 @@ impl Look<'_> {
         disks
     }
 
-    /// The pool of what its firmware and its TPM remember, if it has such: that of the first disk.
+    /// The pool of what its firmware and its TPM remember, if it has such: that of the first disk that is no medium, if it
+    /// has one.
     fn state_pool(&self, disks: &[Resolved], problems: &mut Vec<Problem>) -> Option<PoolId> {
         self.spec.hardware.state_volumes().next()?;
-        let pool = match disks.first() {
+        let disks = disks.iter().zip(&self.spec.disks);
+        let first = disks.min_by_key(|(_, disk)| disk.options.bus == DiskBus::Cdrom);
+        let pool = match first.map(|(disk, _)| disk) {
             Some(Resolved::Made { pool, .. }) => Ok(pool.clone()),
             Some(Resolved::Existing(volume)) => Ok(volume.pool.clone()),
             None => pick_pool(self.cache, None),

@@ -344,7 +344,7 @@ impl VmHandle {
         self.cluster
             .change::<Vm>(VERB, self.id, &request, |vm, draft, cache| {
                 let disks = vm.machine.guest_disks().map(|disk| &disk.options);
-                let mut problems = check::settings(&settings, disks);
+                let mut problems = check::settings(&settings, disks, !vm.machine.nics.is_empty());
                 let changes = VmSettings::of(vm).changes(&settings).into_iter();
                 let never = changes.filter(|change| change.effect == Effect::Replacement);
                 problems.extend(never.map(|change| {

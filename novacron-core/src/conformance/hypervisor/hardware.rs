@@ -203,7 +203,7 @@ pub async fn disk_limits_are_set_while_it_runs(fixture: &dyn HypervisorFixture) 
 }
 
 /// A domain starts with CD-ROM drives, whose media are put in and taken out while it is in memory; for one more than there are
-/// drives there is no room.
+/// drives there is no room, and for a SATA disk there is none.
 pub async fn medium_is_put_into_a_drive_and_taken_out(fixture: &dyn HypervisorFixture) {
     let s = Subject::open(fixture).await;
     let can = s.hypervisor.probe(s.call()).await.unwrap().capabilities.can;
@@ -245,6 +245,11 @@ pub async fn medium_is_put_into_a_drive_and_taken_out(fixture: &dyn HypervisorFi
         detach.await.unwrap();
         present(&[two]).await;
     }
+    let mut sata = three.clone();
+    sata.options.bus = DiskBus::Sata;
+    let refused = plug.attach_disk(s.call(), spec.id, &sata).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
     plug.attach_disk(s.call(), spec.id, three).await.unwrap();
     let disks = s.inspect(spec.id).await.unwrap().disks;
     assert!(disks.contains(&three.volume), "{disks:?}");

@@ -24,10 +24,15 @@ impl Disk {
     }
 
     /// What tells its content from others on its host; none for an empty drive.
-    pub(in super::super) fn place(&self) -> Option<&str> {
+    pub(in super::super) fn place(&self) -> Option<String> {
         let source = self.source.as_ref()?;
-        let places = [&source.file, &source.device, &source.name];
-        places.into_iter().find_map(Option::as_deref)
+        let socket = source.host.as_ref().and_then(|host| host.socket.as_ref());
+        let export = socket.map(|socket| {
+            let name = source.name.as_deref().unwrap_or_default();
+            format!("{socket} {name}")
+        });
+        let place = source.file.as_ref().or(source.device.as_ref());
+        place.cloned().or(export)
     }
 
     /// The volume, if it is one of ours.
