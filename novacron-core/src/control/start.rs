@@ -321,28 +321,39 @@ pub(crate) async fn adapt(
         ));
     };
     right.holds().await?;
+    // A guest that does not let go of one device gets the others nevertheless.
+    let (mut kept, mut refused) = (BTreeSet::new(), Ok(()));
     for volume in leaving_disks {
-        plug.detach_disk(call, id, volume).await?;
-    }
-    for (pool, volume) in leaving {
-        detach(drivers, call, pool, *volume, &attach_request(node, id)).await?;
+        if let Err(error) = plug.detach_disk(call, id, volume).await {
+            kept.insert(volume);
+            refused = refused.and(Err(error));
+        }
     }
     for port in leaving_nics {
-        plug.detach_nic(call, id, port).await?;
+        let detached = plug.detach_nic(call, id, port).await;
+        refused = refused.and(detached);
     }
-    // The guest may have taken its time to let go.
-    if !(nothing_leaves || nothing_comes) {
-        right.holds().await?;
-    }
-    set_live(plug, call, (id, &domain), assignment, since).await?;
-    for disk in coming {
-        let attachment = attach(drivers, call, node, id, disk, &assignment.machine).await?;
-        plug.attach_disk(call, id, &attachment).await?;
-    }
-    for nic in coming_nics {
-        plug.attach_nic(call, id, nic).await?;
-    }
-    Ok(())
+    let rest = async {
+        let gone = leaving.iter().filter(|(_, volume)| !kept.contains(volume));
+        for (pool, volume) in gone {
+            detach(drivers, call, pool, *volume, &attach_request(node, id)).await?;
+        }
+        // The guest may have taken its time to let go.
+        if !(nothing_leaves || nothing_comes) {
+            right.holds().await?;
+        }
+        set_live(plug, call, (id, &domain), assignment, since).await?;
+        for disk in coming {
+            let attachment = attach(drivers, call, node, id, disk, &assignment.machine).await?;
+            plug.attach_disk(call, id, &attachment).await?;
+        }
+        for nic in coming_nics {
+            plug.attach_nic(call, id, nic).await?;
+        }
+        Ok(())
+    };
+    let rest = rest.await;
+    refused.and(rest)
 }
 
 /// Sets what was changed, after a generation, of how the domain is given the devices that it has.

@@ -17,7 +17,8 @@ pub trait HotPlug: Send + Sync {
     async fn attach_disk(&self, call: Call, id: DomainId, disk: &DiskAttachment) -> Result<()>;
 
     /// Takes a disk back: returns when the guest has let go and the image is closed. *Errors:* `DeadlineExceeded` with
-    /// the disk still attached when the guest does not answer, or keeps the drive's door locked. A disk that is not attached is no error.
+    /// the disk still attached when the guest does not answer, and, well before the deadline, when it keeps the door of a
+    /// medium's drive locked. A disk that is not attached is no error.
     async fn detach_disk(&self, call: Call, id: DomainId, volume: VolumeId) -> Result<()>;
 
     /// Gives a NIC to a started domain. *A second identical call* changes nothing.

@@ -80,7 +80,13 @@ impl HotPlug for SimHypervisor {
         const OP: &str = "sim.detach_disk";
         let host = self.host;
         self.run(OP, Some(id), call, move |state| {
+            let locked = state.doors_locked;
             let domain = started(state, OP, host, id)?;
+            let in_drive = |d: &SimDisk| d.volume == volume && d.bus == DiskBus::Cdrom;
+            if locked && domain.disks.iter().any(in_drive) {
+                let message = "the guest keeps the drive's door locked";
+                return Err(Error::new(ErrorKind::DeadlineExceeded, OP, message));
+            }
             domain.disks.retain(|d| d.volume != volume);
             state.writing.remove(&(volume, host, id));
             state.open.remove(&(volume, host, id));

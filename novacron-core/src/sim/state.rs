@@ -60,6 +60,7 @@ pub(super) struct State {
     pub(super) open: BTreeSet<(VolumeId, HostId, DomainId)>,
     /// Whether an image that is open is locked.
     pub(super) image_locks: bool,
+    pub(super) doors_locked: bool,
     pub(super) violations: Vec<Violation>,
     pub(super) log: Option<Vec<LogEntry>>,
     pub(super) late: BTreeMap<u64, Late>,
@@ -204,6 +205,7 @@ impl State {
             writing: BTreeSet::new(),
             open: BTreeSet::new(),
             image_locks: true,
+            doors_locked: false,
             violations: Vec::new(),
             log: None,
             late: BTreeMap::new(),

@@ -158,6 +158,11 @@ impl SimWorld {
         self.lock().image_locks = kept;
     }
 
+    /// Whether guests keep the doors of their CD-ROM drives locked. They do not at first.
+    pub fn lock_doors(&self, locked: bool) {
+        self.lock().doors_locked = locked;
+    }
+
     /// Adds something that an image can be imported from, under its path or URL.
     pub fn add_source(&self, name: impl Into<String>, source: SimSource) {
         self.lock().sources.insert(name.into(), source);

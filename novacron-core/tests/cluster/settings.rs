@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use novacron_core::cluster::{OperationHandle, VmHandle, VolumeSpec};
+use novacron_core::cluster::{OperationHandle, VmHandle, VmView, VolumeSpec};
 use novacron_core::driver::DomainId;
 use novacron_core::model::{
-    BootDevice, CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, Effect, FieldChange, Firmware,
-    Hardware, LinkState, NetworkKind, NicLimits, NicModel, NicOptions, NicSpec, OperationState,
-    PortId, RestartPolicy, VmSettings,
+    BootDevice, CpuModel, DiskBus, DiskIo, DiskLimits, DiskOptions, DiskSource, Effect,
+    FieldChange, Firmware, Hardware, LinkState, NetworkKind, NicLimits, NicModel, NicOptions,
+    NicSpec, OperationState, PortId, RestartPolicy, VmSettings,
 };
 use novacron_core::{Bytes, Cluster, Deadline, ErrorKind, MiB, Phase, VmSpec};
 
@@ -18,6 +18,15 @@ async fn running(cluster: &Cluster, spec: VmSpec) -> VmHandle {
     let vm = cluster.vms().create(spec).await.unwrap();
     vm.wait_for(Phase::Running, soon()).await.unwrap();
     vm
+}
+
+/// Its domain, which has been started.
+fn domain_of(view: &VmView, cluster: &Cluster) -> DomainId {
+    DomainId {
+        cluster: cluster.id(),
+        vm: view.vm.id,
+        epoch: view.run.as_ref().unwrap().epoch,
+    }
 }
 
 /// Changes its settings, and waits for the end of that; what the operation says.
@@ -163,12 +172,7 @@ async fn limits_of_a_disk_are_live_and_its_bus_waits() {
     let vm = running(&cluster, spec("web")).await;
     let has = async || {
         let view = vm.get().await.unwrap();
-        let run = view.run.as_ref().unwrap();
-        let id = DomainId {
-            cluster: cluster.id(),
-            vm: view.vm.id,
-            epoch: run.epoch,
-        };
+        let id = domain_of(&view, &cluster);
         let volume = view.vm.machine.disks[0].volume;
         let host = site.world.hosts()[0];
         (
@@ -231,11 +235,7 @@ async fn link_and_limits_of_a_nic_are_live_and_its_model_waits() {
     let vm = running(&cluster, spec("web").nic(NicSpec::new(lan))).await;
     let has = async |n: usize| {
         let view = vm.get().await.unwrap();
-        let id = DomainId {
-            cluster: cluster.id(),
-            vm: view.vm.id,
-            epoch: view.run.as_ref().unwrap().epoch,
-        };
+        let id = domain_of(&view, &cluster);
         let port = view.vm.machine.nics[n].port;
         let state = site.world.nic_state(site.world.hosts()[0], id, port);
         (port, state.unwrap(), view.pending())
@@ -389,4 +389,35 @@ async fn a_vm_boots_from_a_network_that_it_has() {
     let refused = cluster.vms().create(wanted.clone()).await.unwrap_err();
     assert_eq!(refused.problems()[0].field, "disks", "{refused}");
     running(&cluster, wanted.nic(NicSpec::new(nat.id()))).await;
+}
+
+/// What else was asked for is done while a guest keeps a medium.
+#[tokio::test(start_paused = true)]
+async fn a_locked_door_keeps_no_other_device_away() {
+    let mut site = Site::new(1);
+    let cluster = site.start().await;
+    let volume = async |name: &str| {
+        let volume = VolumeSpec::new(name, Bytes::gib(1));
+        cluster.volumes().create(volume).await.unwrap().id()
+    };
+    let (medium, data) = (volume("medium").await, volume("data").await);
+    let mut wanted = spec("web").cdrom("cd", "none");
+    wanted.disks.last_mut().unwrap().source = DiskSource::Volume { volume: medium };
+    let vm = running(&cluster, wanted).await;
+    site.world.lock_doors(true);
+    let ejected = vm.detach("cd").await.unwrap();
+    let attached = vm.attach("data", data, DiskOptions::default()).await;
+    let attached = attached.unwrap();
+    attached.wait(soon()).await.unwrap_err();
+    let id = domain_of(&vm.get().await.unwrap(), &cluster);
+    let has = |volume| {
+        site.world
+            .disk_limits(site.world.hosts()[0], id, volume)
+            .is_some()
+    };
+    assert!(has(medium) && has(data));
+    site.world.lock_doors(false);
+    ejected.wait(soon()).await.unwrap();
+    attached.wait(soon()).await.unwrap();
+    assert!(!has(medium) && has(data));
 }

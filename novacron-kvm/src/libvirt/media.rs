@@ -75,33 +75,24 @@ impl LibvirtHypervisor {
         Ok(matches!(ejected, Tried::Done))
     }
 
-    /// Tries until the guest has opened the door.
     async fn through_the_door(
         &self,
         call: Call,
         id: DomainId,
         operation: &'static str,
-        try_it: impl Fn(&Task) -> Result<Tried> + Clone + Send + 'static,
+        try_it: impl Fn(&Task) -> Result<Tried> + Send + 'static,
     ) -> Result<Tried> {
-        loop {
-            let tried = self
-                .state
-                .change(call, id, Right::Devices, operation, try_it.clone());
-            match tried.await? {
-                Tried::Locked if has_time(call, operation) => {}
-                Tried::Locked => {
-                    let error = Error::new(ErrorKind::DeadlineExceeded, operation, LOCKED);
-                    return Err(error.with("domain", id));
-                }
-                tried => return Ok(tried),
+        let tried = self
+            .state
+            .change(call, id, Right::Devices, operation, try_it);
+        match tried.await? {
+            Tried::Locked => {
+                let error = Error::new(ErrorKind::DeadlineExceeded, operation, LOCKED);
+                Err(error.with("domain", id))
             }
+            tried => Ok(tried),
         }
     }
-}
-
-/// Whether there is time for another try. One that is cut short by the deadline would have an outcome that nobody knows.
-fn has_time(call: Call, operation: &'static str) -> bool {
-    remaining(call, operation).is_ok_and(|left| left > TRY)
 }
 
 fn insert(
@@ -145,7 +136,8 @@ fn insert(
 
 fn update(task: &Task, found: &Found, drive: &Disk) -> Result<Tried> {
     let xml = quick_xml::se::to_string(drive).map_err(|e| not_xml(task.operation, e))?;
-    if !has_time(task.call, task.operation) {
+    // A try that is cut short by the deadline would have an outcome that nobody knows.
+    if remaining(task.call, task.operation)? < TRY {
         return Ok(Tried::Locked);
     }
     match found.dom.update(&xml) {

@@ -9,7 +9,7 @@ use novacron_core::driver::Call;
 use novacron_core::model::VolumeId;
 use novacron_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
-use tokio::time::{interval, timeout_at};
+use tokio::time::{Instant, interval, timeout_at};
 
 use super::devices::{blockdev, volume_node};
 use super::error;
@@ -28,8 +28,10 @@ impl Live {
     }
 }
 
-/// How long a guest has between two looks at whether it has opened the door.
+/// How often a guest is asked to open the door.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long it has to open it, as with libvirt: its other devices do not wait for it longer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a failed insert may take to close what it opened.
 const CLEANUP: Duration = Duration::from_secs(5);
 /// The volume that is being put into a drive, in the start's folder.
@@ -110,7 +112,8 @@ async fn through_the_door(
             }
         }
     };
-    timeout_at(monitor.call.deadline.instant(), done)
+    let until = monitor.call.deadline.instant();
+    timeout_at(until.min(Instant::now() + PATIENCE), done)
         .await
         .unwrap_or_else(|_| {
             let error = Error::new(ErrorKind::DeadlineExceeded, monitor.operation, LOCKED);
