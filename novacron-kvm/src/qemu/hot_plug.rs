@@ -179,7 +179,7 @@ impl HotPlug for QemuHypervisor {
 
 /// Where a disk on this bus is plugged in.
 async fn place(monitor: Monitor<'_>, bus: DiskBus) -> Result<String> {
-    let has_scsi = monitor.devices().await?.iter().any(|id| id == SCSI);
+    let has_scsi = bus == DiskBus::Scsi && monitor.devices().await?.iter().any(|id| id == SCSI);
     match bus.takes_none_now(has_scsi) {
         Some(why) => Err(Error::new(ErrorKind::Unsupported, monitor.operation, why)),
         None if bus == DiskBus::Scsi => Ok(SCSI_BUS.to_owned()),

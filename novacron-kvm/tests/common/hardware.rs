@@ -9,7 +9,7 @@ use novacron_core::model::{
 };
 
 use crate::common::*;
-use crate::initramfs::{Archive, generic_kernel};
+use crate::initramfs::with_modules;
 
 pub(crate) async fn is_seen(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let can = hypervisor.probe(call()).await.unwrap().capabilities.can;
@@ -130,23 +130,11 @@ pub(crate) async fn watchdog_resets(bench: &Bench, hypervisor: &dyn Hypervisor) 
     let mut spec = bench.guest();
     spec.hardware.watchdog = Some(WatchdogAction::Reset);
     // Its driver is in another kernel, whose modules are added to what the guest boots.
-    let from = generic_kernel();
-    let mut modules = Archive::default();
-    for module in ["watchdog.ko", "i6300esb.ko"] {
-        modules.add(module, &std::fs::read(from.join(module)).unwrap());
-    }
     let kernel = spec.hardware.kernel.as_mut().unwrap();
-    let usual = kernel.initrd.take().unwrap();
-    let mut both = std::fs::read(usual).unwrap();
-    both.resize(both.len().next_multiple_of(4), 0);
-    both.extend(modules.end());
-    let initrd = bench.path().join("initrd.img");
-    std::fs::write(&initrd, both).unwrap();
-    kernel.initrd = Some(initrd);
-    kernel.kernel = from.join("vmlinuz");
+    let load = with_modules(kernel, &["watchdog", "i6300esb"], bench.path());
     let mut events = hypervisor.events();
     let (mut shell, first) = boot(hypervisor, &spec).await;
-    shell.run("insmod /watchdog.ko; insmod /i6300esb.ko").await;
+    shell.run(&load).await;
     // Armed for three seconds, and fed in a thousand.
     shell.run("watchdog -T 3 -t 1000 /dev/watchdog").await;
     for event in [GuestEvent::Watchdog, GuestEvent::Reset] {

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use novacron_core::model::KernelBoot;
+
 /// Debian's kernel that has the drivers of the watchdog and of SATA; `make test` takes its package apart.
 pub(crate) fn generic_kernel() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -14,6 +16,26 @@ pub(crate) fn generic_kernel() -> PathBuf {
         dir.display()
     );
     dir
+}
+
+/// Boots that kernel instead, with these of its modules beside what is in the usual initramfs, which `dir` gets a copy of. What
+/// the guest runs to load them.
+pub(crate) fn with_modules(boot: &mut KernelBoot, modules: &[&str], dir: &Path) -> String {
+    let from = generic_kernel();
+    let mut archive = Archive::default();
+    for module in modules {
+        let file = format!("{module}.ko");
+        archive.add(&file, &std::fs::read(from.join(&file)).unwrap());
+    }
+    let mut both = std::fs::read(boot.initrd.take().unwrap()).unwrap();
+    both.resize(both.len().next_multiple_of(4), 0);
+    both.extend(archive.end());
+    let initrd = dir.join("initrd.img");
+    std::fs::write(&initrd, both).unwrap();
+    boot.initrd = Some(initrd);
+    boot.kernel = from.join("vmlinuz");
+    let load = modules.iter().map(|module| format!("insmod /{module}.ko"));
+    load.collect::<Vec<_>>().join("; ")
 }
 
 /// A cpio archive in the format of Linux' initramfs.

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use novacron_core::ErrorKind;
-use novacron_core::driver::{DiskAttachment, DomainSpec, Hypervisor, StopMode};
+use novacron_core::driver::{DiskAttachment, Hypervisor, StopMode};
 use novacron_core::model::{BootDevice, DiskBus, VolumeFormat};
 
 use crate::common::*;
-use crate::initramfs::{Archive, generic_kernel};
+use crate::initramfs::with_modules;
 
 /// In the order in which the guest loads them.
 const DRIVERS: [&str; 8] = [
@@ -60,39 +60,19 @@ fn bootable(bench: &Bench) -> DiskAttachment {
     medium(bench, "install", image)
 }
 
-/// The guest, with a kernel that has the drivers of a CD-ROM drive.
-fn with_drivers(bench: &Bench) -> DomainSpec {
-    let mut spec = bench.guest();
-    let from = generic_kernel();
-    let mut modules = Archive::default();
-    for driver in DRIVERS {
-        let file = format!("{driver}.ko");
-        modules.add(&file, &std::fs::read(from.join(&file)).unwrap());
-    }
-    let kernel = spec.hardware.kernel.as_mut().unwrap();
-    let usual = kernel.initrd.take().unwrap();
-    let mut both = std::fs::read(usual).unwrap();
-    both.resize(both.len().next_multiple_of(4), 0);
-    both.extend(modules.end());
-    let initrd = bench.path().join("initrd.img");
-    std::fs::write(&initrd, both).unwrap();
-    kernel.initrd = Some(initrd);
-    kernel.kernel = from.join("vmlinuz");
-    spec
-}
-
 /// Media come and go while the guest runs, but not while it uses them.
 pub(crate) async fn come_and_go(bench: &Bench, hypervisor: &dyn Hypervisor) {
     let [one, two, three, four] = ["one", "two", "three", "four"].map(|name| readable(bench, name));
-    let mut spec = with_drivers(bench);
+    let mut spec = bench.guest();
+    let kernel = spec.hardware.kernel.as_mut().unwrap();
+    let load = with_modules(kernel, &DRIVERS, bench.path());
     spec.hardware.cdroms = 2;
     spec.disks = vec![one.clone()];
     let (mut shell, _) = boot(hypervisor, &spec).await;
     let plug = hypervisor.hot_plug().unwrap();
     let present = async || domain(hypervisor, spec.id).await.disks;
     assert_eq!(present().await, [one.volume]);
-    let load = DRIVERS.map(|driver| format!("insmod /{driver}.ko"));
-    shell.run(&load.join("; ")).await;
+    shell.run(&load).await;
     // A drive says for a moment that it has none, and that it has another, when a medium was put in.
     let mount = |n: u32| {
         let mount = format!("mount -t iso9660 -o ro /dev/sr{n} /{n} 2>/dev/null");
